@@ -1,0 +1,146 @@
+"""The one image type: an array with its geometry, from one PNG slice to a multi-channel volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normscan.errors import ScanError
+
+if TYPE_CHECKING:
+    import os
+
+# A raster image is stored row by row from the top: rows run towards -y and columns towards +x, so
+# that the same code that draws an axial NIfTI slice upright draws a PNG as it is.
+RASTER_AFFINE = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One image or volume.
+
+    Attributes:
+        data: array (C, *spatial) float32 with two or three spatial axes, in the units of the file.
+        affine: (4, 4) float64, array index (i, j, k) to RAS+ millimetres; k = 0 for a 2D scan.
+        channels: one name per channel.
+        source: path of the file it came from, or None for an array.
+        dtype: data type in the file, for example ``uint16``.
+        extra: what a writer needs to put a map back beside the file (header codes, stored shape).
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    channels: tuple[str, ...]
+    source: Path | None = None
+    dtype: str = "float32"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name = self.name
+        if self.data.ndim not in (3, 4):
+            raise ScanError(
+                f"{name}: a scan has 2 or 3 spatial axes and a channel axis in front, not the shape "
+                f"{self.data.shape}. Split a series into its volumes."
+            )
+        if self.data.size == 0 or min(self.data.shape) == 0:
+            raise ScanError(f"{name}: the image is empty, its shape is {self.data.shape}.")
+        if len(self.channels) != self.data.shape[0]:
+            raise ScanError(
+                f"{name}: {len(self.channels)} channel names for {self.data.shape[0]} channels."
+            )
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ScanError(f"{name}: the affine must be a finite 4 x 4 matrix.")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ScanError(f"{name}: the affine is singular, so the voxels have no size.")
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "data", np.asarray(self.data, dtype=np.float32))
+
+    @classmethod
+    def from_array(
+        cls,
+        array: np.ndarray,
+        spacing: float | tuple[float, ...] | None = None,
+        affine: np.ndarray | None = None,
+        channels: tuple[str, ...] | None = None,
+        source: Path | None = None,
+        dtype: str | None = None,
+    ) -> Scan:
+        """Make a scan of an array.
+
+        Args:
+            array: (H, W) or (D, H, W) for one channel; (C, H, W) or (C, D, H, W) with ``channels``.
+            spacing: millimetres per step along each spatial axis; 1 by default.
+            affine: (4, 4) index to RAS+ millimetres, instead of ``spacing``.
+            channels: names of the channels of the leading axis; None means that there is no
+                channel axis.
+            source: path to name in messages.
+            dtype: data type of the file; that of the array by default.
+
+        Raises:
+            ScanError: wrong number of axes, spacing that is not positive, singular affine.
+        """
+        array = np.asarray(array)
+        data = array if channels is not None else array[None]
+        dims = data.ndim - 1
+        if affine is None:
+            steps = np.ones(3)
+            if spacing is not None:
+                given = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (dims,))
+                if not (np.isfinite(given).all() and (given > 0).all()):
+                    raise ScanError(f"{source or 'array'}: spacing {spacing} must be positive (mm).")
+                steps[:dims] = given
+            base = RASTER_AFFINE if dims == 2 else np.eye(4)
+            affine = base @ np.diag([*steps, 1.0])
+        return cls(
+            data=data.astype(np.float32, copy=False),
+            affine=affine,
+            channels=channels or ("image",),
+            source=source,
+            dtype=dtype or str(array.dtype),
+        )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str] | list[str]) -> Scan:
+        """Read a NIfTI, PNG, JPEG, TIFF, BMP or NumPy file; a list gives one channel per file."""
+        from normscan.io import read_scan
+
+        return read_scan(path)
+
+    @property
+    def name(self) -> str:
+        """File name without the folder, or ``array``."""
+        return self.source.name if self.source else "array"
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial axes: 2 or 3."""
+        return self.data.ndim - 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape, without channels."""
+        return self.data.shape[1:]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres per step along each spatial axis."""
+        columns = np.linalg.norm(self.affine[:3, : self.dims], axis=0)
+        return tuple(float(s) for s in columns)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in mm3; for a 2D scan the area of a pixel in mm2."""
+        return float(np.prod(self.spacing))
+
+    def with_data(self, data: np.ndarray, channels: tuple[str, ...] | None = None) -> Scan:
+        """Return the same geometry with other values, (C, *shape)."""
+        if data.shape[1:] != self.shape:
+            raise ScanError(f"{self.name}: data of shape {data.shape[1:]} on a grid of {self.shape}.")
+        names = channels or (
+            self.channels if len(data) == len(self.channels) else tuple(map(str, range(len(data))))
+        )
+        return replace(self, data=data, channels=names)
