@@ -1,0 +1,195 @@
+"""The scan-level decision: a conformal p-value against healthy validation scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betaincinv
+
+from normscan.errors import ArgumentError
+
+Floats = npt.NDArray[np.float64]
+
+
+class ScanThreshold:
+    """A threshold on the image score whose false-positive rate is known before any lesion is seen.
+
+    With n healthy validation scores the threshold is the k-th largest of them,
+    k = max(1, floor(fpr * (n + 1))), and a scan is anomalous if its score is *above* it. For a new
+    healthy scan, exchangeable with the validation scans, that happens with probability k / (n + 1)
+    (less where scores tie). Over random validation sets the rate of the fixed threshold is
+    Beta(k, n - k + 1) distributed (Vovk 2012; Bates et al., Annals of Statistics 2023).
+
+    Attributes:
+        scores: healthy validation scores (n,), ascending.
+        fpr: the wanted false-positive rate.
+        rank: k, the rank from the top of the score that is the threshold.
+        threshold: the decision is score > threshold.
+    """
+
+    def __init__(self, scores: npt.ArrayLike, fpr: float = 0.05) -> None:
+        values = np.sort(_without_nan(scores))
+        if not values.size:
+            raise ArgumentError("A threshold needs at least one healthy validation score.")
+        if not 0 < fpr < 1:
+            raise ArgumentError(f"The false-positive rate must be between 0 and 1, not {fpr}.")
+        self.scores: Floats = values
+        self.fpr = float(fpr)
+        # 0.29 * 100 is 28.999...: the slack makes it the 29 that is meant.
+        wanted = math.floor(fpr * (values.size + 1) + 1e-9)
+        self.rank = min(max(1, wanted), values.size)
+        self.threshold = float(values[-self.rank])
+
+    @classmethod
+    def fit(
+        cls,
+        scores: npt.ArrayLike,
+        fpr: float = 0.05,
+        subjects: Sequence[Hashable] | None = None,
+    ) -> ScanThreshold:
+        """Return the threshold for a false-positive rate on healthy validation scans.
+
+        Scans of one subject are not exchangeable with those of others. Where subjects are given,
+        each stands with its highest score: the rate then holds for the event that *any* scan of a
+        new healthy subject is flagged, and with it for each of its scans.
+
+        Args:
+            scores: image scores of healthy scans (n,); may be infinite, not NaN.
+            fpr: wanted false-positive rate in (0, 1).
+            subjects: subject of each scan; None where every scan is a subject of its own.
+
+        Raises:
+            ArgumentError: no scores, NaN, lengths that differ, or a rate outside (0, 1).
+        """
+        values = _without_nan(scores)
+        if subjects is None:
+            return cls(values, fpr)
+        if len(subjects) != values.size:
+            raise ArgumentError(
+                f"{values.size} scores came with {len(subjects)} subjects; give one for each."
+            )
+        highest: dict[Hashable, float] = {}
+        for subject, value in zip(subjects, values.tolist(), strict=True):
+            highest[subject] = max(value, highest.get(subject, -math.inf))
+        return cls(list(highest.values()), fpr)
+
+    @property
+    def n(self) -> int:
+        """Number of healthy validation scores (subjects, where they were given)."""
+        return self.scores.size
+
+    @property
+    def expected_fpr(self) -> float:
+        """Probability k / (n + 1) that a new healthy scan is called anomalous; less with ties."""
+        return self.rank / (self.n + 1)
+
+    def fpr_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the central interval of the false-positive rate over random validation sets."""
+        if not 0 < confidence < 1:
+            raise ArgumentError(f"The confidence must be between 0 and 1, not {confidence}.")
+        tails = np.array([1 - confidence, 1 + confidence]) / 2
+        low, high = betaincinv(self.rank, self.n - self.rank + 1, tails)
+        return float(low), float(high)
+
+    @property
+    def needed(self) -> int:
+        """Fewest healthy scans with which the wanted rate can be reached: ceil(1 / fpr) - 1."""
+        return max(1, math.ceil(1 / self.fpr - 1e-9) - 1)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the expected rate is at most the wanted one; needs `needed` healthy scans."""
+        return self.n >= self.needed
+
+    def describe(self) -> str:
+        """Return the operating point in one or two sentences."""
+        low, high = self.fpr_interval()
+        text = (
+            f"Expected false-positive rate {self.expected_fpr:.1%} (95 % interval {low:.1%} to "
+            f"{high:.1%}) from {self.n} healthy validation scans."
+        )
+        if not self.certified:
+            text += (
+                f" They are too few for the wanted rate of {self.fpr:.3g}: "
+                f"at least {self.needed} are needed."
+            )
+        return text
+
+    def is_anomalous(self, score: float) -> bool:
+        """Return whether the score is above the threshold; the same as p <= k / (n + 1).
+
+        Raises:
+            ArgumentError: the score is NaN.
+        """
+        return float(_without_nan([score])[0]) > self.threshold
+
+    def p_value(self, score: float) -> float:
+        """Return the conformal p-value (1 + #{healthy >= score}) / (n + 1) of one score.
+
+        Raises:
+            ArgumentError: the score is NaN.
+        """
+        return float(self.p_values([score])[0])
+
+    def p_values(self, scores: npt.ArrayLike) -> Floats:
+        """Return the conformal p-values (m,) of scores (m,), each in [1 / (n + 1), 1].
+
+        Raises:
+            ArgumentError: a score is NaN.
+        """
+        below = np.searchsorted(self.scores, _without_nan(scores), side="left")
+        return (1 + self.n - below) / (self.n + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values that restore the threshold exactly; infinities are strings."""
+        return {
+            "fpr": self.fpr,
+            "threshold": _plain(self.threshold),
+            "rank": self.rank,
+            "expected_fpr": self.expected_fpr,
+            "fpr_interval": list(self.fpr_interval()),
+            "certified": self.certified,
+            "needed": self.needed,
+            "scores": [_plain(score) for score in self.scores.tolist()],
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> ScanThreshold:
+        """Return the threshold that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: a part is missing, or the scores don't give the stored threshold.
+        """
+        try:
+            restored = cls([float(score) for score in state["scores"]], float(state["fpr"]))
+            stored = float(state["threshold"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"This is no stored scan threshold: {error!r}.") from error
+        if restored.threshold != stored:
+            raise ArgumentError(
+                f"The stored threshold {stored} is not the one that its healthy scores give "
+                f"({restored.threshold}); the file was changed."
+            )
+        return restored
+
+
+def _without_nan(scores: npt.ArrayLike) -> Floats:
+    """Return the scores as float64 (n,), or refuse NaN and other shapes."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1:
+        raise ArgumentError(f"Scores must be one number for each scan, not shape {values.shape}.")
+    if np.isnan(values).any():
+        raise ArgumentError(
+            f"{int(np.isnan(values).sum())} of {values.size} scores are NaN; a scan without a "
+            f"score has no decision. Leave it out and report it."
+        )
+    return values
+
+
+def _plain(value: float) -> float | str:
+    """Return a finite float, or `inf` and `-inf` as strings: JSON knows no infinity."""
+    return value if math.isfinite(value) else str(value)

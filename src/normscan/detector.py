@@ -1,0 +1,432 @@
+"""The detector: preprocessing, method, post-processing and threshold, fitted, saved and loaded as one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from normscan import registry, storage
+from normscan.cohort import Cohort, CohortRow
+from normscan.decide import PixelThreshold, ScanThreshold
+from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError, ScanError
+from normscan.finding import Finding
+from normscan.methods.base import Method
+from normscan.prediction import Predictor, Stitched
+from normscan.preprocess import Prepared, Preprocess
+from normscan.progress import Progress
+from normscan.rng import derive_seed
+from normscan.scan import Scan
+from normscan.scores.postprocess import apply_chain, parse
+from normscan.scores.reductions import check_reduction, reduce_map
+from normscan.training.data import PreparedSet
+from normscan.training.loop import Trainer, closed_form, seeded
+
+# How many training scans are read to find out the number of channels.
+PROBED_SCANS = 50
+
+
+class Detector:
+    """A method with everything around it; use ``create`` and ``load``.
+
+    Args:
+        method: id of a registered method.
+        preset: ``paper``, ``code``, ``laptop`` or another one of the method's.
+        preprocess: changes to the preprocessing, see ``Preprocess``.
+        postprocess: chain of steps; the method's own by default.
+        reduction: from map to score; the method's own by default.
+        fpr: false-positive rate of the decision, on healthy validation scans.
+        pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold.
+        patch: side of the patches that training draws and prediction slides over; None for whole
+            slices or volumes.
+        seed: of everything random.
+        arguments: of the method.
+
+    Attributes:
+        method: the built method after ``fit`` or ``load``.
+        scan_threshold: decision on scans after ``fit``.
+        pixel_threshold: of the map after ``fit``.
+        training: what it was trained on and how long.
+
+    Raises:
+        ArgumentError: unknown method, preset, argument, step or reduction, or a wrong value.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        preset: str = "paper",
+        preprocess: dict[str, Any] | None = None,
+        postprocess: Iterable[str] | None = None,
+        reduction: str | None = None,
+        fpr: float = 0.05,
+        pixel_fpr: float = 0.05,
+        patch: int | None = None,
+        seed: int = 0,
+        **arguments: Any,
+    ) -> None:
+        self.card = registry.card(method)
+        chosen = self.card.preset(preset)
+        self.preset = preset
+        self.given = dict(arguments)
+        self.arguments = self.card.arguments(preset, **arguments)
+        settings = {"size": self.arguments["size"], **self.card.preprocess}
+        settings |= {**chosen.get("preprocess", {}), **(preprocess or {})}
+        self.preprocess = storage.build_preprocess(settings)
+        chain = postprocess if postprocess is not None else chosen.get("postprocess")
+        self.postprocess = tuple(self.card.postprocess if chain is None else chain)
+        parse(self.postprocess)
+        self.reduction = check_reduction(
+            reduction or str(chosen.get("reduction", self.card.reduction))
+        )
+        for name, rate in (("fpr", fpr), ("pixel_fpr", pixel_fpr)):
+            if not 0 < rate < 1:
+                raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
+        self.fpr, self.pixel_fpr, self.patch, self.seed = fpr, pixel_fpr, patch, seed
+        if patch is not None:
+            self.arguments["size"] = patch
+        self.method: Method | None = None
+        self.channels: tuple[str, ...] = ()
+        self.scan_threshold: ScanThreshold | None = None
+        self.pixel_threshold: float | None = None
+        self.training: dict[str, Any] = {}
+        self.fingerprint = ""
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(
+        self,
+        cohort: Cohort | str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        devices: int = 1,
+        precision: str = "32-true",
+        resume: bool = False,
+        progress: bool = False,
+    ) -> Detector:
+        """Learn what healthy looks like, then set the thresholds on healthy validation scans.
+
+        Args:
+            cohort: a cohort, or the path of its table or folder.
+            out: run folder for log, checkpoint and the finished detector; None keeps everything in
+                memory and a temporary folder.
+            device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
+            devices: number of processes.
+            precision: of Lightning Fabric, such as ``32-true`` or ``bf16-mixed``.
+            resume: go on from the checkpoint in ``out``.
+            progress: show progress on stderr.
+
+        Returns:
+            Itself.
+
+        Raises:
+            CohortError: no healthy scans to train on or to set the threshold with.
+            OutputError: ``out`` exists and ``resume`` is False, or it holds another configuration.
+        """
+        cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
+        cohort.require_healthy()
+        with tempfile.TemporaryDirectory(prefix="normscan-") as temporary, Progress(progress) as bar:
+            folder = Path(temporary)
+            if out is not None:
+                folder = Path(out)
+                storage.claim_folder(folder, self.configuration(), resume)
+            if out is not None and resume and (folder / storage.DETECTOR).exists():
+                self.__dict__.update(load(folder).__dict__)
+                return self
+            with storage.exclusive(folder):
+                self._fit(cohort, folder, (device, devices, precision), bar)
+                if out is not None and self._leads():
+                    storage.write_detector(self, folder)
+        return self
+
+    def _fit(
+        self, cohort: Cohort, folder: Path, machine: tuple[str, int, str], bar: Progress
+    ) -> None:
+        fabric = storage.launch_fabric(*machine)
+        begun = time.monotonic()
+        train, val = cohort.part("train"), cohort.part("val")
+        if fabric.is_global_zero:
+            self._look(train)
+            sets = self._prepare_sets(folder, train, val, bar)
+            storage.write_json(folder / "cache" / "channels.json", [self.channels, self.preprocess.colour])
+        fabric.barrier()
+        if not fabric.is_global_zero:
+            channels, colour = storage.read_json(folder / "cache" / "channels.json")
+            self._settle(tuple(channels), colour, next(iter(train)).load().dims)
+            sets = [PreparedSet.open(folder / "cache" / p, self.patch) for p in ("train", "val")]
+        with seeded(derive_seed(self.seed, "weights")):
+            self.method = self.card.create(**self.arguments)
+        bar.say(f"{self.card.id}: {len(sets[0])} training and {len(sets[1])} validation samples")
+        trainer = Trainer(self.method, *sets, folder, fabric, self.seed, bar.update)
+        seconds = trainer.run()
+        if self.method.fits:
+            started = time.monotonic()
+            closed_form(self.method, sets[0], fabric.device, self.seed)
+            seconds["fit"] = time.monotonic() - started
+        self.method.eval().requires_grad_(False)
+        failures = dict(failure for s in sets for failure in s.failures)
+        self.training = {
+            "cohort_size": {"train": len(train), "val": len(val)},
+            "subjects": {n: len({r.subject for r in p}) for n, p in (("train", train), ("val", val))},
+            "samples": {"train": len(sets[0]), "val": len(sets[1])},
+            "failures": [{"scan": s, "reason": r} for s, r in failures.items()],
+            "seconds": {k: round(v, 3) for k, v in seconds.items()},
+            "device": str(fabric.device),
+        }
+        if fabric.is_global_zero:
+            self.calibrate(val, bar)
+        self.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
+
+    def _prepare_sets(
+        self, folder: Path, train: Cohort, val: Cohort, bar: Progress
+    ) -> list[PreparedSet]:
+        sets = []
+        for name, part in (("train", train), ("val", val)):
+            sets.append(
+                PreparedSet.create(
+                    folder / "cache" / name,
+                    bar.track(part, f"prepare {name}", len(part)),
+                    lambda row: self._prepare(row.load(), row),
+                    self._slices,
+                    self.patch,
+                )
+            )
+            for scan, reason in sets[-1].failures:
+                bar.say(f"left out {scan}: {reason}")
+        return sets
+
+    def _look(self, train: Cohort) -> None:
+        """Find dims and channels from some training scans, evenly taken."""
+        rows = list(train)
+        step = max(1, len(rows) // PROBED_SCANS)
+        scans, reasons = [], []
+        for row in rows[::step]:
+            try:
+                scan = row.load()
+                scans.append((scan.dims, scan.channels))
+            except (NormscanError, OSError) as error:
+                reasons.append(str(error))
+        if not scans:
+            raise CohortError(f"no training scan can be read: {reasons[0]}")
+        kinds = {channels for _, channels in scans}
+        colours = [k for k in kinds if k == ("red", "green", "blue")]
+        colour = self.preprocess.colour
+        if colour == "auto":
+            colour = "grey" if len(kinds) > 1 and (colours or all(len(k) == 1 for k in kinds)) else "keep"
+        channels = ("grey",) if colour == "grey" else scans[0][1]
+        self._settle(channels, colour, scans[0][0])
+
+    def _settle(self, channels: tuple[str, ...], colour: str, scan_dims: int) -> None:
+        """Fix what depends on the cohort: channels, colour and the number of axes."""
+        self.channels = channels
+        self.preprocess = storage.build_preprocess({**self.preprocess.to_dict(), "colour": colour})
+        dims = self.arguments["dims"] or scan_dims
+        if dims not in self.card.dims:
+            raise ArgumentError(
+                f"method '{self.card.id}' works on {' or '.join(map(str, self.card.dims))} "
+                f"spatial axes, not {dims}."
+            )
+        if dims > scan_dims:
+            raise ArgumentError(f"dims={dims} was asked for, but the cohort's scans are 2D.")
+        self.arguments |= {"dims": dims, "channels": len(channels)}
+
+    def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
+        """Set the scan and the pixel threshold on healthy scans that did not train."""
+        pixels = PixelThreshold(self.pixel_fpr)
+        scores, subjects = [], []
+        bar = bar or Progress(False)
+        for row, result in self.predict_cohort(bar.track(healthy, "calibrate", len(healthy))):
+            if isinstance(result, Finding):
+                scores.append(result.score)
+                subjects.append(row.subject)
+                if result.map is not None:
+                    pixels.add(result.map)
+        if not scores:
+            raise CohortError("no healthy validation scan could be predicted, so there is no threshold.")
+        self.scan_threshold = ScanThreshold.fit(scores, self.fpr, subjects)
+        self.pixel_threshold = pixels.threshold if len(pixels) else None
+        self.training["calibration"] = self.scan_threshold.describe()
+        if len(pixels):
+            self.training["pixel_threshold"] = pixels.to_dict()
+
+    # --------------------------------------------------------------- prediction
+
+    def _slices(self, prepared: Prepared) -> bool:
+        return self.arguments["dims"] == 2 and len(prepared.grid.shape) == 3
+
+    def _prepare(self, scan: Scan, row: CohortRow | None = None, foreground: Any = None) -> Prepared:
+        if row is not None:
+            foreground = row.load_foreground(scan)
+        prepared = self.preprocess(scan, self.arguments["dims"] or scan.dims, foreground)
+        if len(prepared.image) != len(self.channels):
+            raise ScanError(
+                f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
+                f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
+            )
+        return prepared
+
+    def predict(
+        self,
+        scan: Scan | np.ndarray | str | os.PathLike[str] | list[str],
+        foreground: np.ndarray | None = None,
+        details: bool = True,
+    ) -> Finding:
+        """Score a scan and map where it departs from healthy.
+
+        Args:
+            scan: a scan, the path of a file, one path per channel, or an array (H, W) or
+                (X, Y, Z) with a spacing of 1 mm.
+            foreground: (*scan.shape) bool; computed if not given.
+            details: also bring the restoration back to the scan's grid.
+
+        Raises:
+            ScanError: the scan can't be read or doesn't fit the detector.
+            ArgumentError: the detector was not fitted.
+        """
+        if self.method is None:
+            raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
+        if isinstance(scan, np.ndarray):
+            scan = storage.check_array(scan)
+        elif not isinstance(scan, Scan):
+            scan = Scan.read(scan)
+        begun = time.monotonic()
+        prepared = self._prepare(scan, foreground=foreground)
+        size = 16 if self.arguments["dims"] == 2 else 1
+        predictor = Predictor(self.method, self._slices(prepared), self.patch, size, self.seed)
+        stitched = predictor(prepared)
+        finding = Finding(scan, None, self._score(stitched, prepared))
+        if stitched.map is not None:
+            finding.map = prepared.grid.backward(stitched.map[None])[0]
+        if details:
+            self._add_details(finding, stitched, prepared)
+        if self.scan_threshold is not None:
+            finding.threshold = self.scan_threshold.threshold
+            finding.p_value = self.scan_threshold.p_value(finding.score)
+            finding.anomalous = self.scan_threshold.is_anomalous(finding.score)
+        finding.pixel_threshold = self.pixel_threshold
+        finding.provenance = storage.provenance(self)
+        finding.seconds = time.monotonic() - begun
+        return finding
+
+    def _score(self, stitched: Stitched, prepared: Prepared) -> float:
+        """Post-process the map in place; the method's own score goes before a reduction of it."""
+        if stitched.map is not None:
+            stitched.map = apply_chain(
+                self.postprocess, stitched.map, prepared.foreground, prepared.image
+            )
+            if not np.isfinite(stitched.map).all():
+                raise ScanError("the method's map is not finite for this scan; was it trained?")
+        if stitched.scores:
+            return float(max(stitched.scores))
+        assert stitched.map is not None
+        return reduce_map(self.reduction, stitched.map, prepared.foreground)
+
+    @staticmethod
+    def _add_details(finding: Finding, stitched: Stitched, prepared: Prepared) -> None:
+        back = prepared.grid.backward
+        finding.foreground = back(prepared.foreground[None].astype(np.float32))[0] > 0.5
+        if stitched.reconstruction is not None:
+            finding.reconstruction = back(stitched.reconstruction)
+            finding.prepared = back(prepared.image)
+
+    def predict_cohort(
+        self, rows: Iterable[CohortRow], details: bool = False
+    ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
+        """Predict scan after scan; a bad scan yields its error and the rest goes on."""
+        for row in rows:
+            try:
+                scan = row.load()
+                yield row, self.predict(scan, row.load_foreground(scan), details)
+            except NormscanError as error:
+                yield row, error
+            except OSError as error:
+                yield row, ScanError(f"{row.scan}: can't be read ({error.strerror}).")
+
+    # ------------------------------------------------------------------ storage
+
+    def configuration(self) -> dict[str, Any]:
+        """What was asked for, as plain values; a run folder belongs to one configuration."""
+        return storage.plain(
+            {
+                "method": self.card.id,
+                "preset": self.preset,
+                "arguments": self.arguments,
+                "preprocess": self.preprocess.to_dict(),
+                "postprocess": self.postprocess,
+                "reduction": self.reduction,
+                "fpr": self.fpr,
+                "pixel_fpr": self.pixel_fpr,
+                "patch": self.patch,
+                "seed": self.seed,
+            }
+        )
+
+    def _leads(self) -> bool:
+        return self.scan_threshold is not None
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the detector to a new folder: weights, ``detector.json`` and ``card.md``.
+
+        Raises:
+            OutputError: the folder exists and isn't empty, or the detector was not fitted.
+        """
+        folder = Path(folder)
+        if self.method is None:
+            raise OutputError("this detector was not fitted, so there is nothing to save.")
+        if folder.exists() and any(folder.iterdir()):
+            raise OutputError(f"{folder} exists. Choose another folder or remove it.")
+        storage.write_detector(self, folder)
+        return folder
+
+
+def create(method: str, **options: Any) -> Detector:
+    """Return an unfitted detector; see ``Detector`` for the options.
+
+    Example:
+        >>> import normscan as ns
+        >>> ns.create("dae", preset="laptop", noise_std=0.3)  # doctest: +ELLIPSIS
+        <normscan.detector.Detector object at ...>
+    """
+    return Detector(method, **options)
+
+
+def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
+    """Load a detector from the folder that ``fit`` or ``save`` wrote.
+
+    Args:
+        folder: with ``detector.json`` and ``model.safetensors``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        OutputError: no detector there, an unfinished or a damaged one.
+    """
+    folder = Path(folder)
+    state = storage.read_detector(folder)
+    try:
+        setup = state["configuration"]
+        detector = Detector(
+            setup["method"],
+            preset=setup["preset"],
+            **{k: setup[k] for k in ("postprocess", "reduction", "fpr", "pixel_fpr", "patch", "seed")},
+        )
+        detector.arguments = {k: storage.tupled(v) for k, v in setup["arguments"].items()}
+        detector.preprocess = storage.build_preprocess(setup["preprocess"])
+        detector.channels = tuple(state["channels"])
+        detector.scan_threshold = ScanThreshold.from_dict(state["scan_threshold"])
+        detector.pixel_threshold = state["pixel_threshold"]
+        detector.training = state["training"]
+        detector.fingerprint = state["sha256"]
+        detector.method = storage.read_method(detector, folder)
+    except (KeyError, TypeError) as error:
+        raise OutputError(f"{folder / storage.DETECTOR} is damaged ({error}). Train again.") from error
+    use = "cuda" if device == "auto" and torch.cuda.is_available() else device
+    detector.method.to("cpu" if use == "auto" else use).eval()
+    return detector

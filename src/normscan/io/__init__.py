@@ -1,0 +1,20 @@
+"""Read and write images: NIfTI, PNG, JPEG, BMP, TIFF and NumPy files."""
+
+from normscan.io.atomic import atomic_path
+from normscan.io.files import EXTENSIONS, Header, extension, stem
+from normscan.io.read import content_hash, probe, read_mask, read_scan
+from normscan.io.write import MAP_EXTENSIONS, write_map
+
+__all__ = [
+    "EXTENSIONS",
+    "MAP_EXTENSIONS",
+    "Header",
+    "atomic_path",
+    "content_hash",
+    "extension",
+    "probe",
+    "read_mask",
+    "read_scan",
+    "stem",
+    "write_map",
+]

@@ -1,0 +1,55 @@
+"""Write a file under a temporary name first, so that a killed run never leaves half a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from normscan.errors import OutputError
+
+_FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path in the same folder, and rename it to ``path`` when the block succeeds.
+
+    The temporary name ends like the final one (``.nii.gz`` stays ``.nii.gz``), because writers
+    choose their format by it. Missing folders are made. If the block fails the temporary file is
+    removed and what stood at ``path`` before is untouched.
+
+    Args:
+        path: the file to write; an existing file is replaced.
+
+    Raises:
+        OutputError: the folder can't be written, the disk is full, or the block wrote nothing.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder, so no file can be written there. Name a file.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: can't make its folder ({error.strerror}). Choose another one."
+        ) from error
+    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise OutputError(f"{target}: nothing was written.")
+        os.replace(temporary, target)
+    except OSError as error:
+        ours = error.filename is not None and str(error.filename) == str(temporary)
+        if ours or error.errno in _FULL_OR_READ_ONLY:
+            raise OutputError(
+                f"{target}: can't be written ({error.strerror or error}). "
+                "Check the free space and the rights of the folder."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,281 @@
+"""What is known of a file before it is decoded: its name, its kind, whether it can be an image."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from normscan.errors import ScanError, nearest
+
+MAX_VOXELS = 2**31
+"""Most values a file may declare: above it no memory is asked for (8 GiB as float32)."""
+
+RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+NIFTI_EXTENSIONS = (".nii", ".nii.gz")
+ARRAY_EXTENSIONS = (".npy", ".npz")
+EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + ARRAY_EXTENSIONS
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (344, b"n+1\0", "NIfTI"),
+    (4, b"n+2\0", "NIfTI"),
+    (344, b"ni1\0", "NIfTI header without its .img"),
+    (0, b"\x93NUMPY", "NumPy array"),
+    (0, b"PK\x03\x04", "zip archive"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WebP image"),
+    (128, b"DICM", "DICOM file"),
+    (0, b"\x89HDF", "HDF5 file"),
+    (0, b"%PDF", "PDF"),
+    (0, b"version https://git-lfs", "Git LFS pointer (the data itself was never downloaded)"),
+)
+_READABLE_AS = {
+    "PNG": RASTER_EXTENSIONS,
+    "JPEG": RASTER_EXTENSIONS,
+    "BMP": RASTER_EXTENSIONS,
+    "TIFF": RASTER_EXTENSIONS,
+    "NIfTI": (".nii",),
+    "gzipped NIfTI": (".nii.gz",),
+    "NumPy array": (".npy",),
+    "zip archive": (".npz",),
+}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder returns; ``read_scan`` checks it and makes the scan.
+
+    Attributes:
+        data: (C, *spatial) float32, in the units of the file.
+        channels: one name per channel.
+        dtype: data type in the file.
+        affine: (4, 4) index to RAS+ mm, or None where the file has no geometry.
+        extra: what a writer needs; goes to ``Scan.extra``.
+    """
+
+    data: np.ndarray
+    channels: tuple[str, ...]
+    dtype: str
+    affine: np.ndarray | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, without its pixels.
+
+    Attributes:
+        shape: spatial shape, as the scan will have it.
+        channels: number of channels stored; a grey picture stored as RGB counts 3 here and is
+            read as one.
+        dtype: data type in the file.
+        spacing: millimetres per step along each spatial axis, or None where the file doesn't say.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    dtype: str
+    spacing: tuple[float, ...] | None
+
+
+def extension(path: str | os.PathLike[str]) -> str:
+    """Return the extension in lower case, ``.nii.gz`` in one piece."""
+    name = Path(path).name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def stem(path: str | os.PathLike[str]) -> str:
+    """Return the file name without its extension (``.nii.gz`` in one piece)."""
+    name = Path(path).name
+    cut = len(extension(path))
+    return name[:-cut] if cut else name
+
+
+def check_file(path: Path) -> str:
+    """Check that a file can be tried as an image, and return the kind its content says.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One of ``PNG``, ``JPEG``, ``BMP``, ``TIFF``, ``NIfTI``, ``gzipped NIfTI``,
+        ``NumPy array``, ``zip archive``.
+
+    Raises:
+        ScanError: no such file, a folder, an empty file, an unknown extension, or content of
+            another kind than the extension says. Raster formats may stand in for one another
+            (a JPEG called .png is common and harmless).
+    """
+    if not path.is_file():
+        _refuse_missing(path)
+    known = ", ".join(EXTENSIONS)
+    kind = sniff(path)
+    suffix = extension(path)
+    if kind == "empty":
+        raise ScanError(f"{path}: the file is empty (0 bytes). Copy it again from its source.")
+    if suffix not in EXTENSIONS:
+        hint = " Convert the series to NIfTI with dcm2niix." if kind == "DICOM file" else ""
+        what = f"'{suffix}'" if suffix else "no extension"
+        raise ScanError(f"{path}: {what} is none of the formats known here: {known}.{hint}")
+    if suffix in _READABLE_AS.get(kind, ()):
+        return kind
+    mend = "Rename it to what it is" if kind in _READABLE_AS else "Convert it to one of " + known
+    if kind.startswith("Git LFS"):
+        mend = "Fetch the data with 'git lfs pull'"
+    article = "an" if kind.startswith("HDF5") else "a"
+    raise ScanError(f"{path}: is called {suffix}, but its content is {article} {kind}. {mend}.")
+
+
+def _refuse_missing(path: Path) -> NoReturn:
+    if path.is_dir():
+        raise ScanError(f"{path}: is a folder. Give the image file itself, or read a Cohort.")
+    if path.exists():
+        raise ScanError(f"{path}: is not a regular file. Give an image file.")
+    hint = f" There is no folder {path.parent}."
+    if path.parent.is_dir():
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for _, entry in zip(range(5000), entries, strict=False)]
+        hint = nearest(path.name, sorted(names))
+    raise ScanError(f"{path}: no such file.{hint}")
+
+
+def sniff(path: Path) -> str:
+    """Return in words what the first bytes of a file say it is."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ScanError(
+            f"{path}: can't be opened ({error.strerror}). Check the rights of the file."
+        ) from error
+    if not head:
+        return "empty"
+    if head[:2] == b"\x1f\x8b":
+        return _sniff_gzip(path)
+    return _kind_of(head)
+
+
+def _sniff_gzip(path: Path) -> str:
+    try:
+        with gzip.open(path) as file:
+            inner = _kind_of(file.read(512))
+    except (OSError, EOFError, zlib.error):
+        return "damaged gzip file"
+    return f"gzipped {inner}"
+
+
+def _kind_of(head: bytes) -> str:
+    for offset, magic, kind in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return kind
+    if head.lstrip()[:1] == b"<":
+        return "web page or XML text"
+    printable = sum(32 <= byte < 127 or byte in (9, 10, 13) for byte in head)
+    return "text file" if head and printable > 0.95 * len(head) else "file of unknown kind"
+
+
+def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:
+    """Refuse a declared size that no honest file has, before memory is asked for it.
+
+    Args:
+        path: the file, to name it.
+        shape: the declared shape, channels included.
+        dtype: the declared type; with it, the size is also compared with that of the file, since
+            deflate packs at most 1032 to 1.
+
+    Raises:
+        ScanError: an empty axis, more than ``MAX_VOXELS``, or more bytes than the file can hold.
+    """
+    sizes = [int(n) for n in shape]
+    if not sizes or min(sizes) <= 0:
+        raise ScanError(f"{path}: the header declares the shape {tuple(sizes)}, without any pixel.")
+    voxels = math.prod(sizes)
+    if voxels > MAX_VOXELS:
+        raise ScanError(
+            f"{path}: the header declares {voxels} values, the limit is {MAX_VOXELS}. If that is "
+            "true, cut the image into tiles; if not, the header is damaged."
+        )
+    if dtype is not None and voxels * dtype.itemsize > 1100 * path.stat().st_size + 2**16:
+        raise ScanError(
+            f"{path}: the header declares {tuple(sizes)} values of {dtype}, more than the "
+            "file can hold: it is truncated or damaged. Copy it again from its source."
+        )
+
+
+def as_float32(array: np.ndarray, path: Path) -> np.ndarray:
+    """Return the array as float32.
+
+    Raises:
+        ScanError: complex, text or structured values, NaN or infinite values, values beyond the
+            range of float32.
+    """
+    if array.dtype.kind not in "biuf":
+        mend = "Save the magnitude" if array.dtype.kind == "c" else "Save plain numbers"
+        raise ScanError(f"{path}: values of type {array.dtype} are no image intensities. {mend}.")
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        if not finite.all():
+            bad = int(array.size - np.count_nonzero(finite))
+            raise ScanError(
+                f"{path}: {bad} of {array.size} values are NaN or infinite. Replace them in the "
+                "file, for example by the background value (numpy.nan_to_num)."
+            )
+    with np.errstate(over="ignore"):
+        data = np.asarray(array, dtype=np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and not np.isfinite(data).all():
+        raise ScanError(f"{path}: values beyond 3.4e38, the range of float32. Rescale the file.")
+    return data
+
+
+@contextmanager
+def decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into a ScanError."""
+    try:
+        yield
+    except ScanError:
+        raise
+    except MemoryError as error:
+        raise ScanError(f"{path}: not enough memory to read this {kind}.") from error
+    except Exception as error:  # decoders raise anything at all on a hostile file
+        reason = str(error).strip().split("\n")[0].replace(str(path), path.name) or repr(error)
+        raise ScanError(
+            f"{path}: this {kind} is damaged, truncated or of an unknown variant ({reason[:200]}). "
+            "Copy or export it again from its source."
+        ) from error
+
+
+def raster_channels(data: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Name the channels of a picture (C, *spatial); RGB with three equal channels becomes grey."""
+    if len(data) == 3:
+        if np.array_equal(data[0], data[1]) and np.array_equal(data[0], data[2]):
+            return data[:1], ("grey",)
+        return data, ("red", "green", "blue")
+    if len(data) == 1:
+        return data, ("grey",)
+    return data, tuple(f"channel{i}" for i in range(len(data)))
+
+
+def orient(data: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply the EXIF or TIFF orientation (1 to 8) to (..., H, W), as a viewer would show it."""
+    if orientation in (5, 6, 7, 8):
+        data = data.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        data = data[..., ::-1, :]
+    if orientation in (2, 3, 6, 7):
+        data = data[..., ::-1]
+    return np.ascontiguousarray(data)

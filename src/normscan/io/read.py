@@ -1,0 +1,228 @@
+"""Read scans and masks of any known format, and refuse what is no image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from normscan.errors import ScanError
+from normscan.io.files import Decoded, Header, check_file
+from normscan.scan import Scan
+
+PathLike = str | os.PathLike[str]
+
+# Integer masks up to here are label maps (1 = oedema, 2 = core, ...): every label is lesion.
+# Brighter pictures are drawings whose borders may be smoothed.
+LARGEST_LABEL = 31
+
+
+def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | None = None) -> Scan:
+    """Read one image or volume, or several files as the channels of one scan.
+
+    NIfTI (.nii, .nii.gz), PNG, JPEG, BMP, TIFF, .npy and .npz. Values stay in the units of the file
+    (a NIfTI slope is applied) as float32, which is exact up to 2**24. Nothing is reoriented, except
+    that a picture's EXIF orientation is applied. RGB with three equal channels is read as one
+    channel ``grey``; alpha is dropped. A TIFF of several grey pages is a volume (pages, H, W), and
+    so is a three-dimensional .npy. Pictures have a spacing of 1; NIfTI, .npz and metric TIFF have
+    their own.
+
+    Args:
+        path: a file, or a list of files of one channel each, on the same grid.
+        channels: names of the channels. By default ``grey``, or ``red, green, blue``; for NIfTI the
+            BIDS suffix or ``image``; for several files without distinct names ``channel0``, ...
+
+    Returns:
+        The scan; ``source`` is the (first) file.
+
+    Raises:
+        ScanError: no readable image, NaN or infinite values, a constant image, a series, files that
+            don't share one grid. The message names the file, the reason and the mend.
+    """
+    if isinstance(path, str | os.PathLike):
+        return _named(_read_one(Path(path)), channels)
+    paths = [Path(p) for p in path]
+    if not paths:
+        raise ScanError("A scan needs at least one file; the list of paths is empty.")
+    scans = [_read_one(p) for p in paths]
+    return _named(_stack(scans), channels) if len(scans) > 1 else _named(scans[0], channels)
+
+
+def read_mask(path: PathLike, like: Scan) -> np.ndarray:
+    """Read a lesion or foreground mask.
+
+    What counts as inside: every value above 0 of a NIfTI with whole numbers and of a label map
+    (whole numbers up to 31); above 127 in a JPEG, whose compression leaves traces in the
+    background; in all other pictures and in probability maps, above half of the maximum. Of a
+    colour mask the brightest channel counts. An empty mask is fine.
+
+    Args:
+        path: the mask.
+        like: the scan it belongs to.
+
+    Returns:
+        Boolean array of the shape ``like.shape``.
+
+    Raises:
+        ScanError: unreadable file, another shape than the scan, another affine (NIfTI beside
+            NIfTI, more than a tenth of a voxel), negative values.
+    """
+    file = Path(path)
+    kind = check_file(file)
+    decoded = _decode(file, kind)
+    values = decoded.data.max(axis=0)
+    if values.shape != like.shape:
+        raise ScanError(
+            f"{file}: the mask has the shape {values.shape}, its scan {like.source or like.name} "
+            f"has {like.shape}. Give the mask on the grid of the scan."
+        )
+    both_nifti = "nifti" in decoded.extra and "nifti" in like.extra
+    if both_nifti and decoded.affine is not None:
+        off = grid_distance(decoded.affine, like.affine, like.shape)
+        if off > 0.1:
+            raise ScanError(
+                f"{file}: the mask lies up to {off:.2g} voxels away from its scan "
+                f"{like.source or like.name}: their affines differ. Resample the mask to the scan."
+            )
+    if float(values.min()) < 0:
+        raise ScanError(f"{file}: a mask with negative values. Save 0 outside and 1 inside.")
+    return _binarise(values, kind)
+
+
+def _binarise(values: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "JPEG":
+        return values > 127
+    highest = float(values.max())
+    labels = highest <= LARGEST_LABEL or "NIfTI" in kind
+    if labels and np.array_equal(values, np.round(values)):
+        return values > 0
+    return values > highest / 2
+
+
+def probe(path: PathLike) -> Header:
+    """Read what a file says of itself, without decoding its pixels.
+
+    Raises:
+        ScanError: missing, empty or unknown file, damaged header. Damage further in is found by
+            ``read_scan`` only.
+    """
+    file = Path(path)
+    kind = check_file(file)
+    if "NIfTI" in kind:
+        from normscan.io.nifti import probe_nifti
+
+        return probe_nifti(file)
+    if kind == "TIFF":
+        from normscan.io.tiff import probe_tiff
+
+        return probe_tiff(file)
+    if kind in ("NumPy array", "zip archive"):
+        from normscan.io.arrays import probe_array
+
+        return probe_array(file)
+    from normscan.io.raster import probe_raster
+
+    return probe_raster(file, kind)
+
+
+def content_hash(path: PathLike) -> str:
+    """Return the SHA-256 of the bytes of a file, as 64 hexadecimal digits.
+
+    Raises:
+        ScanError: the file can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
+
+
+def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """Return how far apart two grids put the same voxel at most, in voxels of the first."""
+    ends = [(0, n - 1) for n in (*shape, 1, 1, 1)[:3]]
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = np.concatenate([corners, np.ones((len(corners), 1))], axis=1)
+    distance = np.linalg.norm((points @ (one - other).T)[:, :3], axis=1)
+    smallest = np.linalg.norm(one[:3, : len(shape)], axis=0).min()
+    return float(distance.max() / max(smallest, 1e-12))
+
+
+def _decode(path: Path, kind: str) -> Decoded:
+    if "NIfTI" in kind:
+        from normscan.io.nifti import read_nifti
+
+        return read_nifti(path)
+    if kind == "TIFF":
+        from normscan.io.tiff import read_tiff
+
+        return read_tiff(path)
+    if kind in ("NumPy array", "zip archive"):
+        from normscan.io.arrays import read_array
+
+        return read_array(path)
+    from normscan.io.raster import read_raster
+
+    return read_raster(path, kind)
+
+
+def _read_one(path: Path) -> Scan:
+    decoded = _decode(path, check_file(path))
+    data = decoded.data
+    if float(data.min()) == float(data.max()):
+        raise ScanError(
+            f"{path}: every pixel is {float(data.flat[0]):g}, so there is nothing to see. "
+            "Check the export, or leave this scan out."
+        )
+    affine = decoded.affine
+    if affine is None:
+        affine = Scan.from_array(data[0]).affine
+    return Scan(data, affine, decoded.channels, path, decoded.dtype, dict(decoded.extra))
+
+
+def _named(scan: Scan, channels: tuple[str, ...] | None) -> Scan:
+    if channels is None:
+        return scan
+    if len(channels) != len(scan.channels):
+        raise ScanError(
+            f"{scan.source}: has {len(scan.channels)} channels ({', '.join(scan.channels)}), but "
+            f"{len(channels)} names: {', '.join(channels)}. Give one file and one name a channel."
+        )
+    return replace(scan, channels=tuple(channels))
+
+
+def _stack(scans: list[Scan]) -> Scan:
+    """Join scans of one channel each on the grid of the first."""
+    first = scans[0]
+    for scan in scans:
+        if len(scan.channels) != 1:
+            raise ScanError(
+                f"{scan.source}: is a colour image; each file in a list is one channel. Give it "
+                "alone, or save it as grey."
+            )
+        if scan.shape != first.shape:
+            raise ScanError(
+                f"{first.source} has the shape {first.shape}, {scan.source} has {scan.shape}. "
+                "The channels of one scan share one grid: resample one of them to the other."
+            )
+        off = grid_distance(first.affine, scan.affine, first.shape)
+        if off > 0.1:
+            raise ScanError(
+                f"{first.source} and {scan.source} lie up to {off:.2g} voxels apart: their affines "
+                "differ. Register and resample one of them to the other."
+            )
+    names = tuple(scan.channels[0] for scan in scans)
+    if len(set(names)) < len(names):
+        names = tuple(f"channel{i}" for i in range(len(scans)))
+    kinds = sorted({scan.dtype for scan in scans})
+    return replace(
+        first,
+        data=np.concatenate([scan.data for scan in scans]),
+        channels=names,
+        dtype="+".join(kinds),
+        extra={**first.extra, "sources": [str(scan.source) for scan in scans]},
+    )

@@ -1,0 +1,1 @@
+"""Every published method, one package per family, one file per mechanism."""

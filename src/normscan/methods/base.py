@@ -1,0 +1,172 @@
+"""What a method is: its phases of training, its loss, its closed-form part, its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from normscan.rng import Rng
+
+if TYPE_CHECKING:
+    from normscan.registry import Card
+
+
+@dataclass
+class Batch:
+    """What a method sees of some slices, patches or volumes.
+
+    Attributes:
+        image: (B, C, *spatial) float32, scaled by the preprocessing (about 0 to 1).
+        foreground: (B, 1, *spatial) bool.
+        rng: source of all randomness.
+        position: (B,) place of the slice or patch in its subject, 0 to 1.
+        label: (B,) 0 healthy, 1 anomalous; where the regime allows it.
+        lesion: (B, 1, *spatial) bool; where the regime allows it.
+        columns: the cohort's columns, one dictionary per sample.
+    """
+
+    image: Tensor
+    foreground: Tensor
+    rng: Rng
+    position: Tensor
+    label: Tensor | None = None
+    lesion: Tensor | None = None
+    columns: list[dict[str, Any]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on a device."""
+        moved = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass
+class Maps:
+    """What a method returns for a batch.
+
+    Attributes:
+        map: (B, 1, *spatial) raw anomaly map at the method's own grid, higher = more anomalous;
+            None for a method that only scores.
+        score: (B,) image score; None leaves it to the reduction of the map.
+        reconstruction: (B, C, *spatial) in the scale of the input.
+        uncertainty: (B, 1, *spatial).
+    """
+
+    map: Tensor | None = None
+    score: Tensor | None = None
+    reconstruction: Tensor | None = None
+    uncertainty: Tensor | None = None
+
+
+@dataclass
+class Player:
+    """A group of parameters with its own optimiser and rhythm.
+
+    Attributes:
+        name: passed to ``Method.loss``.
+        modules: what it trains.
+        optimizer: builds the optimiser from the parameters.
+        turns: updates of this player in each step of the phase.
+        schedule: learning-rate factor as a function of (step, steps).
+        clip: largest norm of its gradient; None for no clipping.
+    """
+
+    name: str
+    modules: Sequence[nn.Module]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    turns: int = 1
+    schedule: Callable[[int, int], float] | None = None
+    clip: float | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of its modules."""
+        return [p for m in self.modules for p in m.parameters()]
+
+
+@dataclass
+class Phase:
+    """A stage of training.
+
+    Attributes:
+        name: passed to ``Method.loss``.
+        players: who is trained; everything else is frozen and in evaluation mode.
+        steps: number of steps; ``epochs`` counts passes over the training part instead.
+        batch_size: samples in a step, over all processes.
+        part: part of the cohort that the batches are drawn from.
+        validate_every: steps between looks at the healthy validation loss, or once an ``epoch``;
+            0 for none (the loss of an adversarial phase says nothing).
+        keep: ``last`` or ``best`` by validation loss.
+        patience: stop after so many looks without gain; None for never.
+        ema: decay of the moving average of the weights that replaces them at the end.
+    """
+
+    name: str
+    players: list[Player]
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 16
+    part: str = "healthy"
+    validate_every: int | Literal["epoch"] = 0
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    ema: float | None = None
+
+    def total_steps(self, samples: int) -> int:
+        """Number of steps for so many training samples."""
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or 0) * max(1, -(-samples // self.batch_size))
+
+
+class Method(nn.Module):
+    """What is learnt and how a map comes out of it; see the class attributes and four calls.
+
+    Attributes:
+        card: set by the registry.
+        needs_grad: whether ``maps`` needs gradients.
+    """
+
+    card: Card
+    needs_grad = False
+
+    def phases(self) -> list[Phase]:
+        """The stages of training; none for a method that trains nothing."""
+        return []
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        """Named terms of the loss; the loop sums them and weighs nothing."""
+        raise TypeError(f"{type(self).__name__} trains nothing, so it has no loss")
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """The closed-form part, one pass over the healthy training scans; nothing by default."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the method has a closed-form part."""
+        return type(self).fit is not Method.fit
+
+    def maps(self, batch: Batch) -> Maps:
+        """Anomaly maps and scores of a batch."""
+        raise TypeError(f"{type(self).__name__} doesn't say how a map comes out of it")
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Load a state dict; a buffer that was fitted to another size takes the stored one."""
+        for name, buffer in list(self.named_buffers()):
+            if name in state and state[name].shape != buffer.shape:
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(owner), leaf, torch.empty_like(state[name]))
+        self.load_state_dict(state)
+
+
+def adam(lr: float, **options: Any) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    """Return a builder of Adam with these options."""
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr, **options)
+

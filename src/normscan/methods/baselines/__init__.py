@@ -1,0 +1,1 @@
+"""What every method must beat: no published system, but the line beneath the table."""

@@ -1,0 +1,99 @@
+"""Baselines that know only the mean image, or a few numbers of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from normscan.methods.base import Batch, Maps, Method
+from normscan.methods.reconstruction import absolute
+from normscan.registry import register
+
+
+class MeanImage(Method):
+    """The mean of the healthy images is the restoration of every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(0))
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        total: Tensor | None = None
+        n = 0
+        for batch in batches:
+            part = batch.image.double().sum(0, keepdim=True)
+            total = part if total is None else total + part
+            n += len(batch)
+        if total is not None:
+            self.mean = (total / n).float()
+
+    def maps(self, batch: Batch) -> Maps:
+        restored = self.mean.expand_as(batch.image)
+        return Maps(map=absolute(batch.image, restored), reconstruction=restored)
+
+
+class ImageStatistics(Method):
+    """Mahalanobis distance of a few numbers that describe an image's intensities and extent."""
+
+    quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+    def __init__(self, shrinkage: float) -> None:
+        super().__init__()
+        self.shrinkage = shrinkage
+        self.register_buffer("mean", torch.zeros(0))
+        self.register_buffer("precision", torch.zeros(0, 0))
+
+    def describe(self, batch: Batch) -> Tensor:
+        """Mean, deviation and quantiles of all pixels, and the share of foreground: (B, 8)."""
+        x = batch.image.double().flatten(1)
+        q = torch.quantile(x, torch.tensor(self.quantiles).to(x), dim=1).T
+        share = batch.foreground.double().flatten(1).mean(1)
+        return torch.cat([x.mean(1)[:, None], x.std(1)[:, None], q, share[:, None]], dim=1)
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        values = torch.cat([self.describe(batch) for batch in batches])
+        centred = values - values.mean(0)
+        covariance = centred.T @ centred / max(1, len(values) - 1)
+        spread = covariance.diagonal().mean().clamp_min(1e-12)
+        covariance = (1 - self.shrinkage) * covariance
+        covariance += self.shrinkage * spread * torch.eye(len(covariance)).to(covariance)
+        self.mean = values.mean(0)
+        self.precision = torch.linalg.inv(covariance)
+
+    def maps(self, batch: Batch) -> Maps:
+        d = self.describe(batch) - self.mean
+        return Maps(score=((d @ self.precision) * d).sum(1).clamp_min(0).sqrt().float())
+
+
+@register("mean_image", paper="baseline", dims=(2, 3), presets={"laptop": {"size": 64}}, tiny={"size": 32})
+def mean_image(dims: int = 2, channels: int = 1, size: int = 128) -> Method:
+    """Absolute difference from the mean healthy image.
+
+    Args:
+        dims: spatial axes, 2 or 3.
+        channels: of the image.
+        size: pixels along each axis.
+    """
+    return MeanImage()
+
+
+@register(
+    "image_statistics", paper="baseline", dims=(2, 3), presets={"laptop": {"size": 64}}, tiny={"size": 32}
+)
+def image_statistics(
+    dims: int = 2, channels: int = 1, size: int = 128, shrinkage: float = 0.01
+) -> Method:
+    """Mahalanobis distance of eight intensity statistics; scores only, no map.
+
+    What it finds needs no learnt anatomy: on sets gathered from the web it often separates the
+    classes by framing and contrast alone.
+
+    Args:
+        dims: spatial axes, 2 or 3.
+        channels: of the image.
+        size: pixels along each axis.
+        shrinkage: share of the mean variance mixed into the covariance.
+    """
+    return ImageStatistics(shrinkage)

@@ -1,0 +1,164 @@
+"""Diffusion models that noise an image part of the way and walk back to a healthy one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from normscan.methods.base import Batch, Maps, Method, Phase, Player
+from normscan.methods.reconstruction import squared
+from normscan.networks.blocks import pad_to_multiple
+from normscan.networks.diffusion import DiffusionSchedule
+from normscan.registry import register
+from normscan.synthesis.noise import simplex_noise
+
+
+def adm_unet(
+    dims: int, channels: int, size: int, width: int, multipliers: tuple[int, ...], blocks: int,
+    heads: int,
+) -> nn.Module:  # fmt: skip
+    """Return MONAI's diffusion U-Net laid out as in guided diffusion (Dhariwal 2021).
+
+    Attention stands where the grid has 16 or 8 cells along an axis; the resolution changes inside
+    residual blocks.
+    """
+    from monai.networks.nets import DiffusionModelUNet
+
+    widths = [width * m for m in multipliers]
+    attention = [size // 2**i in (16, 8) for i in range(len(widths))]
+    network: nn.Module = DiffusionModelUNet(
+        spatial_dims=dims,
+        in_channels=channels,
+        out_channels=channels,
+        num_res_blocks=[blocks] * len(widths),
+        channels=widths,
+        attention_levels=attention,
+        norm_num_groups=min(32, width),
+        num_head_channels=[w // heads for w in widths],
+        resblock_updown=True,
+    )
+    return network
+
+
+class PartialDiffusion(Method):
+    """Noise prediction with simplex noise, partial diffusion at test."""
+
+    def __init__(
+        self, network: nn.Module, multiple: int, timesteps: int, level: int, train_level: int,
+        octaves: int, frequency: float, repeats: int, steps: int, batch_size: int, lr: float,
+        ema: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network = network
+        self.schedule = DiffusionSchedule(timesteps)
+        self.multiple, self.level, self.train_level = multiple, level, train_level
+        self.octaves, self.frequency, self.repeats = octaves, frequency, repeats
+        self.timesteps = timesteps
+        self.training_options = (steps, batch_size, lr, ema)
+
+    def phases(self) -> list[Phase]:
+        steps, batch_size, lr, ema = self.training_options
+        player = Player(
+            "network", [self.network], lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), clip=1.0
+        )
+        every = max(1, steps // 20)
+        return [
+            Phase("diffuse", [player], steps, batch_size=batch_size, ema=ema, validate_every=every)
+        ]
+
+    def noise(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """A simplex field like x for the steps t."""
+        # The third coordinate is the step on the article's scale of 1000, whatever the schedule.
+        depth = t * (1000 / self.timesteps)
+        field = simplex_noise(x.shape, batch.rng, depth, self.octaves, frequency=self.frequency)
+        return field.to(x)
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        x, _ = pad_to_multiple(2 * batch.image - 1, self.multiple)
+        t = batch.rng.integers(0, self.train_level, (len(batch),)).to(x.device)
+        noise = self.noise(x, t, batch)
+        predicted = self.network(self.schedule.diffuse(x, t, noise), t)
+        return {"noise": (predicted - noise).square().mean()}
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> Maps:
+        x, cut = pad_to_multiple(2 * batch.image - 1, self.multiple)
+        start = torch.full((len(x),), self.level - 1, device=x.device, dtype=torch.long)
+        restored = torch.zeros_like(x)
+        for _ in range(self.repeats):
+            noisy = self.schedule.diffuse(x, start, self.noise(x, start, batch))
+            restored += self.schedule.denoise(
+                noisy, self.level, self.network, lambda t: self.noise(x, t, batch)
+            )
+        restored /= self.repeats
+        return Maps(map=squared(x, restored)[cut], reconstruction=(restored[cut] + 1) / 2)
+
+
+@register(
+    "anoddpm",
+    paper="Wyatt 2022",
+    dims=(2,),
+    presets={
+        "laptop": {
+            "size": 64, "width": 32, "multipliers": (1, 2, 2), "blocks": 1, "frequency": 16.0,
+            "timesteps": 100, "level": 25, "train_level": 50, "steps": 1500, "batch_size": 8,
+            "lr": 4e-4, "ema": 0.995,
+        },
+    },
+    tiny={
+        "size": 32, "width": 16, "multipliers": (1, 2), "blocks": 1, "frequency": 8.0, "octaves": 3,
+        "timesteps": 20, "level": 5, "train_level": 10, "steps": 150, "batch_size": 8, "lr": 2e-3,
+        "ema": 0.95,
+    },
+)  # fmt: skip
+def anoddpm(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 256,
+    width: int = 128,
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4),
+    blocks: int = 2,
+    heads: int = 2,
+    timesteps: int = 1000,
+    level: int = 250,
+    train_level: int = 800,
+    octaves: int = 6,
+    frequency: float = 64.0,
+    repeats: int = 1,
+    steps: int = 300_000,
+    batch_size: int = 1,
+    lr: float = 1e-4,
+    ema: float = 0.9999,
+) -> Method:
+    """Diffusion model with simplex noise (AnoDDPM).
+
+    The network learns to predict simplex noise; at test an image is diffused to an early step and
+    walked back with the same kind of noise and the fixed large variance, and the squared
+    difference is the map. Images are mapped to -1..1 inside. Wyatt et al., CVPR Workshops 2022.
+    Each sample has a noise field of its own; the released code repeats one over the batch, which
+    is the same at its batch size of one.
+
+    Args:
+        dims: spatial axes, 2.
+        channels: of the image; they share the noise field.
+        size: pixels along each axis.
+        width: channels of the first level.
+        multipliers: of the width, one per level.
+        blocks: residual blocks in a level.
+        heads: attention heads where the grid has 16 or 8 cells.
+        timesteps: steps of the schedule; a shorter one scales its betas up.
+        level: steps that a test image is diffused.
+        train_level: training draws its steps below this one.
+        octaves: of the noise.
+        frequency: period of the first octave in pixels; a quarter of the size in the article.
+        repeats: restorations averaged at test.
+        steps: updates of the network.
+        batch_size: images in an update.
+        lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
+        ema: decay of the averaged weights.
+    """
+    network = adm_unet(dims, channels, size, width, multipliers, blocks, heads)
+    return PartialDiffusion(
+        network, 2 ** (len(multipliers) - 1), timesteps, level, train_level, octaves, frequency,
+        repeats, steps, batch_size, lr, ema,
+    )  # fmt: skip

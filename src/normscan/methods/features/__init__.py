@@ -1,0 +1,1 @@
+"""Features of pretrained networks: memory, density, distillation."""

@@ -1,0 +1,169 @@
+"""The one idea behind every metric: mass per score cell, cumulated from the highest score down.
+
+A list of descending edges e_1 > e_2 > ... > e_K = -inf cuts the scores into cells
+[e_1, inf), [e_2, e_1), ...; a cell holds how many positives and negatives (or how much region
+weight) fall into it, and lowering the threshold from edge to edge cumulates them. All functions
+work along the last axis, so that (K,) is one exact evaluation and (replicates, K) a bootstrap.
+
+The cells needn't be single scores: between two neighbouring positive scores every metric here is
+linear in the number of negatives passed, or takes its value only at positives, so one cell for the
+whole gap gives the exact result. `exact_edges` uses that; `quantile_edges` are a coarser subset.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.floating[Any]]
+
+# Quantile edges: positives over all ranks; negatives over the ranks below the AUPRO limit, and
+# in geometric steps from the very top, where a handful of false positives moves the precision.
+POSITIVE_EDGES, NEGATIVE_EDGES, TOP_EDGES = 2048, 1536, 512
+
+
+def exact_edges(positives: Scores) -> Scores:
+    """Return descending edges whose cells give exact metrics.
+
+    Every distinct positive score has a cell of its own (with the negatives tied to it), and so has
+    every gap between two of them.
+
+    Args:
+        positives: scores of the positives (n,), in any order.
+
+    Returns:
+        Edges (2 * distinct + 1,) of the same dtype, the last one -inf.
+    """
+    distinct = np.unique(positives)[::-1]
+    edges = np.full(2 * distinct.size + 1, -np.inf, dtype=positives.dtype)
+    edges[0:-1:2] = np.nextafter(distinct, np.array(np.inf, dtype=positives.dtype))
+    edges[1::2] = distinct
+    return edges
+
+
+def quantile_edges(positives: Scores, negatives: Scores, limit: float = 0.3) -> Scores:
+    """Return about 4096 descending edges that resolve both classes, or the exact ones if fewer.
+
+    A cell holds at most a step of 1/2048 of the positives, and within the false-positive rates
+    that AUPRO integrates a step of limit/1536 of the negatives; a score tied over more than one
+    step gets its own cell, so ties add at most two steps. What a cell blurs is at most half of its
+    positives times its negatives: against the exact edges AUROC and AUPRO differ by less than 1e-3
+    (by a third of that without heavy ties), best Dice by at most 1e-3 downwards. Average precision
+    has no such worst-case bound, but stayed within 1e-3 wherever it was tested.
+
+    Args:
+        positives: ascending scores of the positives (p,).
+        negatives: ascending scores of the negatives (n,), same dtype.
+        limit: false-positive rate up to which the negatives are resolved evenly.
+    """
+    exact = exact_edges(positives)
+    if exact.size <= POSITIVE_EDGES + NEGATIVE_EDGES + TOP_EDGES:
+        return exact
+    ranks = np.linspace(0, positives.size - 1, POSITIVE_EDGES).astype(np.int64)
+    picked = [positives[::-1][ranks]]
+    if negatives.size:
+        last = negatives.size - 1
+        even = np.linspace(0, min(limit * negatives.size, last), NEGATIVE_EDGES).astype(np.int64)
+        top = np.geomspace(1, negatives.size, TOP_EDGES).astype(np.int64) - 1
+        picked += [negatives[::-1][even], negatives[::-1][np.minimum(top, last)]]
+    distinct, times = np.unique(np.concatenate(picked), return_counts=True)
+    # A score picked twice is tied: closing its cell from above keeps its neighbours out of it.
+    closing = np.nextafter(distinct[times > 1], np.array(np.inf, dtype=distinct.dtype))
+    lowest = np.array([-np.inf], dtype=distinct.dtype)
+    return np.unique(np.concatenate([lowest, distinct, closing]))[::-1]
+
+
+def cells(scores: Scores, edges: Scores, weights: Floats | None = None) -> Floats:
+    """Return the mass (K,) of the scores in each cell [edge_k, edge_(k-1)).
+
+    Args:
+        scores: ascending scores (n,).
+        edges: descending edges (K,) of the same dtype, the last one -inf.
+        weights: mass of every score (n,); 1 by default.
+    """
+    first = np.searchsorted(scores, edges)
+    if weights is None:
+        at_least = (scores.size - first).astype(np.float64)
+    else:
+        cumulated = np.concatenate([[0.0], np.cumsum(weights)])
+        at_least = cumulated[-1] - cumulated[first]
+    return np.diff(at_least, prepend=0.0)
+
+
+def auroc(positives: Floats, negatives: Floats) -> Floats:
+    """Return P(s+ > s-) + P(s+ = s-) / 2, the area under the ROC curve; NaN with one class.
+
+    Args:
+        positives: mass of the positives per cell (..., K).
+        negatives: mass of the negatives per cell (..., K).
+    """
+    above = np.cumsum(positives, axis=-1) - positives / 2
+    wins = np.sum(above * negatives, axis=-1)
+    return _divide(wins, positives.sum(-1) * negatives.sum(-1), np.nan)
+
+
+def average_precision(positives: Floats, negatives: Floats) -> Floats:
+    """Return sum_n (R_n - R_(n-1)) P_n over descending thresholds, without interpolation.
+
+    Its value for random scores is the prevalence. NaN with one class.
+
+    Args:
+        positives: mass of the positives per cell (..., K).
+        negatives: mass of the negatives per cell (..., K).
+    """
+    true = np.cumsum(positives, axis=-1)
+    precision = _divide(true, true + np.cumsum(negatives, axis=-1), 0.0)
+    value = _divide(np.sum(positives * precision, axis=-1), positives.sum(-1), np.nan)
+    return _both_classes(value, positives, negatives)
+
+
+def best_dice(positives: Floats, negatives: Floats) -> tuple[Floats, npt.NDArray[np.intp]]:
+    """Return max over thresholds of 2TP / (2TP + FP + FN) and the cell (...,) that reaches it.
+
+    The same number is F1-max. An oracle: the threshold is chosen with the labels. The prediction is
+    every score at or above the lower edge of that cell. NaN (cell 0) with one class.
+
+    Args:
+        positives: mass of the positives per cell (..., K).
+        negatives: mass of the negatives per cell (..., K).
+    """
+    true = np.cumsum(positives, axis=-1)
+    predicted = true + np.cumsum(negatives, axis=-1)
+    dice = _divide(2 * true, predicted + true[..., -1:], 0.0)
+    return _both_classes(dice.max(-1), positives, negatives), dice.argmax(-1)
+
+
+def aupro(regions: Floats, negatives: Floats, limit: float = 0.3) -> Floats:
+    """Return the area under the per-region overlap up to a false-positive rate, over the limit.
+
+    PRO(t) is the mean over all regions of the part of the region at or above t; every region pixel
+    therefore weighs 1/area. The curve starts at (0, 0) and is linear between thresholds, also
+    where the limit cuts it. NaN without regions or without negatives (Bergmann et al., CVPR 2020).
+
+    Args:
+        regions: region weight per cell (..., K), summing to the number of regions.
+        negatives: mass of the negatives per cell (..., K).
+        limit: false-positive rate in (0, 1] to integrate to.
+    """
+    count = regions.sum(-1, keepdims=True)
+    width = _divide(negatives, negatives.sum(-1, keepdims=True), np.nan)
+    end = np.cumsum(width, axis=-1)
+    inside = np.minimum(end, limit) - np.minimum(end - width, limit)
+    # Overlap in the middle of the part of the segment that lies inside the limit.
+    before = np.cumsum(regions, axis=-1) - regions
+    middle = before + regions * _divide(inside, width, 0.0) / 2
+    return _divide(np.sum(inside * middle, axis=-1), count[..., 0] * limit, np.nan)
+
+
+def _divide(above: Floats, below: Floats, otherwise: float) -> Floats:
+    """Return above / below, and another value where the denominator is not positive."""
+    out = np.full(np.broadcast_shapes(above.shape, below.shape), otherwise, dtype=np.float64)
+    return np.divide(above, below, out=out, where=below > 0)
+
+
+def _both_classes(value: Floats, positives: Floats, negatives: Floats) -> Floats:
+    """Return the value, NaN where one of the classes has no mass."""
+    return np.where((positives.sum(-1) > 0) & (negatives.sum(-1) > 0), value, np.nan)

@@ -1,0 +1,266 @@
+"""Pixel-level metrics over a whole test set: does the map show where the lesion is?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+
+from normscan.errors import ArgumentError
+from normscan.metrics import curves
+from normscan.metrics.curves import Floats
+from normscan.metrics.estimates import Estimate, bootstrap, to_json
+from normscan.metrics.maps import Mask, Singles, checked_map, checked_mask
+
+
+@dataclass(frozen=True)
+class PixelMetrics:
+    """Pixel-level results over all evaluated pixels of the test set.
+
+    Attributes:
+        auroc: pooled area under the ROC curve.
+        ap: pooled step-wise average precision; random maps reach `prevalence`.
+        aupro: area under the per-region overlap up to `limit`, divided by it.
+        best_dice: best pooled Dice over all thresholds; an oracle, it uses the masks.
+        best_dice_threshold: `map > best_dice_threshold` reaches it.
+        threshold: the threshold that was given, if any.
+        dice: pooled Dice of `map > threshold`.
+        subject_dice: mean over subjects of the Dice of `map > threshold`; 1 where both the
+            prediction and the mask of a subject are empty.
+        limit: false-positive rate up to which `aupro` integrates.
+        prevalence: fraction of lesion pixels.
+        pixels: number of evaluated pixels.
+        regions: number of connected lesion components with evaluated pixels.
+        scans: number of maps.
+        subjects: number of subjects.
+        evaluated: `whole image`, `region`, or `mixed`: whether a region restricted the pixels.
+    """
+
+    auroc: Estimate
+    ap: Estimate
+    aupro: Estimate
+    best_dice: Estimate
+    best_dice_threshold: float
+    threshold: float | None
+    dice: Estimate | None
+    subject_dice: Estimate | None
+    limit: float
+    prevalence: float
+    pixels: int
+    regions: int
+    scans: int
+    subjects: int
+    evaluated: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, None for NaN."""
+        return to_json(self)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Sorted scores of one scan: healthy pixels, lesion pixels, and 1/area of their component."""
+
+    subject: int
+    negatives: Singles
+    positives: Singles
+    weights: Floats
+    regions: int
+    restricted: bool
+
+
+class PixelScores:
+    """Collects maps and masks scan by scan, then evaluates them exactly.
+
+    Scores are kept as float32, 4 bytes for a healthy pixel and 12 for a lesion pixel; evaluation
+    needs as much again. Maps of another precision are rounded to float32, and so is the threshold.
+    """
+
+    def __init__(self) -> None:
+        self._scans: list[_Scan] = []
+        self._subjects: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def add(
+        self,
+        map: npt.ArrayLike,
+        mask: npt.ArrayLike | None,
+        subject: Hashable,
+        region: npt.ArrayLike | None = None,
+    ) -> None:
+        """Add the map of one scan.
+
+        A lesion component is one of the whole mask (8-connected in 2D, 26-connected in 3D); where a
+        region hides part of it, its visible pixels stand for it.
+
+        Args:
+            map: anomaly map (H, W) or (D, H, W), higher is more anomalous; may be infinite.
+            mask: lesion mask of the same shape, 0 is healthy; None for a healthy scan.
+            subject: whose scan it is; intervals resample subjects.
+            region: pixels to evaluate, same shape; None for the whole image.
+
+        Raises:
+            ArgumentError: NaN in the evaluated map, shapes that differ, or an empty region.
+        """
+        values, inside = checked_map(map, region)
+        scores, components = values[inside], np.zeros(int(inside.sum()), np.int64)
+        if mask is not None:
+            lesion = checked_mask(mask, values.shape, "lesion mask")
+            components = _components(lesion)[inside]
+        is_lesion = components > 0
+        _, member, area = np.unique(components[is_lesion], return_inverse=True, return_counts=True)
+        order = np.argsort(scores[is_lesion])
+        self._scans.append(
+            _Scan(
+                subject=self._subjects.setdefault(subject, len(self._subjects)),
+                negatives=np.sort(scores[~is_lesion]),
+                positives=scores[is_lesion][order],
+                weights=(1 / area)[member][order],
+                regions=area.size,
+                restricted=region is not None,
+            )
+        )
+
+    def evaluate(
+        self,
+        threshold: float | None = None,
+        *,
+        limit: float = 0.3,
+        replicates: int = 1000,
+        seed: int = 0,
+        confidence: float = 0.95,
+    ) -> PixelMetrics:
+        """Return all pixel-level metrics with bootstrap intervals by subject.
+
+        The values are exact. The intervals of Dice at the threshold are exact too; those of the
+        other metrics come from per-subject histograms over `curves.quantile_edges` (within 1e-3).
+
+        Args:
+            threshold: where `map > threshold` is a lesion; None leaves `dice` out.
+            limit: false-positive rate in (0, 1] up to which AUPRO integrates.
+            replicates: bootstrap resamples; 0 for no intervals.
+            seed: seed of the resampling.
+            confidence: coverage of the intervals.
+
+        Raises:
+            ArgumentError: nothing was added, or an argument is outside its range.
+        """
+        if not self._scans:
+            raise ArgumentError("No scan was added; there are no pixels to evaluate.")
+        if not 0 < limit <= 1:
+            raise ArgumentError(f"The AUPRO limit must be above 0 and at most 1, not {limit}.")
+        if threshold is not None and math.isnan(threshold):
+            raise ArgumentError("The pixel threshold is NaN.")
+        options = {"replicates": replicates, "seed": seed, "confidence": confidence}
+        ranked, best_threshold, prevalence, pixels = self._ranking(limit, options)
+        fixed = self._at(np.float32(threshold), options) if threshold is not None else {}
+        kinds = {"region" if scan.restricted else "whole image" for scan in self._scans}
+        evaluated = kinds.pop() if len(kinds) == 1 else "mixed"
+        return PixelMetrics(
+            **ranked,
+            best_dice_threshold=best_threshold,
+            threshold=threshold,
+            dice=fixed.get("dice"),
+            subject_dice=fixed.get("subject_dice"),
+            limit=limit,
+            prevalence=prevalence,
+            pixels=pixels,
+            regions=sum(scan.regions for scan in self._scans),
+            scans=len(self._scans),
+            subjects=len(self._subjects),
+            evaluated=evaluated,
+        )
+
+    def _ranking(
+        self, limit: float, options: dict[str, Any]
+    ) -> tuple[dict[str, Estimate], float, float, int]:
+        """Return the threshold-free metrics, the best threshold, the prevalence and the pixels."""
+        positives = np.concatenate([scan.positives for scan in self._scans])
+        negatives = np.concatenate([scan.negatives for scan in self._scans])
+        order = np.argsort(positives)
+        positives, weights = positives[order], self._weights()[order]
+        negatives.sort()  # in place: the largest array of all
+
+        edges = curves.exact_edges(positives)
+        counts = curves.cells(positives, edges), curves.cells(negatives, edges)
+        point = _ranking_metrics(*counts, curves.cells(positives, edges, weights), limit)
+        best_cell = curves.best_dice(*counts)[1]
+        # Scores at or above the edge are predicted; with a strict `>` that is the float below it.
+        best = float(np.nextafter(edges[best_cell], np.float32(-np.inf)))
+        if math.isnan(point["best_dice"]):
+            best = math.nan
+
+        coarse = curves.quantile_edges(positives, negatives, limit)
+        tables = self._histograms(coarse) if options["replicates"] else []
+
+        def metrics(subjects: Floats) -> dict[str, Floats]:
+            positives, negatives, regions = (subjects @ table for table in tables)
+            return _ranking_metrics(positives, negatives, regions, limit)
+
+        size = max(coarse.size, len(self._subjects))
+        exact = {name: float(value) for name, value in point.items()}
+        estimates = bootstrap(metrics, exact, len(self._subjects), cells=size, **options)
+        pixels = positives.size + negatives.size
+        return estimates, best, positives.size / pixels, pixels
+
+    def _weights(self) -> Floats:
+        return np.concatenate([scan.weights for scan in self._scans])
+
+    def _histograms(self, edges: Singles) -> list[Floats]:
+        """Return positives, negatives and region weight (subjects, K) of every subject."""
+        tables = [np.zeros((len(self._subjects), edges.size)) for _ in range(3)]
+        for scan in self._scans:
+            tables[0][scan.subject] += curves.cells(scan.positives, edges)
+            tables[1][scan.subject] += curves.cells(scan.negatives, edges)
+            tables[2][scan.subject] += curves.cells(scan.positives, edges, scan.weights)
+        return tables
+
+    def _at(self, threshold: np.float32, options: dict[str, Any]) -> dict[str, Estimate]:
+        """Return pooled and mean per-subject Dice of `score > threshold`, exact."""
+        true, false, lesion, healthy = np.zeros((4, len(self._subjects)))
+        for scan in self._scans:
+            for scores, above, count in (
+                (scan.positives, true, lesion),
+                (scan.negatives, false, healthy),
+            ):
+                below = np.searchsorted(scores, threshold, side="right")
+                above[scan.subject] += scores.size - below
+                count[scan.subject] += scores.size
+        size = true + false + lesion
+        each = np.where(size > 0, 2 * true / np.maximum(size, 1), 1.0)
+
+        def metrics(weights: Floats) -> dict[str, Floats]:
+            defined = (weights @ lesion > 0) & (weights @ healthy > 0)
+            pooled = 2 * (weights @ true) / np.maximum(weights @ size, 1)
+            mean = weights @ each / weights.sum(-1)
+            return {"dice": np.where(defined, pooled, np.nan), "subject_dice": mean}
+
+        subjects = len(self._subjects)
+        point = {name: float(v[0]) for name, v in metrics(np.ones((1, subjects))).items()}
+        return bootstrap(metrics, point, subjects, cells=subjects, **options)
+
+
+def _components(mask: Mask) -> npt.NDArray[Any]:
+    """Return connected component labels, 0 outside: 8-connected in 2D, 26-connected in 3D."""
+    if mask.ndim == 2:
+        return cc3d.connected_components(mask, connectivity=8, return_N=False)
+    return cc3d.connected_components(mask, connectivity=26, return_N=False)
+
+
+def _ranking_metrics(
+    positives: Floats, negatives: Floats, regions: Floats, limit: float
+) -> dict[str, Floats]:
+    """Return the metrics that need no threshold, from mass per cell (..., K)."""
+    return {
+        "auroc": curves.auroc(positives, negatives),
+        "ap": curves.average_precision(positives, negatives),
+        "aupro": curves.aupro(regions, negatives, limit),
+        "best_dice": curves.best_dice(positives, negatives)[0],
+    }

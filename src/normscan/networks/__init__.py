@@ -1,0 +1,1 @@
+"""Dimension-free blocks and networks, and frozen backbones."""

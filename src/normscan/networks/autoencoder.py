@@ -1,0 +1,156 @@
+"""Encoders and decoders with a narrow code: the two that the comparative studies share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from normscan.networks.blocks import doublings, layer
+
+Norm = Literal["batch", "affine"]
+
+
+class ChannelAffine(nn.Module):
+    """A learned scale and shift per channel: batch normalisation that never normalises."""
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, channels, *[1] * dims))
+        self.shift = nn.Parameter(torch.zeros(1, channels, *[1] * dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
+    return layer("batch_norm", dims, channels) if kind == "batch" else ChannelAffine(dims, channels)
+
+
+class _Code(nn.Module):
+    """Encoder, code of ``latent`` numbers, decoder; variational if ``heads`` is 2.
+
+    ``encode`` returns the code, or mean and raw spread for two heads.
+    """
+
+    encoder: nn.Module
+    heads: nn.ModuleList
+    decoder: nn.Module
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        features = self.encoder(x)
+        return [head(features) for head in self.heads]
+
+    def decode(self, z: Tensor) -> Tensor:
+        x: Tensor = self.decoder(z)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x)[0])
+
+
+class BaurAutoencoder(_Code):
+    """Unified encoder and decoder of Baur et al. 2021 with a dense code.
+
+    Stride-2 5x5 convolutions of 32, 64, 128, 128 channels down to 8x8 (Leaky ReLU with slope 0.3,
+    the Keras default), 1x1 convolution to an eighth of the channels, linear layer to the code;
+    mirrored up; linear output.
+
+    Args:
+        dims: 2 or 3.
+        channels: of input and output.
+        size: pixels along each axis; 8 times a power of two.
+        latent: length of the code.
+        heads: 1 for an autoencoder, 2 for mean and spread of a variational one.
+        width: channels of the first convolution (32); the widest has four times as many.
+        dropout: after the linear layers.
+        norm: ``batch``, or ``affine`` for the released code, whose batch norm is never in
+            training mode.
+    """
+
+    def __init__(
+        self,
+        dims: int = 2,
+        channels: int = 1,
+        size: int = 128,
+        latent: int = 128,
+        heads: int = 1,
+        width: int = 32,
+        dropout: float = 0.2,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        smallest = 8
+        n = doublings(size, smallest)
+        widest = 4 * width
+        down = [min(widest, width * 2**i) for i in range(n)]
+        up = [max(width, widest // 2**i) for i in range(n)]
+        parts: list[nn.Module] = []
+        for a, b in zip([channels, *down], down, strict=False):
+            parts += [layer("conv", dims, a, b, 5, stride=2, padding=2), _norm(norm, dims, b)]
+            parts.append(nn.LeakyReLU(0.3))
+        narrow = max(1, down[-1] // 8)
+        shape = (narrow, *[smallest] * dims)
+        flat = narrow * smallest**dims
+        self.encoder = nn.Sequential(*parts, layer("conv", dims, down[-1], narrow, 1), nn.Flatten())
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(flat, latent), nn.Dropout(dropout)) for _ in range(heads)
+        )
+        head = [nn.Linear(latent, flat), nn.Dropout(dropout), nn.Unflatten(1, shape)]
+        out: list[nn.Module] = [*head, layer("conv", dims, narrow, down[-1], 1)]
+        out += [_norm(norm, dims, down[-1]), nn.ReLU()]
+        for a, b in zip([down[-1], *up], up, strict=False):
+            out.append(
+                layer("conv_transpose", dims, a, b, 5, stride=2, padding=2, output_padding=1)
+            )
+            out += [_norm(norm, dims, b), nn.LeakyReLU(0.3)]
+        self.decoder = nn.Sequential(*out, layer("conv", dims, up[-1], channels, 1))
+
+
+class CompactAutoencoder(_Code):
+    """Autoencoder of Mao et al. 2020, shared by MedIAnomaly (Cai et al. 2025).
+
+    Four stride-2 4x4 convolutions of 16, 32, 64, 64 channels, a hidden linear layer, a code of 16
+    numbers; mirrored; the last layer has neither norm nor activation.
+
+    Args:
+        dims: 2 or 3.
+        channels: of input and output.
+        size: pixels along each axis; 4 times a power of two (64 in the article).
+        latent: length of the code.
+        heads: 1, or 2 for a variational code.
+        width: channels of the first convolution.
+        hidden: width of the hidden linear layer.
+    """
+
+    def __init__(
+        self,
+        dims: int = 2,
+        channels: int = 1,
+        size: int = 64,
+        latent: int = 16,
+        heads: int = 1,
+        width: int = 16,
+        hidden: int = 1024,
+    ) -> None:
+        super().__init__()
+        smallest = 4
+        n = doublings(size, smallest)
+        down = [width * min(2**i, 4) for i in range(n)]
+        options = {"stride": 2, "padding": 1, "bias": False}
+        parts: list[nn.Module] = []
+        for a, b in zip([channels, *down], down, strict=False):
+            parts += [layer("conv", dims, a, b, 4, **options), layer("batch_norm", dims, b), nn.ReLU()]
+        flat = down[-1] * smallest**dims
+        hidden_in = [nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+        self.encoder = nn.Sequential(*parts, *hidden_in)
+        self.heads = nn.ModuleList(nn.Linear(hidden, latent) for _ in range(heads))
+        out: list[nn.Module] = [nn.Linear(latent, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+        out += [nn.Linear(hidden, flat), nn.Unflatten(1, (down[-1], *[smallest] * dims))]
+        up = [*reversed(down[:-1])]
+        for a, b in zip([down[-1], *up], up, strict=False):
+            out.append(layer("conv_transpose", dims, a, b, 4, **options))
+            out += [layer("batch_norm", dims, b), nn.ReLU()]
+        last = up[-1] if up else down[-1]
+        self.decoder = nn.Sequential(*out, layer("conv_transpose", dims, last, channels, 4, **options))

@@ -1,0 +1,1 @@
+"""Losses, named as in the literature."""

@@ -1,0 +1,33 @@
+"""Losses of reconstructions, codes and critics. Each says how it reduces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def kl_standard_normal(mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, 1)) per element: (mean^2 + std^2 - log std^2 - 1) / 2."""
+    return 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1)
+
+
+def per_image_sum(values: Tensor) -> Tensor:
+    """Sum over each image, mean over the batch: a scalar."""
+    return values.flatten(1).sum(1).mean()
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Mean of (||grad critic|| - 1)^2 between real and fake images (Gulrajani et al. 2017).
+
+    Args:
+        critic: images to numbers.
+        real: (B, C, *spatial).
+        fake: (B, C, *spatial).
+        mix: (B,) uniform in [0, 1), share of the fake image.
+    """
+    share = mix.reshape(-1, *[1] * (real.ndim - 1))
+    between = (real + share * (fake - real)).detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -1,0 +1,154 @@
+"""Axis-parallel grids: orientation, cropping, padding and resampling as one linear step.
+
+A working grid is the scan's own grid with its axes permuted, flipped, scaled and shifted, so the
+obliquity of an oblique scan stays in its affine and resampling separates into one small matrix per
+axis. The same object brings a map back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from normscan.scan import Scan
+
+# World axes (0 right, 1 anterior, 2 superior) and directions of the working axes. A slice is drawn
+# upright: rows run down, columns to the right of the picture.
+RAS = ((0, 1), (1, 1), (2, 1))
+UPRIGHT_SLICES = ((1, -1), (0, 1), (2, 1))
+
+
+def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
+    """Return the (n_out, n_in) matrix of linear interpolation at given places along an axis.
+
+    Where the step between samples is above 1 the triangle widens with it, which removes what the
+    coarser grid can't show (no aliasing). Rows whose centre lies outside the voxels are zero.
+
+    Args:
+        n_in: number of voxels along the axis.
+        centres: (n_out,) places in voxel indices.
+        step: distance between two places in voxels.
+    """
+    width = max(1.0, abs(step))
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(n_in)[None] - centres[:, None]) / width)
+    outside = (centres < -0.5) | (centres > n_in - 0.5)
+    sums = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)
+    weights[outside] = 0
+    return weights.astype(np.float32)
+
+
+def apply_axes(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
+    """Apply one matrix to each spatial axis of (C, *spatial)."""
+    for axis, matrix in enumerate(matrices, start=1):
+        array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A working grid: place w along working axis a lies at source index start[a] + step[a] * w.
+
+    Attributes:
+        axes: source axis of each working axis.
+        start: source index of the first working voxel, per working axis.
+        step: source voxels per working voxel, signed, per working axis.
+        shape: shape of the working grid.
+        source_shape: spatial shape of the scan.
+    """
+
+    axes: tuple[int, ...]
+    start: tuple[float, ...]
+    step: tuple[float, ...]
+    shape: tuple[int, ...]
+    source_shape: tuple[int, ...]
+
+    def forward(self, array: np.ndarray) -> np.ndarray:
+        """Bring (C, *source_shape) onto the working grid; outside the scan it is zero."""
+        moved = array.transpose(0, *(a + 1 for a in self.axes))
+        matrices = [
+            axis_weights(moved.shape[i + 1], self.start[i] + self.step[i] * np.arange(n), self.step[i])
+            for i, n in enumerate(self.shape)
+        ]
+        return apply_axes(moved, matrices)
+
+    def backward(self, array: np.ndarray) -> np.ndarray:
+        """Bring (C, *shape) onto the scan's own grid; outside the working grid it is zero."""
+        matrices = [
+            axis_weights(
+                n, (np.arange(self.source_shape[a]) - self.start[i]) / self.step[i], 1 / self.step[i]
+            )
+            for i, (n, a) in enumerate(zip(self.shape, self.axes, strict=True))
+        ]
+        moved = apply_axes(array, matrices)
+        return np.ascontiguousarray(moved.transpose(0, *(np.argsort(self.axes) + 1)))
+
+    def affine(self, source: np.ndarray) -> np.ndarray:
+        """Return the affine of the working grid, (4, 4)."""
+        to_source = np.eye(4)
+        to_source[: len(self.axes), : len(self.axes)] = 0
+        for i, a in enumerate(self.axes):
+            to_source[a, i] = self.step[i]
+            to_source[a, 3] = self.start[i]
+        return source @ to_source
+
+
+def orient(scan: Scan, upright: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return source axis and sign for each working axis.
+
+    Args:
+        scan: 2D or 3D.
+        upright: a volume is to be cut into axial slices, so its first two axes are laid out as a
+            picture; otherwise RAS+. A 2D scan is always upright.
+    """
+    from nibabel.orientations import io_orientation
+
+    world = io_orientation(scan.affine)[: scan.dims]
+    if scan.dims == 3:
+        target = UPRIGHT_SLICES if upright else RAS
+    else:
+        low, high = sorted(int(w) for w in world[:, 0])
+        target = ((high, -1), (low, 1))
+    found = {int(w): (axis, int(sign)) for axis, (w, sign) in enumerate(world)}
+    axes = tuple(found[w][0] for w, _ in target)
+    signs = tuple(found[w][1] * sign for w, sign in target)
+    return axes, signs
+
+
+def fit_grid(
+    scan: Scan,
+    box: tuple[tuple[int, int], ...],
+    size: tuple[int | None, ...],
+    spacing: float | None,
+    stretch: bool,
+    upright: bool,
+) -> Grid:
+    """Lay a working grid of a given size over a box of the scan.
+
+    Args:
+        scan: 2D or 3D.
+        box: first and last+1 index of the region of interest, per source axis.
+        size: voxels per working axis; None keeps the scan's own slices along that axis.
+        spacing: millimetres per working voxel; None scales the box to fill the grid.
+        stretch: scale each axis on its own, instead of all alike with padding.
+        upright: see ``orient``.
+    """
+    axes, signs = orient(scan, upright)
+    extent = [box[a][1] - box[a][0] for a in axes]
+    mm = [scan.spacing[a] for a in axes]
+    fitted = [e * m / n for e, m, n in zip(extent, mm, size, strict=True) if n]
+    start, step, shape = [], [], []
+    for i, n in enumerate(size):
+        if n is None:
+            scale = (spacing or mm[i]) / mm[i]
+            n = max(1, round(extent[i] / scale))
+        elif spacing is not None:
+            scale = spacing / mm[i]
+        else:
+            scale = extent[i] / n if stretch else max(fitted) / mm[i]
+        middle = (box[axes[i]][0] + box[axes[i]][1] - 1) / 2
+        start.append(middle - signs[i] * scale * (n - 1) / 2)
+        step.append(signs[i] * scale)
+        shape.append(n)
+    return Grid(axes, tuple(start), tuple(step), tuple(shape), scan.shape)

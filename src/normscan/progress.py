@@ -1,0 +1,84 @@
+"""Progress that a person sees on a terminal and a log file can hold."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Bars on a terminal; elsewhere a line at most every ten seconds. Writes to stderr.
+
+    Args:
+        shown: False for silence.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown
+        self.live = shown and sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+        self._name = ""
+        self._last = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._name = None, ""
+
+    def _start(self, name: str, total: int | None) -> None:
+        self._stop()
+        self._name, self._last = name, time.monotonic()
+        if self.live:
+            from rich import progress
+            from rich.console import Console
+
+            columns = [progress.TextColumn("{task.description:<22}"), progress.BarColumn()]
+            columns += [progress.MofNCompleteColumn(), progress.TimeRemainingColumn()]
+            columns.append(progress.TextColumn("{task.fields[text]}"))
+            self._bar = progress.Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(name, total=total, text="")
+            self._bar.start()
+
+    def update(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        """Show that ``done`` of ``total`` pieces of the work called ``name`` are finished."""
+        if not self.shown:
+            return
+        if name != self._name:
+            self._start(name, total)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, text=text)
+        elif time.monotonic() - self._last > LINE_SECONDS or (total is not None and done == total):
+            self._last = time.monotonic()
+            print(f"{name}: {done}{f'/{total}' if total else ''}  {text}".rstrip(), file=sys.stderr)
+        if total is not None and done >= total:
+            self._stop()
+
+    def track(self, items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
+        """Yield the items and show how many have passed."""
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+        for i, item in enumerate(items, start=1):
+            yield item
+            self.update(name, i, total)
+
+    def say(self, text: str) -> None:
+        """Print a line for the user."""
+        if self.shown:
+            self._stop()
+            print(text, file=sys.stderr)

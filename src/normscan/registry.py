@@ -1,0 +1,180 @@
+"""The registry: one decorator puts a method into the library, the command line, the docs and the tests."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from normscan.errors import ArgumentError, nearest
+
+if TYPE_CHECKING:
+    from normscan.methods.base import Method
+
+REGIMES = (
+    "healthy",
+    "healthy+unlabelled",
+    "paired-modality",
+    "image-labels",
+    "few-anomalies",
+    "zero-shot",
+    "few-shot",
+)
+
+# Keys that a preset may set beside the method's own arguments: they belong to the detector.
+DETECTOR_KEYS = ("preprocess", "postprocess", "reduction")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the library knows about a method without building it.
+
+    Attributes:
+        id: the name in ``create(id)``.
+        family: package below ``normscan.methods`` that holds it.
+        paper: author and year, or where it was published.
+        regime: what it may see in training, one of ``REGIMES``.
+        dims: numbers of spatial axes that it can work on.
+        build: the registered function.
+        presets: changes to the defaults by name; ``paper`` changes nothing.
+        postprocess: default chain applied to the stitched map, see ``normscan.scores.postprocess``.
+        reduction: how the map becomes an image score, see ``normscan.scores.reductions``.
+        preprocess: changes to the default preprocessing.
+        tiny: arguments small enough for the contract tests.
+    """
+
+    id: str
+    family: str
+    paper: str
+    regime: str
+    dims: tuple[int, ...]
+    build: Callable[..., Method]
+    presets: Mapping[str, Mapping[str, Any]]
+    postprocess: tuple[str, ...] = ()
+    reduction: str = "foreground_mean"
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The arguments with the article's values."""
+        return {p.name: p.default for p in inspect.signature(self.build).parameters.values()}
+
+    def arguments(self, preset: str = "paper", **changes: Any) -> dict[str, Any]:
+        """Return all arguments of the method for a preset with some of them changed.
+
+        Raises:
+            ArgumentError: unknown preset or argument; names the nearest known one.
+        """
+        defaults = self.defaults
+        values = {**defaults, **{k: v for k, v in self.preset(preset).items() if k in defaults}}
+        for name, value in changes.items():
+            if name not in defaults:
+                raise ArgumentError(
+                    f"method '{self.id}' has no argument '{name}'.{nearest(name, defaults)} "
+                    f"It has: {', '.join(defaults)}."
+                )
+            values[name] = value
+        return values
+
+    def preset(self, name: str) -> Mapping[str, Any]:
+        """Return what a preset changes: method arguments and, under ``DETECTOR_KEYS``, the rest."""
+        if name not in self.presets:
+            raise ArgumentError(
+                f"method '{self.id}' has no preset '{name}'.{nearest(name, self.presets)} "
+                f"It has: {', '.join(self.presets)}."
+            )
+        return self.presets[name]
+
+    def create(self, **arguments: Any) -> Method:
+        """Build the method; its weights come from the caller's random state."""
+        method = self.build(**arguments)
+        method.card = self
+        return method
+
+
+_CARDS: dict[str, Card] = {}
+_loaded = False
+
+
+def register(
+    id: str,
+    *,
+    paper: str,
+    regime: str = "healthy",
+    dims: tuple[int, ...] = (2,),
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    postprocess: tuple[str, ...] = (),
+    reduction: str = "foreground_mean",
+    preprocess: Mapping[str, Any] | None = None,
+    tiny: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Register a function that builds a method; see ``Card`` for the arguments.
+
+    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults, which
+    for ``code`` says that the released code does what the article describes, or that there is none.
+
+    Raises:
+        ValueError: the name is taken, the regime is unknown, or a preset names no argument.
+    """
+
+    def decorate(build: Callable[..., Method]) -> Callable[..., Method]:
+        if id in _CARDS:
+            raise ValueError(f"the method name '{id}' is taken by {_CARDS[id].build}")
+        if regime not in REGIMES:
+            raise ValueError(f"unknown regime '{regime}' of method '{id}'")
+        card = Card(
+            id=id,
+            family=build.__module__.removeprefix("normscan.methods.").partition(".")[0],
+            paper=paper,
+            regime=regime,
+            dims=dims,
+            build=build,
+            presets={"paper": {}, "code": {}, **(presets or {})},
+            postprocess=postprocess,
+            reduction=reduction,
+            preprocess=preprocess or {},
+            tiny=tiny or {},
+        )
+        known = {*card.defaults, *DETECTOR_KEYS}
+        for name, changes in (*card.presets.items(), ("tiny", card.tiny)):
+            unknown = set(changes) - known
+            if unknown:
+                raise ValueError(f"preset '{name}' of '{id}' sets unknown {sorted(unknown)}")
+        _CARDS[id] = card
+        return build
+
+    return decorate
+
+
+def load_all() -> dict[str, Card]:
+    """Import every module below ``normscan.methods`` and return the cards by id, sorted."""
+    global _loaded
+    if not _loaded:
+        package = importlib.import_module("normscan.methods")
+        for module in pkgutil.walk_packages(package.__path__, "normscan.methods."):
+            importlib.import_module(module.name)
+        _loaded = True
+    return dict(sorted(_CARDS.items()))
+
+
+def card(id: str) -> Card:
+    """Return the card of a method.
+
+    Raises:
+        ArgumentError: no such method; names the nearest one.
+    """
+    cards = load_all()
+    if id not in cards:
+        raise ArgumentError(
+            f"there is no method '{id}'.{nearest(id, cards)} `normscan methods` lists them all."
+        )
+    return cards[id]

@@ -1,0 +1,230 @@
+"""Score histogram, ROC and precision-recall curve as inline SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Matplotlib writes fixed colours. These stand-ins become variables of the style sheet, so that one
+# drawing serves the light page, the dark one and the printer.
+INK, FAINT = "#010203", "#010204"
+HEALTHY, ANOMALOUS, VALIDATION, ACCENT = "#010205", "#010206", "#010207", "#010208"
+VARIABLES = {
+    INK: "--ink",
+    FAINT: "--line-strong",
+    HEALTHY: "--healthy",
+    ANOMALOUS: "--anomalous",
+    VALIDATION: "--muted",
+    ACCENT: "--accent",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "normscan",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "text.parse_math": False,
+}
+
+
+def score_histogram(
+    healthy: np.ndarray,
+    anomalous: np.ndarray,
+    validation: np.ndarray | None = None,
+    threshold: float | None = None,
+) -> str | None:
+    """Draw the scores of the test scans, each scan also as a tick below; None without any score.
+
+    Args:
+        healthy: scores (n,) of the healthy test scans.
+        anomalous: scores (n,) of the anomalous test scans.
+        validation: scores (n,) of the healthy scans that set the threshold.
+        threshold: score above which a scan is flagged.
+    """
+    groups = [
+        ("healthy", _finite(healthy), HEALTHY),
+        ("anomalous", _finite(anomalous), ANOMALOUS),
+        ("healthy validation", _finite(validation), VALIDATION),
+    ]
+    groups = [group for group in groups if group[1].size]
+    if not groups:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    with _style():
+        figure, axes = _canvas(11.6, 3.5)
+        edges = _edges(np.concatenate([scores for _, scores, _ in groups]), threshold)
+        for name, scores, colour in groups:
+            label = f"{name} ({scores.size})"
+            if colour == VALIDATION:
+                axes.hist(scores, edges, histtype="step", color=colour, label=label, linewidth=1.2)
+            else:
+                axes.hist(scores, edges, color=colour, label=label, alpha=0.55)
+        _rug(axes, groups)
+        if threshold is not None and np.isfinite(threshold):
+            axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.annotate(
+                f"threshold {threshold:.4g}",
+                (threshold, 1),
+                (4, -2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                fontsize=9,
+            )
+        axes.set(xlabel="anomaly score of the scan", ylabel="scans")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper right", ncols=3, fontsize=9)
+        return _svg(figure, "histogram")
+
+
+def roc_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None) -> str | None:
+    """Draw the ROC curve; None unless both classes are there.
+
+    Args:
+        labels: (n,) 1 anomalous, 0 healthy.
+        scores: (n,) finite anomaly scores.
+        flagged: (n,) bool decisions, marked as the operating point.
+    """
+    if not _two_classes(labels):
+        return None
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    false_positives, true_positives, _ = roc_curve(labels, scores)
+    with _style():
+        figure, axes = _canvas(5.0, 4.4)
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.1, linestyle=(0, (2, 2)), label="chance")
+        label = f"AUROC {roc_auc_score(labels, scores):.3f}"
+        axes.plot(
+            false_positives, true_positives, color=ACCENT, label=label, clip_on=False, zorder=3
+        )
+        if flagged is not None:
+            point = flagged[labels == 0].mean(), flagged[labels == 1].mean()
+            _operating_point(axes, *point)
+        _unit_square(axes, "false-positive rate", "sensitivity")
+        axes.legend(loc="lower right", fontsize=9)
+        return _svg(figure, "roc")
+
+
+def pr_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None) -> str | None:
+    """Draw the precision-recall curve; None unless both classes are there. See `roc_chart`."""
+    if not _two_classes(labels):
+        return None
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    share = float(labels.mean())
+    with _style():
+        figure, axes = _canvas(5.0, 4.4)
+        axes.axhline(
+            share, color=FAINT, linewidth=1.1, linestyle=(0, (2, 2)), label=f"chance {share:.2f}"
+        )
+        label = f"AP {average_precision_score(labels, scores):.3f}"
+        # Precision between two thresholds is not linear: a straight line would promise too much.
+        axes.step(
+            recall, precision, color=ACCENT, label=label, where="post", clip_on=False, zorder=3
+        )
+        if flagged is not None and flagged.any():
+            _operating_point(axes, flagged[labels == 1].mean(), labels[flagged].mean())
+        _unit_square(axes, "sensitivity (recall)", "precision")
+        axes.legend(loc="lower left", fontsize=9)
+        return _svg(figure, "pr")
+
+
+def _finite(scores: np.ndarray | None) -> np.ndarray:
+    values = np.asarray([] if scores is None else scores, dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def _two_classes(labels: np.ndarray) -> bool:
+    return bool((labels == 0).any() and (labels == 1).any())
+
+
+def _edges(scores: np.ndarray, threshold: float | None) -> list[float]:
+    ends = [scores.min(), scores.max()]
+    if threshold is not None and np.isfinite(threshold):
+        ends.append(threshold)
+    low, high = min(ends), max(ends)
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    bins = int(np.clip(2 * np.sqrt(scores.size), 10, 40))
+    return [float(edge) for edge in np.linspace(low, high, bins + 1)]
+
+
+def _rug(axes: Axes, groups: list[tuple[str, np.ndarray, str]]) -> None:
+    transform = axes.get_xaxis_transform()
+    for row, (_, scores, colour) in enumerate(groups):
+        height = -0.035 - 0.035 * row
+        bounds = height, height + 0.028
+        axes.vlines(scores, *bounds, color=colour, linewidth=1, transform=transform, clip_on=False)
+    axes.tick_params(axis="x", pad=5 + 7 * len(groups), length=0)
+
+
+def _operating_point(axes: Axes, x: float, y: float) -> None:
+    axes.plot(
+        [x],
+        [y],
+        "o",
+        color=ANOMALOUS,
+        markersize=7,
+        label="operating point",
+        clip_on=False,
+        zorder=5,
+    )
+
+
+def _unit_square(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel=x, ylabel=y, aspect="equal")
+    ticks = np.linspace(0, 1, 6)
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Return the figure as an SVG element that can stand beside others in one page."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # The page gives the size and the font; identifiers must differ between the charts of a page.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: (?:[a-z0-9]+ )??([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = re.sub(r'id="', f'id="{name}-', text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.strip()

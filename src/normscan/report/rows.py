@@ -1,0 +1,124 @@
+"""Rows of pictures for the page: PNG layers and outline paths that the template puts together.
+
+A row is drawn as layers of SVG, not as finished pictures: the scan is stored once and shown three
+times, and the outlines stay sharp however far the reader zooms in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from normscan.report.figures import (
+    display_image,
+    outlines,
+    overlay_levels,
+    overlay_table,
+    png_data_uri,
+    shrink,
+    window,
+)
+from normscan.report.orientation import edge_letters, upright, upright_spacing
+from normscan.report.picture import Picture
+
+# Pixels along the longer side: about what a quarter of the page shows, and small in the file.
+SIDE = 208
+
+
+@dataclass(frozen=True)
+class Row:
+    """The layers of a picture, all on one grid.
+
+    Attributes:
+        picture: where it comes from.
+        identity: unique on the page.
+        columns: grid width in pixels.
+        rows: grid height in pixels.
+        column_mm: pixel width.
+        row_mm: pixel height.
+        scan: PNG address of the image.
+        restoration: PNG address of the reconstruction in the same window, or None.
+        overlay: PNG address of the transparent colour layer.
+        lesion: SVG path of the true mask; empty without one.
+        region: SVG path of the map above the pixel threshold; empty without a threshold.
+        letters: directions at the top and the left edge, or None.
+    """
+
+    picture: Picture
+    identity: str
+    columns: int
+    rows: int
+    column_mm: float
+    row_mm: float
+    scan: str
+    restoration: str | None
+    overlay: str
+    lesion: str
+    region: str
+    letters: tuple[str, str] | None
+
+
+def make_row(
+    picture: Picture, identity: str, scale: tuple[float, float], pixel_threshold: float | None
+) -> Row:
+    """Turn a picture upright, cut the empty border off and render its layers."""
+    affine, rgb = picture.affine, picture.is_rgb
+    limits = window(picture.image, rgb)
+    crop = _content(picture, limits, scale[0])
+
+    def layer(image: np.ndarray) -> str:
+        colours = rgb and len(image) == 3
+        shown = display_image(upright(image, affine)[..., *crop], limits, colours)
+        return png_data_uri(shrink(shown, SIDE))
+
+    shown = np.asarray(upright(picture.map, affine)[crop], dtype=np.float32)
+    mask = None if picture.mask is None else upright(picture.mask, affine)[crop]
+    # Averaging the map, not its colours, keeps a small hot spot as hot as its mean.
+    averaged = np.asarray(shrink(np.nan_to_num(shown, nan=scale[0]), SIDE, smooth=False))
+    overlay = Image.fromarray(overlay_levels(averaged, scale))
+    rows, columns = shown.shape
+    row_mm, column_mm = upright_spacing(affine)
+    return Row(
+        picture=picture,
+        identity=identity,
+        columns=columns,
+        rows=rows,
+        column_mm=column_mm,
+        row_mm=row_mm,
+        scan=layer(picture.image),
+        restoration=None if picture.reconstruction is None else layer(picture.reconstruction),
+        overlay=png_data_uri(overlay, overlay_table()),
+        lesion="" if mask is None else svg_path(outlines(mask, 0.5)),
+        region="" if pixel_threshold is None else svg_path(outlines(shown, pixel_threshold)),
+        letters=edge_letters(affine),
+    )
+
+
+def _content(picture: Picture, limits: tuple[float, float], floor: float) -> tuple[slice, slice]:
+    """Return rows and columns of the upright plane that show anything at all, with a margin.
+
+    Only a black border goes, and no pixel of the lesion or of the overlay.
+    """
+    grey = display_image(picture.image, limits, picture.is_rgb)
+    shown = grey.max(axis=-1) > 8 if grey.ndim == 3 else grey > 8
+    shown |= np.nan_to_num(picture.map, nan=floor) > floor
+    if picture.mask is not None:
+        shown |= picture.mask.astype(bool)
+    shown = np.asarray(upright(shown, picture.affine))
+    if not shown.any():
+        return slice(None), slice(None)
+    return _span(np.any(shown, axis=1)), _span(np.any(shown, axis=0))
+
+
+def _span(used: np.ndarray) -> slice:
+    places = np.flatnonzero(used)
+    margin = round(0.05 * used.size)
+    return slice(max(0, int(places[0]) - margin), int(places[-1]) + 1 + margin)
+
+
+def svg_path(lines: Iterable[np.ndarray]) -> str:
+    """Return closed polygons (n, 2) of (x, y) as the data of an SVG path."""
+    return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in line[:-1]) + "Z" for line in lines)

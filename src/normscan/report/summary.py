@@ -1,0 +1,136 @@
+"""The outcome in plain words, and numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+import pandas as pd
+
+DASH = "–"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Write a number with ``digits`` decimals, or as many significant figures from 10 up."""
+    if not known(value):
+        return DASH
+    value = float(value)
+    small = value != 0 and abs(value) < 0.5 * 10**-digits
+    return f"{value:.{digits}g}" if small or abs(value) >= 10 else f"{value:.{digits}f}"
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """Write a share as percent."""
+    return f"{100 * float(value):.{digits}f}%" if known(value) else DASH
+
+
+def p_value(value: Any) -> str:
+    """Write a p-value with two significant figures."""
+    if not known(value):
+        return DASH
+    return "< 0.001" if float(value) < 0.001 else f"{float(value):.2g}"
+
+
+def known(value: Any) -> TypeGuard[float]:
+    """Tell whether a value is a finite number."""
+    return isinstance(value, int | float | np.number) and math.isfinite(float(value))
+
+
+def day(text: str | None) -> str:
+    """Write an ISO date as ``3 May 2026, 14:05``; anything else as it is."""
+    try:
+        moment = datetime.datetime.fromisoformat(text or "")
+    except ValueError:
+        return text or ""
+    written = f"{moment.day} {moment:%B %Y}"
+    return written if len(text or "") <= 10 else f"{written}, {moment:%H:%M}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to the test scans.
+
+    Attributes:
+        anomalous: number of anomalous scans.
+        healthy: number of healthy scans.
+        unlabelled: number of scans without a label.
+        flagged_anomalous: how many of the anomalous ones were flagged; None if not known.
+        flagged_healthy: how many of the healthy ones.
+        flagged_unlabelled: how many of those without a label.
+    """
+
+    anomalous: int
+    healthy: int
+    unlabelled: int
+    flagged_anomalous: int | None
+    flagged_healthy: int | None
+    flagged_unlabelled: int | None
+
+
+def outcome_of(test: pd.DataFrame, results: Mapping[str, Any]) -> Outcome:
+    """Count the flagged scans; the decision's own counts come first."""
+    decision = results["decision"]
+    if test.empty:
+        counts = ((results.get("cohort") or {}).get("counts") or {}).get("test", {})
+        return Outcome(
+            counts.get("anomalous", 0),
+            counts.get("healthy", 0),
+            0,
+            decision.get("flagged_anomalous"),
+            decision.get("flagged_healthy"),
+            None,
+        )
+    label, flagged = test["label"], test["anomalous"].astype(bool)
+    found, alarms = decision.get("flagged_anomalous"), decision.get("flagged_healthy")
+    return Outcome(
+        anomalous=int((label == 1).sum()),
+        healthy=int((label == 0).sum()),
+        unlabelled=int(label.isna().sum()),
+        flagged_anomalous=int(flagged[label == 1].sum()) if found is None else found,
+        flagged_healthy=int(flagged[label == 0].sum()) if alarms is None else alarms,
+        flagged_unlabelled=int(flagged[label.isna()].sum()),
+    )
+
+
+def sentences(outcome: Outcome, decision: Mapping[str, Any]) -> list[str]:
+    """Say in plain words what was flagged and how the threshold came about."""
+    said = []
+    found = _clause(outcome.flagged_anomalous, outcome.anomalous, "anomalous")
+    alarms = _clause(outcome.flagged_healthy, outcome.healthy, "healthy")
+    if found and alarms:
+        said.append(f"{found}; {alarms[0].lower()}{alarms[1:]}.")
+    elif found:
+        said.append(f"{found}. There are no healthy test scans, so false alarms were not counted.")
+    elif alarms:
+        said.append(
+            f"{alarms}. There are no anomalous test scans, so nothing can be said about what the "
+            "detector finds."
+        )
+    if outcome.unlabelled:
+        said.append(f"{_clause(outcome.flagged_unlabelled, outcome.unlabelled, 'unlabelled')}.")
+    if not said:
+        said.append("No test scan was scored.")
+    count, wanted = decision.get("n_validation"), decision.get("fpr_wanted")
+    if count and known(wanted):
+        said.append(
+            f"The threshold was set on {count} healthy validation scan{_s(count)} to flag "
+            f"{percent(wanted, 0 if float(wanted) >= 0.01 else 1)} of healthy scans; "
+            "no anomalous scan was used for it."
+        )
+    return said
+
+
+def _clause(flagged: int | None, total: int, kind: str) -> str:
+    if not total or flagged is None:
+        return ""
+    verb = "was" if flagged == 1 else "were"
+    count = "none" if flagged == 0 else str(flagged)
+    return f"Of {total} {kind} scan{_s(total)}, {count} {verb} flagged ({percent(flagged / total)})"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

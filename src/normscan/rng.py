@@ -1,0 +1,51 @@
+"""Randomness without global state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed that depends on every part, the same on every machine."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Rng:
+    """Random numbers for a batch, drawn on the CPU so that every device sees the same ones.
+
+    In prediction each sample has a generator of its own, so that its result doesn't depend on its
+    batch mates; in training one generator serves the whole batch.
+
+    Args:
+        seeds: one seed for the batch, or one for each sample.
+    """
+
+    def __init__(self, seeds: int | Sequence[int]) -> None:
+        self.shared = isinstance(seeds, int)
+        numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+        self.generators = [torch.Generator().manual_seed(n) for n in numbers]
+
+    def _draw(self, draw: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        if self.shared:
+            return draw(tuple(shape), generator=self.generators[0])
+        if shape[0] != len(self.generators):
+            raise ValueError(f"{shape[0]} samples asked of {len(self.generators)} generators")
+        rest = tuple(shape[1:])
+        return torch.stack([draw(rest, generator=g) for g in self.generators])
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers; the first axis of ``shape`` is the batch."""
+        return self._draw(torch.randn, shape)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1); the first axis of ``shape`` is the batch."""
+        return self._draw(torch.rand, shape)
+
+    def integers(self, low: int, high: int, shape: Sequence[int]) -> Tensor:
+        """Uniform integers in [low, high); the first axis of ``shape`` is the batch."""
+        return self._draw(lambda s, generator: torch.randint(low, high, s, generator=generator), shape)

@@ -1,0 +1,1 @@
+"""From raw maps to what is decided on: the post-processing chain and the reductions."""

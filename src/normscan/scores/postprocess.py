@@ -1,0 +1,153 @@
+"""The post-processing chain: steps written as ``name=value`` that act on a stitched map.
+
+The chain runs on the working grid, where the articles state their sizes in pixels, before the map
+goes back to the scan's own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from normscan.errors import ArgumentError, nearest
+
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+_STEPS: dict[str, tuple[Step, float]] = {}
+
+
+def _step(name: str, default: float) -> Callable[[Step], Step]:
+    def decorate(function: Step) -> Step:
+        _STEPS[name] = (function, default)
+        return function
+
+    return decorate
+
+
+def parse(chain: Sequence[str]) -> list[tuple[str, float]]:
+    """Return names and values of a chain such as ``("erode=12", "median=5")``.
+
+    Raises:
+        ArgumentError: unknown step or a value that is no number.
+    """
+    steps = []
+    for text in chain:
+        name, _, value = text.partition("=")
+        if name not in _STEPS:
+            raise ArgumentError(
+                f"there is no post-processing step '{name}'.{nearest(name, _STEPS)} "
+                f"Known: {', '.join(_STEPS)}."
+            )
+        try:
+            steps.append((name, float(value) if value else _STEPS[name][1]))
+        except ValueError:
+            raise ArgumentError(f"post-processing step '{text}': '{value}' is no number.") from None
+    return steps
+
+
+def apply_chain(
+    chain: Sequence[str], anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray
+) -> np.ndarray:
+    """Apply a chain.
+
+    Args:
+        chain: steps in order.
+        anomaly: (*spatial) stitched map.
+        foreground: (*spatial) bool.
+        image: (C, *spatial) prepared scan.
+    """
+    for name, value in parse(chain):
+        anomaly = _STEPS[name][0](anomaly, foreground, image, value)
+    return anomaly.astype(np.float32, copy=False)
+
+
+@_step("foreground", 1)
+def keep_foreground(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero outside the foreground."""
+    return anomaly * foreground
+
+
+@_step("erode", 12)
+def erode_foreground(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero outside the foreground eroded by a cross so many times, slice by slice (Baur 2021).
+
+    The border of the image doesn't erode: a scan that fills its frame keeps its edge.
+    """
+    from scipy.ndimage import binary_erosion
+
+    cross = np.zeros((3,) * foreground.ndim, bool)
+    centre = (1,) * (foreground.ndim - 2)
+    cross[(slice(None), 1, *centre)] = cross[(1, slice(None), *centre)] = True
+    if value < 1:
+        return anomaly
+    return anomaly * binary_erosion(foreground, cross, iterations=int(value), border_value=1)
+
+
+@_step("inner", 5)
+def inner_foreground(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero where the in-plane mean of the foreground is 0.95 or less (Kascenas 2022)."""
+    from scipy.ndimage import uniform_filter
+
+    size = (int(value), int(value)) + (1,) * (foreground.ndim - 2)
+    return anomaly * (uniform_filter(foreground.astype(np.float32), size, mode="nearest") > 0.95)
+
+
+@_step("median", 5)
+def median(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Median over a square or cube of so many voxels, reflected at the border."""
+    from scipy.ndimage import median_filter
+
+    return np.asarray(median_filter(anomaly, int(value), mode="reflect"))
+
+
+@_step("median_inplane", 5)
+def median_inplane(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Median over a square in the plane of each slice, reflected at the border."""
+    from scipy.ndimage import median_filter
+
+    size = (int(value), int(value)) + (1,) * (anomaly.ndim - 2)
+    return np.asarray(median_filter(anomaly, size, mode="reflect"))
+
+
+@_step("smooth", 4)
+def smooth(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Gaussian of this standard deviation in pixels, in the plane, cut at four deviations."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma = (value, value) + (0,) * (anomaly.ndim - 2)
+    return np.asarray(gaussian_filter(anomaly, sigma))
+
+
+@_step("hyperintense", 0.9)
+def hyperintense(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero where the image is below this quantile of its foreground (Baur 2021)."""
+    grey = image.mean(axis=0)
+    return anomaly * (grey >= np.quantile(grey[foreground], value))
+
+
+def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
+    """Drop the connected components of so many voxels or fewer, holes counted in.
+
+    Neighbours touch at a face, an edge or a corner (8 in the plane, 26 in space).
+    """
+    from scipy import ndimage
+
+    labels, n = ndimage.label(segmentation, np.ones((3,) * segmentation.ndim))
+    keep = np.zeros(n + 1, bool)
+    for i, box in enumerate(ndimage.find_objects(labels), start=1):
+        keep[i] = ndimage.binary_fill_holes(labels[box] == i).sum() > smallest
+    return keep[labels]

@@ -1,0 +1,267 @@
+"""A detector on disk, and the run folder that it grows in. No pickle anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import normscan
+from normscan.errors import ArgumentError, OutputError, ScanError, nearest
+from normscan.io import atomic_path, content_hash
+from normscan.preprocess import Preprocess
+from normscan.scan import Scan
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from normscan.detector import Detector
+    from normscan.methods.base import Method
+
+DETECTOR = "detector.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+LOCK = ".running"
+FORMAT = 1
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON will give it back: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+def tupled(value: Any) -> Any:
+    """Return lists as tuples, the form that methods take."""
+    return tuple(tupled(v) for v in value) if isinstance(value, list) else value
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def build_preprocess(settings: dict[str, Any]) -> Preprocess:
+    """Return a preprocessing from plain values.
+
+    Raises:
+        ArgumentError: unknown setting; names the nearest one.
+    """
+    known = [f.name for f in fields(Preprocess)]
+    for name in settings:
+        if name not in known:
+            raise ArgumentError(
+                f"preprocess has no setting '{name}'.{nearest(name, known)} It has: {', '.join(known)}."
+            )
+    return Preprocess(**settings)
+
+
+def check_array(array: np.ndarray) -> Scan:
+    """Return an array as a scan, refusing what a file reader would refuse."""
+    if not np.isfinite(array).all():
+        raise ScanError("array: it holds NaN or infinite values. Replace them first.")
+    if array.size and array.min() == array.max():
+        raise ScanError("array: all values are the same, so there is nothing to see.")
+    return Scan.from_array(array)
+
+
+# ------------------------------------------------------------------ run folders
+
+
+def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> None:
+    """Make a run folder, or check that it is the one to go on with.
+
+    Raises:
+        OutputError: it exists (and ``resume`` is False), or belongs to another configuration.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        config = folder / CONFIG if folder.is_dir() else folder
+        if not folder.is_dir() or not config.is_file():
+            raise OutputError(f"{folder} exists and is no run folder. Choose another one.")
+        if not resume:
+            state = "a finished" if (folder / DETECTOR).exists() else "an unfinished"
+            raise OutputError(
+                f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
+            )
+        before = read_json(config)
+        changed = [k for k in configuration if before.get(k) != configuration[k]]
+        if changed:
+            raise OutputError(
+                f"{folder} was begun with other settings ({', '.join(changed)}). Resume with the same "
+                "ones, or choose another folder."
+            )
+        return
+    write_json(folder / CONFIG, configuration)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Remove the cache of prepared scans when the run ends, well or not."""
+    try:
+        yield
+    finally:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def launch_fabric(device: str, devices: int, precision: str) -> Fabric:
+    """Start Lightning Fabric on a device with a number of processes.
+
+    Raises:
+        ArgumentError: no such device or precision here.
+    """
+    from lightning_fabric import Fabric
+
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=devices,
+            precision=precision,  # type: ignore[arg-type]
+            strategy="ddp" if devices > 1 else "auto",
+        )
+        fabric.launch()
+    except (ValueError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(
+            f"device '{device}' x {devices} with precision '{precision}' can't be used: {reason}"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ == "MisconfigurationException":
+            raise ArgumentError(f"device '{device}' can't be used here: {error}") from error
+        raise
+    return fabric
+
+
+# -------------------------------------------------------------------- detectors
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "numpy", "scipy", "monai", "timm")
+    return {
+        "normscan": normscan.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def provenance(detector: Detector) -> dict[str, Any]:
+    """Who made a finding."""
+    return {
+        "method": detector.card.id,
+        "preset": detector.preset,
+        "detector_sha256": detector.fingerprint,
+        "normscan": normscan.__version__,
+        "seed": detector.seed,
+    }
+
+
+def write_detector(detector: Detector, folder: Path) -> None:
+    """Write weights, card and, last, ``detector.json``: where that is, the rest is whole."""
+    from safetensors.torch import save_file
+
+    from normscan.training.checkpoint import cpu_state
+
+    method, threshold = detector.method, detector.scan_threshold
+    if method is None or threshold is None:
+        raise OutputError("this detector was not fitted, so there is nothing to save.")
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file({k: v.contiguous() for k, v in cpu_state(method).items()}, temporary)
+    detector.fingerprint = content_hash(folder / WEIGHTS)
+    state = {
+        "format": FORMAT,
+        "configuration": detector.configuration(),
+        "channels": list(detector.channels),
+        "scan_threshold": threshold.to_dict(),
+        "pixel_threshold": detector.pixel_threshold,
+        "training": detector.training,
+        "sha256": detector.fingerprint,
+        "versions": versions(),
+        "licence": "weights: as the training data allow; code: Apache-2.0",
+    }
+    with atomic_path(folder / "card.md") as temporary:
+        temporary.write_text(model_card(detector), encoding="utf-8")
+    write_json(folder / DETECTOR, state)
+
+
+def read_detector(folder: Path) -> dict[str, Any]:
+    """Read and check ``detector.json``.
+
+    Raises:
+        OutputError: missing, unfinished, damaged, or of a later format.
+    """
+    path = folder / DETECTOR
+    if not path.is_file():
+        if (folder / CONFIG).is_file():
+            raise OutputError(f"{folder}: the run is not finished. Finish it with fit --resume.")
+        raise OutputError(f"{folder} holds no detector ({DETECTOR} is missing).")
+    try:
+        state: dict[str, Any] = read_json(path)
+        found, stored = state["format"], state["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is damaged ({error}). Train again.") from error
+    if found != FORMAT:
+        raise OutputError(f"{path} has format {found}; this version reads {FORMAT}. Update normscan.")
+    weights = folder / WEIGHTS
+    if not weights.is_file() or content_hash(weights) != stored:
+        raise OutputError(f"{weights} is missing or not the file that {DETECTOR} describes.")
+    return state
+
+
+def read_method(detector: Detector, folder: Path) -> Method:
+    """Build the method and give it its stored weights."""
+    from safetensors.torch import load_file
+
+    from normscan.networks.backbones import weights_from_state
+    from normscan.training.loop import seeded
+
+    with seeded(detector.seed), weights_from_state():
+        method = detector.card.create(**detector.arguments)
+    try:
+        method.load_weights(load_file(folder / WEIGHTS))
+    except Exception as error:
+        raise OutputError(f"{folder / WEIGHTS} doesn't fit {detector.card.id}: {error}") from error
+    return method.requires_grad_(False).eval()
+
+
+def model_card(detector: Detector) -> str:
+    """Return the card of a fitted detector as Markdown."""
+    card, training, pre = detector.card, detector.training, detector.preprocess
+    size = " x ".join([str(pre.size)] * detector.arguments["dims"])
+    lines = [
+        f"# {card.id} detector",
+        "",
+        f"{card.summary} ({card.paper}; preset `{detector.preset}`).",
+        "",
+        "**Research use. Not for diagnosis, not a medical device.**",
+        "",
+        "- Intended use: rank scans and mark places that depart from the healthy training scans.",
+        f"- Accepted input: {detector.arguments['dims']}D "
+        f"{'slices of scans' if detector.arguments['dims'] == 2 else 'volumes'}, channels "
+        f"{', '.join(detector.channels)}, of the kind it was trained on; brought to {size} pixels.",
+        f"- Trained on: {training['cohort_size']['train']} healthy scans of "
+        f"{training['subjects']['train']} subjects; threshold from "
+        f"{training['cohort_size']['val']} more of {training['subjects']['val']}.",
+        f"- Operating point: {training.get('calibration', 'not calibrated')}",
+        f"- Post-processing: {', '.join(detector.postprocess) or 'none'}; score: {detector.reduction}.",
+        f"- Weights: sha256 {detector.fingerprint}",
+        "",
+    ]
+    return "\n".join(lines)

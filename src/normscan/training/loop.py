@@ -1,0 +1,298 @@
+"""The training loop: phases, players, validation, checkpoints. It reads from top to bottom.
+
+Every random number of a step is drawn from (seed, phase, step, player), never from a running state,
+so a run that was killed goes on from its last checkpoint and ends as the straight run would have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from normscan.errors import ArgumentError, NormscanError
+from normscan.methods.base import Batch, Method, Phase, Player
+from normscan.rng import Rng, derive_seed
+from normscan.training.checkpoint import cpu_state, load_state, save_state
+from normscan.training.data import Draws, PreparedSet
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+LOG_LINES = 200
+
+Report = Callable[[str, int, int, str], None]
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block under a seed of its own and put the global random state back after it.
+
+    Dropout and weight initialisation read torch's global state and take no generator.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+class Trainer:
+    """Trains the phases of a method on healthy samples.
+
+    Args:
+        method: what is trained, in place.
+        healthy: training samples.
+        validation: healthy samples for the validation loss, or None.
+        folder: run folder for the log and the checkpoint.
+        fabric: device, precision and processes.
+        seed: of everything random.
+        report: called with phase, step, steps and a text of the current losses.
+        checkpoint_seconds: time between checkpoints.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        healthy: PreparedSet,
+        validation: PreparedSet | None,
+        folder: Path,
+        fabric: Fabric,
+        seed: int,
+        report: Report,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        self.method = method
+        self.healthy = healthy
+        self.validation = validation
+        self.folder = folder
+        self.fabric = fabric
+        self.seed = seed
+        self.report = report
+        self.checkpoint_seconds = checkpoint_seconds
+        # What a phase leaves for later and a checkpoint must carry besides weights and optimisers.
+        self.memory: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Train all phases, from the checkpoint if there is one; return seconds per phase."""
+        self.method.to(self.fabric.device)
+        path = self.folder / CHECKPOINT
+        state = load_state(path) if path.exists() else None
+        first = 0
+        if state:
+            first = state["phase"]
+            self.seconds = dict(state["seconds"])
+            self.method.load_weights(state["method"])
+        self._trim_log(first, state["step"] if state else 0)
+        for index, phase in enumerate(self.method.phases()):
+            if index == first:
+                self._phase(index, phase, state if state and state["step"] else None)
+                first += 1
+        self.method.requires_grad_(False).eval()
+        return self.seconds
+
+    def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
+        if phase.part != "healthy":
+            raise ArgumentError(
+                f"phase '{phase.name}' asks for the part '{phase.part}' of the cohort; "
+                "only 'healthy' can be drawn from so far."
+            )
+        steps = phase.total_steps(len(self.healthy))
+        optimizers = {p.name: p.optimizer(p.parameters()) for p in phase.players}
+        self.memory = {"best": None, "best_loss": None, "waited": 0, "ema": None}
+        begin = 0
+        if state:
+            begin, self.memory = state["step"], state["memory"]
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        elif phase.ema:
+            self.memory["ema"] = cpu_state(self.method)
+        wrapped = {n: self.fabric.setup_optimizers(o) for n, o in optimizers.items()}
+        data = Draws(self.healthy, phase.batch_size, derive_seed(self.seed, index, "data"))
+        every = phase.validate_every
+        if every == "epoch":
+            every = max(1, len(self.healthy) // phase.batch_size)
+        self._roles(phase)
+        started = saved = time.monotonic()
+        before = self.seconds.get(phase.name, 0.0)
+        text = ""
+        for step in range(begin, steps):
+            terms = self._step(index, phase, step, steps, wrapped, data)
+            if phase.ema:
+                self._average(phase.ema, step)
+            look = bool(every) and ((step + 1) % every == 0 or step + 1 == steps)
+            loss = self._validate(phase) if look else None
+            if loss is not None:
+                self._remember(phase, loss)
+            self.seconds[phase.name] = before + time.monotonic() - started
+            if look or step % max(1, steps // LOG_LINES) == 0 or step + 1 == steps:
+                text = self._log(index, phase.name, step, terms, loss)
+            self.report(phase.name, step + 1, steps, text)
+            if phase.patience and self.memory["waited"] >= phase.patience:
+                break
+            if time.monotonic() - saved > self.checkpoint_seconds and step + 1 < steps:
+                self._save(index, step + 1, optimizers)
+                saved = time.monotonic()
+        self._close(phase)
+        self._save(index + 1, 0, {})
+
+    def _roles(self, phase: Phase) -> None:
+        """Players train; everything else is frozen and in evaluation mode."""
+        self.method.requires_grad_(False).eval()
+        for player in phase.players:
+            for module in player.modules:
+                module.train()
+
+    def _step(
+        self, index: int, phase: Phase, step: int, steps: int, optimizers: dict[str, Any], data: Draws
+    ) -> dict[str, float]:
+        """One update, or several, of each player in turn."""
+        terms: dict[str, float] = {}
+        fabric = self.fabric
+        draw = step * sum(p.turns for p in phase.players)
+        for player in phase.players:
+            parameters = player.parameters()
+            trained = [p for p in parameters if p.is_leaf]
+            for p in trained:
+                p.requires_grad_(True)
+            for turn in range(player.turns):
+                seed = derive_seed(self.seed, index, step, player.name, turn, fabric.global_rank)
+                mine = data.indices(draw)[fabric.global_rank :: fabric.world_size]
+                draw += 1
+                batch = data.data.batch(mine, Rng(seed)).to(fabric.device)
+                optimizer = optimizers[player.name]
+                optimizer.zero_grad()
+                with seeded(seed), fabric.autocast():
+                    losses = self.method.loss(batch, phase.name, player.name)
+                    total = torch.stack([v.float() for v in losses.values()]).sum()
+                self._check(phase, step, player, losses)
+                fabric.backward(total)
+                self._share_gradients(trained)
+                if player.clip is not None:
+                    fabric.clip_gradients(self.method, optimizer, max_norm=player.clip)
+                if player.schedule:
+                    for group in optimizer.param_groups:
+                        base = group.setdefault("base_lr", group["lr"])
+                        group["lr"] = base * player.schedule(step, steps)
+                optimizer.step()
+                terms |= {f"{player.name}/{k}": v.detach() for k, v in losses.items()}  # type: ignore[misc]
+            for p in trained:
+                p.requires_grad_(False)
+        return terms
+
+    def _check(self, phase: Phase, step: int, player: Player, losses: dict[str, Tensor]) -> None:
+        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+        if bad:
+            raise NormscanError(
+                f"the loss '{bad[0]}' of {player.name} is not finite at step {step + 1} of phase "
+                f"'{phase.name}'. Lower the learning rate, or check the scaling of the images."
+            )
+
+    def _share_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Average over processes; by hand, since the players of a phase differ in parameters."""
+        if self.fabric.world_size == 1:
+            return
+        for p in parameters:
+            if p.grad is not None:
+                p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
+
+    def _average(self, decay: float, step: int) -> None:
+        """Moving average of the weights; short at first, so that the start is forgotten."""
+        decay = min(decay, (1 + step) / (10 + step))
+        average = self.memory["ema"]
+        for name, value in self.method.state_dict().items():
+            value = value.detach().cpu()
+            if value.is_floating_point():
+                average[name].lerp_(value, 1 - decay)
+            else:
+                average[name].copy_(value)
+
+    @torch.no_grad()
+    def _validate(self, phase: Phase) -> float | None:
+        """Mean loss on the healthy validation samples, with the same random numbers each time."""
+        if self.validation is None:
+            return None
+        self.method.eval()
+        total, n = 0.0, 0
+        for batch in self.validation.passes(phase.batch_size, self.seed):
+            batch = batch.to(self.fabric.device)
+            with seeded(self.seed), self.fabric.autocast():
+                for player in phase.players:
+                    losses = self.method.loss(batch, phase.name, player.name)
+                    total += len(batch) * float(sum(v.float() for v in losses.values()))
+            n += len(batch)
+        self._roles(phase)
+        return total / n
+
+    def _remember(self, phase: Phase, loss: float) -> None:
+        memory = self.memory
+        if memory["best_loss"] is None or loss < memory["best_loss"]:
+            memory["best_loss"], memory["waited"] = loss, 0
+            if phase.keep == "best":
+                memory["best"] = cpu_state(self.method)
+        else:
+            memory["waited"] += 1
+
+    def _close(self, phase: Phase) -> None:
+        """Put the weights in place that the phase is to end with."""
+        chosen = self.memory["best"] if phase.keep == "best" else None
+        chosen = chosen or self.memory["ema"]
+        if chosen:
+            self.method.load_weights(chosen)
+        self.memory = {}
+
+    def _save(self, phase: int, step: int, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+        if self.fabric.is_global_zero:
+            state = {
+                "phase": phase,
+                "step": step,
+                "method": cpu_state(self.method),
+                "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
+                "memory": self.memory,
+                "seconds": self.seconds,
+                "precision": self.fabric.strategy.precision.state_dict(),
+            }
+            save_state(self.folder / CHECKPOINT, state)
+
+    def _log(
+        self, index: int, phase: str, step: int, terms: dict[str, float], validation: float | None
+    ) -> str:
+        values = {k: float(v) for k, v in terms.items()}
+        line = {"phase_index": index, "phase": phase, "step": step + 1, "terms": values}
+        line |= {"validation": validation, "seconds": round(self.seconds[phase], 3)}
+        if self.fabric.is_global_zero:
+            with (self.folder / LOG).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        return "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
+
+    def _trim_log(self, phase: int, step: int) -> None:
+        """Drop the lines of steps that will be run again."""
+        path = self.folder / LOG
+        if not (path.exists() and self.fabric.is_global_zero):
+            return
+        kept = []
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            if (line["phase_index"], line["step"]) <= (phase, step):
+                kept.append(text + "\n")
+        path.write_text("".join(kept))
+
+
+def closed_form(method: Method, healthy: PreparedSet, device: torch.device, seed: int) -> None:
+    """Run the closed-form part of a method over the training samples once, in order."""
+
+    def batches() -> Iterator[Batch]:
+        for batch in healthy.passes(16, seed):
+            yield batch.to(device)
+
+    with seeded(seed):
+        method.fit(batches())
