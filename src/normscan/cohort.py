@@ -251,7 +251,14 @@ class Cohort:
         table = normalise(table, source)
         root = find_root(table, candidates, source)
         table, more = assign_splits(table, root, seed, fractions, source)
-        return cls(table, root, [*notes, *more])
+        return cls._of(table, root, [*notes, *more])
+
+    @classmethod
+    def _of(cls, table: pd.DataFrame, root: Path, notes: list[str]) -> Cohort:
+        """Wrap a table that is checked already."""
+        cohort = object.__new__(cls)
+        cohort.table, cohort.root, cohort.notes = table, root, list(notes)
+        return cohort
 
     def __len__(self) -> int:
         """Return the number of scans."""
@@ -295,10 +302,8 @@ class Cohort:
 
     def select(self, rows: Any) -> Cohort:
         """Return the scans for which ``rows`` (booleans, one per scan) is true."""
-        chosen = object.__new__(type(self))
-        chosen.table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
-        chosen.root, chosen.notes = self.root, list(self.notes)
-        return chosen
+        table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
+        return self._of(table, self.root, self.notes)
 
     def require_healthy(self) -> None:
         """Refuse a cohort that nothing healthy can be learnt from.

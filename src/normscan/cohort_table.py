@@ -62,7 +62,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _text(value: Any) -> str:
     """Return a cell as text: whole floats (labels beside gaps) without their ``.0``."""
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

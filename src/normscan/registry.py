@@ -39,11 +39,11 @@ class Card:
         regime: what it may see in training, one of ``REGIMES``.
         dims: numbers of spatial axes that it can work on.
         build: the registered function.
-        presets: changes to the defaults by name; ``paper`` changes nothing.
+        presets: changes to the defaults by name; ``paper`` changes nothing, ``tiny`` is small
+            enough for the contract tests.
         postprocess: default chain applied to the stitched map, see ``normscan.scores.postprocess``.
         reduction: how the map becomes an image score, see ``normscan.scores.reductions``.
         preprocess: changes to the default preprocessing.
-        tiny: arguments small enough for the contract tests.
     """
 
     id: str
@@ -56,7 +56,6 @@ class Card:
     postprocess: tuple[str, ...] = ()
     reduction: str = "foreground_mean"
     preprocess: Mapping[str, Any] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -138,14 +137,13 @@ def register(
             regime=regime,
             dims=dims,
             build=build,
-            presets={"paper": {}, "code": {}, **(presets or {})},
+            presets={"paper": {}, "code": {}, **(presets or {}), "tiny": tiny or {}},
             postprocess=postprocess,
             reduction=reduction,
             preprocess=preprocess or {},
-            tiny=tiny or {},
         )
         known = {*card.defaults, *DETECTOR_KEYS}
-        for name, changes in (*card.presets.items(), ("tiny", card.tiny)):
+        for name, changes in card.presets.items():
             unknown = set(changes) - known
             if unknown:
                 raise ValueError(f"preset '{name}' of '{id}' sets unknown {sorted(unknown)}")

@@ -110,9 +110,7 @@ def test_fifo_does_not_hang(tmp_path: Path) -> None:
         ("a.png", "b", "no extension is none"),
     ],
 )
-def test_content_of_another_kind(
-    good: dict[str, Path], source: str, name: str, says: str
-) -> None:
+def test_content_of_another_kind(good: dict[str, Path], source: str, name: str, says: str) -> None:
     path = good[source].with_name(name)
     path.write_bytes(good[source].read_bytes())
     with pytest.raises(ScanError, match=says):

@@ -91,7 +91,7 @@ def test_size_is_met(kind: str, diameter: float) -> None:
 
 def test_size_of_the_small_ones_is_met_too() -> None:
     phantom = make_subject(
-        coarse(dims=3, diameter=(9.0, 9.0), wmh_count=(4, 4), spacing=1.5), 0, "wmh"
+        coarse(dims=3, diameter=(9.0, 9.0), wmh_count=(4, 4), spacing=2.0), 0, "wmh"
     )
     assert phantom.properties["lesion_size"] == pytest.approx(4 * np.pi / 6 * 9.0**3, rel=0.15)
 
@@ -115,6 +115,21 @@ def test_tumour_has_a_core_and_moves_tissue_not_the_brain() -> None:
     outside = difference(with_mass)[with_mass.fraction == 0]
     assert np.abs(outside).max() > 0.02
     np.testing.assert_array_equal(with_mass.brain, Subject(config, 7).render().brain)
+
+
+def test_mass_effect_under_the_skull_never_folds() -> None:
+    from normscan.phantom.deform import jacobian
+
+    subject = Subject(coarse(mass_effect=0.9), 9, "tumour")
+    assert subject.lesion is not None and subject.lesion.mass is not None
+    mass = subject.lesion.mass
+    axis = np.arange(-60.0, 61.0, 2.5)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
+    points = grid.reshape(3, -1).T + mass.centre
+    moves = (mass(points) - points).T.reshape(grid.shape)
+    assert jacobian(moves, 2.5).min() > 0
+    outside = ~subject.anatomy.inside(points)
+    assert np.abs(moves.reshape(3, -1)[:, outside]).max() < 0.5
 
 
 def test_hyperintensities_lie_in_white_matter_near_the_ventricles() -> None:

@@ -221,9 +221,11 @@ def as_float32(array: np.ndarray, path: Path) -> np.ndarray:
     """Return the array as float32.
 
     Raises:
-        ScanError: complex, text or structured values, NaN or infinite values, values beyond the
-            range of float32.
+        ScanError: no values; complex, text or structured values; NaN or infinite values; values
+            beyond the range of float32.
     """
+    if array.size == 0:
+        raise ScanError(f"{path}: holds no pixels, so it is damaged. Copy it again.")
     if array.dtype.kind not in "biuf":
         mend = "Save the magnitude" if array.dtype.kind == "c" else "Save plain numbers"
         raise ScanError(f"{path}: values of type {array.dtype} are no image intensities. {mend}.")

@@ -60,6 +60,8 @@ def read_tiff(path: Path) -> Decoded:
         uncompressed = int(page.compression) == 1
     if values is None:
         return _through_pillow(path, pages)
+    if values.shape != tuple(series.shape):  # tifffile logs what is missing and goes on
+        raise ScanError(f"{path}: this TIFF is damaged or truncated. Copy it again.")
     if uncompressed and values.nbytes * bits // (8 * values.itemsize) > path.stat().st_size:
         raise ScanError(f"{path}: this TIFF is truncated. Copy it again from its source.")
     if inverted:

@@ -124,7 +124,7 @@ class _Maker:
 def _row(middle: np.ndarray, diameter: float, volume: float, **more: float) -> dict[str, Any]:
     x, y, z = (round(float(m), 2) for m in middle)
     sizes = {"diameter_mm": diameter, "volume_mm3": volume, **more}
-    return {"x_mm": x, "y_mm": y, "z_mm": z, **{k: round(v, 2) for k, v in sizes.items()}}
+    return {"x_mm": x, "y_mm": y, "z_mm": z, **{k: round(float(v), 2) for k, v in sizes.items()}}
 
 
 def wmh(rng: np.random.Generator, placer: Placer, config: PhantomConfig) -> Lesion | None:

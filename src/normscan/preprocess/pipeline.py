@@ -40,7 +40,9 @@ class Preprocess:
             whole image.
         fit: ``pad`` keeps the proportions, ``stretch`` fills the grid on each axis.
         scaling: ``percentile`` maps 0 (or the minimum, if negative values occur) to 0 and the upper
-            percentile of the foreground to 1; ``minmax`` the whole range to 0..1; ``zscore`` the
+            percentile of the foreground to 1; ``median`` its median to 0.5; ``auto`` takes the
+            percentile of a volume, as the articles do, and the median of a 2D scan, since a lesion
+            may fill more than the last percent of a slice and would darken all the rest of it; ``minmax`` the whole range to 0..1; ``zscore`` the
             foreground to mean 0 and deviation 1; ``none`` keeps the values.
         percentile: upper percentile of ``percentile`` scaling.
         per: scale a whole ``volume``, or each ``slice`` of it on its own.
@@ -54,7 +56,7 @@ class Preprocess:
     spacing: float | None = None
     crop: Literal["foreground", "none"] = "foreground"
     fit: Literal["pad", "stretch"] = "pad"
-    scaling: Literal["percentile", "minmax", "zscore", "none"] = "percentile"
+    scaling: Literal["auto", "percentile", "median", "minmax", "zscore", "none"] = "auto"
     percentile: float = 99.0
     per: Literal["volume", "slice"] = "volume"
     limit: float = 3.0
@@ -105,20 +107,19 @@ class Preprocess:
         inside = grid.forward(foreground[None].astype(np.float32))[0] > 0.5
         if not inside.any():
             inside = np.ones(grid.shape, bool)
-        return Prepared(self.scale(image, inside, slices, scan.name), inside, grid)
+        return Prepared(self.scale(image, inside, slices), inside, grid)
 
-    def scale(self, image: np.ndarray, inside: np.ndarray, slices: bool, name: str) -> np.ndarray:
+    def scale(self, image: np.ndarray, inside: np.ndarray, slices: bool) -> np.ndarray:
         """Scale the intensities of (C, *shape), per channel and per volume or slice."""
         if slices and self.per == "slice":
-            parts = [
-                self._scale_part(image[..., k], inside[..., k], name) for k in range(image.shape[-1])
-            ]
+            parts = [self._scale_part(image[..., k], inside[..., k]) for k in range(image.shape[-1])]
             return np.stack(parts, axis=-1)
-        return self._scale_part(image, inside, name)
+        return self._scale_part(image, inside)
 
-    def _scale_part(self, image: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:
+    def _scale_part(self, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
         if self.scaling == "none":
             return image
+        median = self.scaling == "median" or (self.scaling == "auto" and inside.ndim == 2)
         scaled = np.empty_like(image)
         for channel, values in enumerate(image):
             part = values[inside] if inside.any() else values.ravel()
@@ -128,7 +129,8 @@ class Preprocess:
                 shift, scale = float(values.min()), float(np.ptp(values))
             else:
                 shift = min(0.0, float(values.min()))
-                scale = float(np.percentile(part, self.percentile)) - shift
+                scale = float(np.percentile(part, 50 if median else self.percentile)) - shift
+                scale *= 2 if median else 1
             # A slice without contrast is background; a volume without contrast was refused before.
             scaled[channel] = (values - shift) / scale if scale > 1e-12 else 0.0
         low = -self.limit if self.scaling == "zscore" else 0.0

@@ -97,8 +97,8 @@ class FastAnoGAN(Method):
     dims=(2,),
     presets={
         "laptop": {
-            "width": 16, "gan_steps": 500, "encoder_steps": 700, "batch_size": 16,
-            "critic_turns": 2, "gan_lr": 4e-4, "encoder_lr": 5e-4,
+            "width": 8, "gan_steps": 300, "encoder_steps": 500, "batch_size": 8,
+            "critic_turns": 2, "gan_lr": 5e-4, "encoder_lr": 5e-4,
         },
     },
     tiny={

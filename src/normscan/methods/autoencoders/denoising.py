@@ -13,7 +13,14 @@ from normscan.networks.unet import UNet
 from normscan.registry import register
 from normscan.synthesis.noise import coarse_noise
 
-_LAPTOP = {"size": 64, "width": 16, "noise_resolution": 8, "steps": 1200, "lr": 1e-3}
+_LAPTOP = {
+    "size": 64,
+    "width": 16,
+    "noise_resolution": 8,
+    "steps": 600,
+    "batch_size": 8,
+    "lr": 1e-3,
+}
 
 
 def cosine_cycle(step: int, steps: int, every: int = 32, half_period: int = 100) -> float:

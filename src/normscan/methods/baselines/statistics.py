@@ -67,7 +67,10 @@ class ImageStatistics(Method):
         return Maps(score=((d @ self.precision) * d).sum(1).clamp_min(0).sqrt().float())
 
 
-@register("mean_image", paper="baseline", dims=(2, 3), presets={"laptop": {"size": 64}}, tiny={"size": 32})
+@register(
+    "mean_image", paper="baseline", dims=(2, 3), presets={"laptop": {"size": 64}}, reduction="mean",
+    tiny={"size": 32},
+)  # fmt: skip
 def mean_image(dims: int = 2, channels: int = 1, size: int = 128) -> Method:
     """Absolute difference from the mean healthy image.
 

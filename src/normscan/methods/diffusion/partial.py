@@ -100,15 +100,15 @@ class PartialDiffusion(Method):
     dims=(2,),
     presets={
         "laptop": {
-            "size": 64, "width": 32, "multipliers": (1, 2, 2), "blocks": 1, "frequency": 16.0,
-            "timesteps": 100, "level": 25, "train_level": 50, "steps": 1500, "batch_size": 8,
-            "lr": 4e-4, "ema": 0.995,
+            "size": 64, "width": 16, "multipliers": (1, 2, 4), "blocks": 1, "frequency": 16.0,
+            "timesteps": 100, "level": 25, "train_level": 50, "steps": 800, "batch_size": 4,
+            "lr": 1e-3, "ema": 0.99,
         },
     },
     tiny={
-        "size": 32, "width": 16, "multipliers": (1, 2), "blocks": 1, "frequency": 8.0, "octaves": 3,
-        "timesteps": 20, "level": 5, "train_level": 10, "steps": 150, "batch_size": 8, "lr": 2e-3,
-        "ema": 0.95,
+        "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 1, "frequency": 8.0,
+        "octaves": 3, "timesteps": 20, "level": 8, "train_level": 12, "steps": 150,
+        "batch_size": 4, "lr": 2e-3, "ema": 0.95,
     },
 )  # fmt: skip
 def anoddpm(

@@ -1,0 +1,183 @@
+"""The command line: one command, sub-commands made from the signatures in ``normscan.commands``.
+
+Only the standard library is imported before a sub-command is known, so that ``normscan --help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from normscan import __version__
+from normscan.errors import NormscanError, nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from normscan.registry import Card
+
+COMMANDS = {
+    "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
+    "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
+    "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
+    "methods": "list the methods",
+    "cohort": "say what is in a table or folder: normscan cohort PATH",
+    "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
+    "demo": "the whole job on a simulated cohort",
+}
+
+HELP = """usage: normscan COMMAND ...
+
+normscan learns what healthy looks like from healthy scans and shows what departs from it.
+
+commands:
+{commands}
+
+`normscan COMMAND --help` explains a command, `normscan fit METHOD --help` a method.
+Research use. Not for diagnosis.
+"""
+
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 2 wrong input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = (f"  {name:<10}{text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"normscan {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        return fail(f"there is no command '{name}'.{nearest(name, COMMANDS)} See normscan --help.")
+    try:
+        return run(name, arguments[1:])
+    except NormscanError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("stopped. `normscan fit ... --resume` goes on from the last checkpoint.", 130)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def fail(message: str, code: int = USAGE_ERROR) -> int:
+    """Print an error on stderr and return its exit code."""
+    print(f"normscan: error: {message}", file=sys.stderr)
+    return code
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Parse the arguments of a command and call it."""
+    from normscan import commands
+
+    function: Callable[..., Any] = getattr(commands, name)
+    signature = commands.signature(name)
+    card = None
+    if name == "fit":
+        card, arguments = _method(arguments)
+    parser = build_parser(name, signature, card, _preset(arguments))
+    values = parser.parse_args(_flags(arguments, signature))
+    options = {k: v for k, v in vars(parser.instantiate_classes(values)).items() if k != "config"}
+    if card is not None:
+        options = _split_method(options, card)
+    function(**options)
+    return 0
+
+
+def _method(arguments: list[str]) -> tuple[Card, list[str]]:
+    """Take the method's id off the front; help without one lists what there is."""
+    from normscan import registry
+
+    if not arguments or arguments[0].startswith("-"):
+        cards = registry.load_all()
+        asked = any(a in ("-h", "--help") for a in arguments)
+        text = "usage: normscan fit METHOD --cohort COHORT --out FOLDER [options]\n\nmethods:\n"
+        text += "\n".join(f"  {id:<26}{card.summary}" for id, card in cards.items())
+        if asked:
+            print(text + "\n\n`normscan fit METHOD --help` lists all options.")
+            raise SystemExit(0)
+        raise NormscanError("name a method first: normscan fit METHOD --cohort C --out RUN.")
+    return registry.card(arguments[0]), arguments[1:]
+
+
+def _preset(arguments: list[str]) -> str:
+    """Look the preset up before parsing: it changes the defaults."""
+    for i, text in enumerate(arguments):
+        if text.startswith("--preset="):
+            return text.partition("=")[2]
+        if text == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return "paper"
+
+
+def _flags(arguments: list[str], function: Callable[..., Any]) -> list[str]:
+    """Let ``--resume`` stand for ``--resume=true``: the parser wants a value for a truth."""
+    parameters = inspect.signature(function).parameters.values()
+    names = {f"--{p.name}" for p in parameters if p.annotation in ("bool", bool)}
+    following = [*arguments[1:], ""]
+    return [
+        f"{text}=true" if text in names and after not in ("true", "false") else text
+        for text, after in zip(arguments, following, strict=True)
+    ]
+
+
+def build_parser(
+    name: str, function: Callable[..., Any], card: Card | None = None, preset: str = "paper"
+) -> ArgumentParser:
+    """Return the parser of a command, made from its signature and, for fit, the method's."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise SystemExit(fail(_explain(str(message), self)))
+
+    positional = {"predict": "run", "evaluate": "run", "cohort": "path"}.get(name)
+    prog = f"normscan {name}" + (f" {card.id}" if card else "")
+    text = (function.__doc__ or "").partition("\n\n")[0]
+    parser = Parser(prog=prog, description=text if card is None else card.summary)
+    if card is not None:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with these options")
+    if positional:
+        parser.add_argument(positional, help="path of the run folder" if positional == "run" else "")
+    if name == "predict":
+        parser.add_argument("scans", nargs="+", help="files to score")
+    skip = {positional, "scans", "method", "arguments", "progress"} - {None}
+    parser.add_function_arguments(function, skip=skip, as_positional=False)
+    if card is not None:
+        # The number of channels is the cohort's.
+        parser.add_function_arguments(card.build, as_group=True, skip={"channels"})
+        defaults = card.arguments(preset)
+        parser.set_defaults({k: v for k, v in defaults.items() if k != "channels"})
+    return parser
+
+
+def _split_method(options: dict[str, Any], card: Card) -> dict[str, Any]:
+    """Put the method's arguments that differ from its preset together."""
+    defaults = card.arguments(options["preset"])
+    given = {k: options.pop(k) for k in defaults if k in options}
+    changed = {k: v for k, v in given.items() if v != defaults[k]}
+    return {**options, "method": card.id, "arguments": changed}
+
+
+def _explain(message: str, parser: ArgumentParser) -> str:
+    """Shorten the parser's message and suggest the nearest option."""
+    known = [o for action in parser._actions for o in action.option_strings]
+    words = message.replace(",", " ").split()
+    if "nrecognized arguments" in message or "not accepted" in message or "not valid" in message:
+        wrong = next((w.strip("'\"").partition("=")[0] for w in words if w.strip("'\"").startswith("--")), "")
+        if wrong and wrong not in known:
+            return f"unknown option {wrong}.{nearest(wrong, known)} See {parser.prog} --help."
+    return f"{' '.join(message.split())} See {parser.prog} --help."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

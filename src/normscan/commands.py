@@ -1,0 +1,280 @@
+"""What the command line does; each function is a sub-command and its signature the options."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from normscan.cohort import Cohort
+from normscan.errors import NormscanError, OutputError
+from normscan.progress import Progress
+
+
+def _command_line() -> str:
+    return " ".join(["normscan", *map(shlex.quote, sys.argv[1:])])
+
+
+def fit(
+    method: str,
+    cohort: str,
+    out: str,
+    root: str | None = None,
+    preset: str = "paper",
+    preprocess: dict[str, Any] | None = None,
+    postprocess: list[str] | None = None,
+    reduction: str | None = None,
+    fpr: float = 0.05,
+    pixel_fpr: float = 0.05,
+    patch: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    resume: bool = False,
+    arguments: dict[str, Any] | None = None,
+) -> None:
+    """Train a method on the healthy scans of a cohort.
+
+    Args:
+        method: id of the method.
+        cohort: table (CSV, TSV, Parquet) or folder.
+        out: run folder, new; log, checkpoint and detector go there.
+        root: folder of the table's relative paths.
+        preset: paper (the article), code (its released code), laptop (minutes on two cores), ...
+        preprocess: settings to change, such as '{"spacing": 1.0, "crop": "none"}'.
+        postprocess: chain such as '["erode=3", "median=5"]' instead of the method's own.
+        reduction: from map to score instead of the method's own.
+        fpr: false-positive rate of the decision on healthy validation scans.
+        pixel_fpr: share of a healthy scan's pixels above the pixel threshold.
+        patch: side of patches to train on and to slide over scans.
+        seed: of everything random.
+        device: auto, cpu, cuda, ...
+        devices: number of processes.
+        precision: 32-true, bf16-mixed, 16-mixed, ...
+        resume: go on with the run in the folder.
+        arguments: of the method.
+    """
+    from normscan.detector import Detector
+
+    detector = Detector(
+        method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
+        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, **(arguments or {}),
+    )  # fmt: skip
+    bar = Progress()
+    table = Cohort.read(cohort, root=root, seed=seed)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        bar.say(str(table.summary(bar.track)))
+    detector.fit(
+        table, out, device=device, devices=devices, precision=precision, resume=resume, progress=True
+    )
+    if detector.scan_threshold is None:  # a helper process of several
+        return
+    seconds = detector.training["seconds"]["total"]
+    print(f"{method} is trained ({seconds:.0f} s). {detector.training['calibration']}")
+    print(f"detector: {out}\nnext: normscan evaluate {out} --cohort {cohort}")
+
+
+def predict(
+    run: str,
+    scans: list[str],
+    out: str,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
+
+    Args:
+        run: run folder of the detector.
+        scans: files.
+        out: folder for the results.
+        device: auto, cpu or cuda.
+        overwrite: replace the findings of an earlier prediction.
+    """
+    from normscan.cohort_table import unique_names
+    from normscan.detector import load
+
+    detector = load(run, device)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file. Name a folder.")
+    names = unique_names(scans)
+    taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
+    if taken and not overwrite:
+        raise OutputError(
+            f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
+        )
+    failures = 0
+    bar = Progress()
+    for name, path in zip(names, bar.track(scans, "predict", len(scans)), strict=True):
+        try:
+            finding = detector.predict(path)
+            finding.save(folder, name)
+        except NormscanError as error:
+            failures += 1
+            print(f"{name}: left out: {error}", file=sys.stderr)
+            continue
+        verdict = "anomalous" if finding.anomalous else "within healthy range"
+        p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
+        print(f"{name}: score {finding.score:.5g}{p_value}  {verdict}")
+    if failures == len(scans):
+        raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
+    print(f"results: {folder}")
+
+
+def evaluate(
+    run: str,
+    cohort: str,
+    out: str | None = None,
+    root: str | None = None,
+    split: str = "test",
+    region: Literal["whole", "foreground"] = "whole",
+    group: str | None = None,
+    baselines: bool = True,
+    device: str = "auto",
+) -> None:
+    """Metrics with intervals and a report page of a trained detector on a cohort.
+
+    Args:
+        run: run folder of the detector.
+        cohort: table (CSV, TSV, Parquet) or folder.
+        out: folder for results.json, scans.csv and report.html; RUN/evaluation by default.
+        root: folder of the table's relative paths.
+        split: part of the cohort.
+        region: pixels that count: those of the whole scan, or of its foreground.
+        group: column whose values are told apart.
+        baselines: fit the mean image and image statistics too, and print them beside.
+        device: auto, cpu or cuda.
+    """
+    from normscan import evaluation
+    from normscan.detector import load
+
+    detector = load(run, device)
+    table = Cohort.read(cohort, root=root, seed=detector.seed)
+    folder = Path(out) if out else Path(run) / "evaluation"
+    results = evaluation.evaluate(
+        detector, table, folder, split=split, region=region, group=group,
+        baselines=evaluation.BASELINES if baselines else (), command=_command_line(), progress=True,
+    )  # fmt: skip
+    print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
+    print(evaluation.text_summary(results))
+    print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
+
+
+def methods(json: bool = False) -> None:
+    """List the methods: id, family, regime, dimensions, paper.
+
+    Args:
+        json: print JSON for machines.
+    """
+    from normscan.registry import load_all
+
+    rows = [
+        {
+            "id": card.id,
+            "family": card.family,
+            "regime": card.regime,
+            "dims": list(card.dims),
+            "paper": card.paper,
+            "presets": [p for p in card.presets if p != "tiny"],
+            "summary": card.summary,
+        }
+        for card in load_all().values()
+    ]
+    if json:
+        print(_dump(rows))
+        return
+    columns = ("id", "family", "regime", "dims", "paper")
+    table = [columns] + [
+        tuple(", ".join(map(str, r[c])) if c == "dims" else str(r[c]) for c in columns)  # type: ignore[call-overload]
+        for r in rows
+    ]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2)
+
+
+def cohort(path: str, root: str | None = None, seed: int = 0, json: bool = False) -> None:
+    """Say what is in a table or folder: counts, sizes, channels, masks, copies, bad files.
+
+    Args:
+        path: table (CSV, TSV, Parquet) or folder.
+        root: folder of the table's relative paths.
+        seed: of the split, where none is given.
+        json: print JSON for machines.
+    """
+    summary = Cohort.read(path, root=root, seed=seed).summary(Progress().track)
+    print(_dump(summary.to_dict()) if json else summary)
+
+
+def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
+    """Simulate a cohort, train on its healthy scans, evaluate, and write a report.
+
+    Args:
+        out: folder; an earlier demo in it is replaced.
+        method: id of the method, with its laptop preset.
+        seed: of everything random.
+    """
+    import shutil
+
+    from normscan import evaluation, storage
+    from normscan.detector import Detector
+    from normscan.phantom import simulate
+
+    begun = time.monotonic()
+    folder = Path(out)
+    marker = folder / "demo.json"
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise OutputError(f"{folder} exists and is no earlier demo. Choose another folder.")
+    shutil.rmtree(folder, ignore_errors=True)
+    storage.write_json(marker, {"method": method, "seed": seed})
+    bar = Progress()
+    bar.say("1/3  simulating a cohort: FLAIR slices of 200 healthy and 48 lesioned subjects")
+    table = simulate(
+        folder / "cohort", healthy=200, lesioned=48, seed=seed,
+        progress=lambda done, total: bar.update("simulate", done, total),
+    )  # fmt: skip
+    cohort = Cohort.read(table)
+    bar.say(f"{cohort.summary(bar.track)}\n\n2/3  training {method} on the healthy scans")
+    detector = Detector(method, preset="laptop", seed=seed)
+    detector.fit(cohort, folder / "run", progress=True)
+    bar.say("3/3  evaluating on held-out healthy and lesioned scans")
+    results = evaluation.evaluate(
+        detector, cohort, folder / "evaluation", report=folder / "report.html",
+        command=_command_line(), progress=True,
+    )  # fmt: skip
+    print(f"\n{method} on a simulated cohort ({time.monotonic() - begun:.0f} s in all)")
+    print(evaluation.text_summary(results))
+    for entry in results.get("groups", {}).get("kind", []):
+        auroc, ap = entry["image_auroc"]["value"], entry.get("pixel_ap", {}).get("value")
+        print(f"  {entry['value']:<18}image AUROC {auroc:.3f}" + (f"  pixel AP {ap:.3f}" if ap else ""))
+    print(f"\ndetector: {folder / 'run'}\nreport:   {folder / 'report.html'}   <- open this")
+
+
+def phantom(**options: Any) -> None:
+    """Simulate a cohort; the options are those of ``normscan.phantom.simulate``."""
+    from normscan.phantom import simulate
+
+    bar = Progress()
+    table = simulate(**options, progress=lambda done, total: bar.update("simulate", done, total))
+    print(Cohort.read(table).summary())
+    print(f"cohort: {table}\nnext: normscan fit dae --preset laptop --cohort {table} --out runs/phantom")
+
+
+def signature(name: str) -> Callable[..., Any]:
+    """Return the function whose signature and docstring are the options of a command."""
+    if name == "phantom":
+        from normscan.phantom import simulate
+
+        return simulate
+    function: Callable[..., Any] = globals()[name]
+    return function

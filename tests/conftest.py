@@ -1,0 +1,42 @@
+"""Shared fixtures: one thread per test process, and a toy cohort with planted lesions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toy import write_toy_cohort
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data; tests that use it skip where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("real data (../shared) are not on this machine")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function (dims, channels) to the path of a toy cohort's table."""
+    made: dict[tuple[int, int], Path] = {}
+
+    def make(dims: int = 2, channels: int = 1) -> Path:
+        if (dims, channels) not in made:
+            folder = tmp_path_factory.mktemp(f"toy{dims}d{channels}c")
+            made[dims, channels] = write_toy_cohort(folder, dims, channels)
+        return made[dims, channels]
+
+    return make
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
