@@ -1,7 +1,8 @@
-"""A toy cohort that a tiny network learns in seconds: discs of varying place and shade.
+"""A toy cohort that a tiny network learns in seconds.
 
-Healthy: an ellipse with a brighter inner ellipse, both moving. Lesioned: the same with a bright
-blob of known place. The mean image fails on it because nothing stays in place.
+Healthy: an ellipse with a bright rim and a brighter ellipse inside, all moving. Lesioned: the same
+with a bright soft spot. Brightness doesn't find it, since the rim is brighter, and the mean image
+finds it badly, since nothing stays in place.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ def toy_scan(rng: np.random.Generator, dims: int, channels: int, lesion: bool):
     """Return image (C, *shape), mask (*shape)."""
     shape = SIZE[dims]
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
-    centre = rng.uniform(-0.2, 0.2, dims)
-    radius = rng.uniform(0.5, 0.75, dims)
+    centre = rng.uniform(-0.25, 0.25, dims)
+    radius = rng.uniform(0.45, 0.7, dims)
 
     def ball(middle, size):
         r = np.sqrt(sum(((a - m) / s) ** 2 for a, m, s in zip(axes, middle, size, strict=True)))
         return 1 / (1 + np.exp((r - 1) * 12))
 
     head = ball(centre, radius)
-    inner = ball(centre + rng.uniform(-0.25, 0.25, dims) * radius, radius * rng.uniform(0.3, 0.6, dims))
-    shades = rng.uniform(0.9, 1.1, channels)
-    image = np.stack([s * (0.45 * head + 0.25 * inner) for s in shades])
+    inner = ball(centre + rng.uniform(-0.15, 0.15, dims), radius * rng.uniform(0.25, 0.45, dims))
+    # The bright rim is healthy: what is bright is not what is wrong.
+    image = 0.45 * head + 0.25 * inner + 2.4 * head * (1 - head)
     mask = np.zeros(shape, bool)
     if lesion:
-        blob = ball(centre + rng.uniform(-0.3, 0.3, dims) * radius, np.full(dims, 0.17))
-        image = image + 0.4 * blob
+        place = centre + rng.uniform(-0.4, 0.4, dims) * radius
+        blob = ball(place, np.full(dims, 0.2))
+        image = image + 0.5 * blob
         mask = blob > 0.5
+    image = image * rng.uniform(0.9, 1.1, channels).reshape(-1, *[1] * dims)
     noise = rng.normal(0, 0.01, image.shape)
     return np.where(head > 0.3, image + noise, 0).astype(np.float32), mask & (head > 0.3)
 

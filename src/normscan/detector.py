@@ -75,7 +75,6 @@ class Detector:
         self.card = registry.card(method)
         chosen = self.card.preset(preset)
         self.preset = preset
-        self.given = dict(arguments)
         self.arguments = self.card.arguments(preset, **arguments)
         settings = {"size": self.arguments["size"], **self.card.preprocess}
         settings |= {**chosen.get("preprocess", {}), **(preprocess or {})}
@@ -92,6 +91,8 @@ class Detector:
         self.fpr, self.pixel_fpr, self.patch, self.seed = fpr, pixel_fpr, patch, seed
         if patch is not None:
             self.arguments["size"] = patch
+        # As asked for: fitting settles what depends on the cohort, refitting starts from here.
+        self._asked = (self.preprocess, dict(self.arguments))
         self.method: Method | None = None
         self.channels: tuple[str, ...] = ()
         self.scan_threshold: ScanThreshold | None = None
@@ -133,6 +134,7 @@ class Detector:
         """
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
         cohort.require_healthy()
+        self.preprocess, self.arguments = self._asked[0], dict(self._asked[1])
         with tempfile.TemporaryDirectory(prefix="normscan-") as temporary, Progress(progress) as bar:
             folder = Path(temporary)
             if out is not None:

@@ -24,8 +24,15 @@ def layer(name: str, dims: int, *args: Any, **options: Any) -> nn.Module:
     return module
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, ...]]:
+def pad_to_multiple(
+    x: Tensor, multiple: int, smallest: int = 0
+) -> tuple[Tensor, tuple[slice, ...]]:
     """Pad the spatial axes at their ends with the border value to a multiple.
+
+    Args:
+        x: (B, C, *spatial).
+        multiple: that the padded axes are of.
+        smallest: least size of a padded axis, itself a multiple.
 
     Returns:
         The padded tensor and the slices that cut the original part out again.
@@ -33,7 +40,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, ...]
     sizes = x.shape[2:]
     pads: list[int] = []
     for n in reversed(sizes):
-        pads += [0, -n % multiple]
+        pads += [0, max(smallest - n, -n % multiple)]
     cut = (slice(None), slice(None), *(slice(0, n) for n in sizes))
     return (F.pad(x, pads, mode="replicate") if any(pads) else x), cut
 

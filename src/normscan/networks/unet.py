@@ -49,11 +49,11 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(layer("conv_transpose", dims, a, b, 2, stride=2) for a, b in pairs)
         self.merge = nn.ModuleList(_block(dims, 2 * b, b) for _, b in pairs)
         self.out = layer("conv", dims, widths[0], channels, 1)
-        # The deepest level needs two voxels for reflection padding.
         self.multiple = 2 ** (depth - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, cut = pad_to_multiple(x, self.multiple)
+        # The deepest level needs two voxels for reflection padding.
+        x, cut = pad_to_multiple(x, self.multiple, 2 * self.multiple)
         skips = []
         for block in self.down:
             x = block(x if not skips else self.pool(x))

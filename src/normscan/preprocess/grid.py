@@ -23,7 +23,8 @@ def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
     """Return the (n_out, n_in) matrix of linear interpolation at given places along an axis.
 
     Where the step between samples is above 1 the triangle widens with it, which removes what the
-    coarser grid can't show (no aliasing). Rows whose centre lies outside the voxels are zero.
+    coarser grid can't show (no aliasing). A ramp stays the same ramp, so nothing shifts. Rows whose
+    centre lies outside the voxels are zero.
 
     Args:
         n_in: number of voxels along the axis.
@@ -31,7 +32,14 @@ def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
         step: distance between two places in voxels.
     """
     width = max(1.0, abs(step))
-    weights = np.maximum(0.0, 1 - np.abs(np.arange(n_in)[None] - centres[:, None]) / width)
+    away = np.arange(n_in)[None] - centres[:, None]
+    weights = np.maximum(0.0, 1 - np.abs(away) / width)
+    if width > 1:
+        # The voxels lie unevenly under a wide triangle: tilt it until its centre of mass is right.
+        first, second = ((weights * away**k).sum(axis=1) for k in (1, 2))
+        within = (centres - width >= -1) & (centres + width <= n_in)
+        tilt = np.divide(first, second, out=np.zeros_like(first), where=within & (second > 0))
+        weights *= 1 - tilt[:, None] * away
     outside = (centres < -0.5) | (centres > n_in - 0.5)
     sums = weights.sum(axis=1, keepdims=True)
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)

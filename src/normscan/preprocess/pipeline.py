@@ -84,13 +84,18 @@ class Preprocess:
             foreground: (*scan.shape) bool, if the cohort gives one.
 
         Raises:
-            ScanError: a 2D scan for a 3D method, or an image without contrast in its foreground.
+            ScanError: a 2D scan for a 3D method, or an image without any contrast.
         """
         if dims > scan.dims:
             raise ScanError(
                 f"{scan.name}: a 2D scan can't be given to a 3D detector. Train with dims=2."
             )
         data = scan.data
+        if data.min() == data.max():
+            raise ScanError(
+                f"{scan.name}: every pixel is {data.flat[0]:g}, so there is nothing to see. "
+                "Leave this scan out."
+            )
         if self.colour == "grey" and len(data) > 1:
             data = data.mean(axis=0, keepdims=True)
         if foreground is None:

@@ -142,12 +142,14 @@ def hyperintense(
 def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     """Drop the connected components of so many voxels or fewer, holes counted in.
 
-    Neighbours touch at a face, an edge or a corner (8 in the plane, 26 in space).
+    Neighbours touch at a face, an edge or a corner (8 in the plane, 26 in space), and so do those of
+    a hole, as in the ``area_filled`` of scikit-image that the released codes use.
     """
     from scipy import ndimage
 
-    labels, n = ndimage.label(segmentation, np.ones((3,) * segmentation.ndim))
+    touching = np.ones((3,) * segmentation.ndim)
+    labels, n = ndimage.label(segmentation, touching)
     keep = np.zeros(n + 1, bool)
     for i, box in enumerate(ndimage.find_objects(labels), start=1):
-        keep[i] = ndimage.binary_fill_holes(labels[box] == i).sum() > smallest
+        keep[i] = ndimage.binary_fill_holes(labels[box] == i, touching).sum() > smallest
     return keep[labels]

@@ -93,9 +93,9 @@ class Trainer:
             self.method.load_weights(state["method"])
         self._trim_log(first, state["step"] if state else 0)
         for index, phase in enumerate(self.method.phases()):
-            if index == first:
-                self._phase(index, phase, state if state and state["step"] else None)
-                first += 1
+            if index >= first:
+                begun = state if state and index == first and state["step"] else None
+                self._phase(index, phase, begun)
         self.method.requires_grad_(False).eval()
         return self.seconds
 
@@ -244,6 +244,7 @@ class Trainer:
 
     def _close(self, phase: Phase) -> None:
         """Put the weights in place that the phase is to end with."""
+        self.method.zero_grad(set_to_none=True)
         chosen = self.memory["best"] if phase.keep == "best" else None
         chosen = chosen or self.memory["ema"]
         if chosen:

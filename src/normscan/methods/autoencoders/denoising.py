@@ -34,8 +34,11 @@ def cosine_cycle(step: int, steps: int, every: int = 32, half_period: int = 100)
     dims=(2, 3),
     presets={"laptop": _LAPTOP},
     postprocess=("inner=5", "median_inplane=5"),
-    tiny={"size": 32, "width": 8, "depth": 3, "noise_resolution": 8, "steps": 150, "lr": 3e-3},
-)
+    tiny={
+        "size": 32, "width": 8, "depth": 3, "noise_resolution": 8, "steps": 150, "lr": 3e-3,
+        "postprocess": ("foreground",),
+    },
+)  # fmt: skip
 def denoising_autoencoder(
     dims: int = 2,
     channels: int = 1,

@@ -110,26 +110,32 @@ class PatchCore(Method):
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
         kept: list[Tensor] = []
+        # The candidates are the patches with the smallest of random keys, so that each training
+        # patch has the same chance, whenever it comes.
+        keys: list[Tensor] = []
         total = 0
         rng = None
         for batch in batches:
             rng = rng or batch.rng
             vectors = self.patches(batch.image)[0].flatten(0, 1)
             kept.append(vectors)
+            keys.append(rng.uniform((len(vectors),)))
             total += len(vectors)
             if sum(map(len, kept)) > 2 * self.candidates:
-                kept = [self._thin(torch.cat(kept), rng)]
+                kept, keys = self._thin(kept, keys)
         if rng is None:
             raise ArgumentError("patchcore needs at least one training image.")
-        vectors = self._thin(torch.cat(kept), rng)
+        vectors = self._thin(kept, keys)[0][0]
         n = max(1, round(self.coreset * total))
         chosen = k_center_greedy(vectors, min(n, len(vectors)), rng)
         self.bank = vectors[chosen.to(vectors.device)].clone()
 
-    def _thin(self, vectors: Tensor, rng: Rng) -> Tensor:
-        if len(vectors) <= self.candidates:
-            return vectors
-        return vectors[rng.uniform((len(vectors),)).argsort()[: self.candidates].to(vectors.device)]
+    def _thin(self, kept: list[Tensor], keys: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        vectors, key = torch.cat(kept), torch.cat(keys)
+        if len(vectors) > self.candidates:
+            lowest = key.argsort()[: self.candidates]
+            vectors, key = vectors[lowest.to(vectors.device)], key[lowest]
+        return [vectors], [key]
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:

@@ -1,0 +1,431 @@
+"""Orientation, resampling, foreground and scaling against nibabel, scikit-image and numpy."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.transform import downscale_local_mean
+
+from normscan.errors import ArgumentError, ScanError
+from normscan.preprocess import Preprocess
+from normscan.preprocess.foreground import bounding_box, foreground_mask
+from normscan.preprocess.grid import axis_weights, fit_grid
+from normscan.scan import Scan
+
+ORIENTATIONS = ["RAS", "LPS", "PIR", "SAL", "ILP", "ASR"]
+
+
+def volume(rng, code="RAS", shape=(7, 6, 5), spacing=(1.0, 2.0, 3.0)):
+    """A random volume whose axes run along the given directions."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = [-11, 7, 23]
+    image = nib.Nifti1Image(rng.normal(size=shape).astype(np.float32), affine)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(code)
+    )
+    image = image.as_reoriented(turn)
+    return Scan.from_array(np.asarray(image.dataobj), affine=image.affine)
+
+
+def whole(scan):
+    return tuple((0, n) for n in scan.shape)
+
+
+def own_grid(scan, upright=False):
+    """The working grid that has the scan's own voxels."""
+    return fit_grid(scan, whole(scan), (None,) * scan.dims, None, False, upright)
+
+
+def rotated_affine(spacing=(1.0, 1.5, 2.0)):
+    """An oblique affine: 20 degrees about z, then 15 about x."""
+    a, b = np.deg2rad([20, 15])
+    turn_z = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
+    turn_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(turn_x) @ np.array(turn_z) @ np.diag(spacing)
+    affine[:3, 3] = [-30, 12, 5]
+    return affine
+
+
+def positions(affine, shape):
+    """Patient coordinates (3, *shape) of all voxels."""
+    index = np.indices((*shape, 1)[:3], dtype=float).reshape(3, -1)
+    return (affine[:3, :3] @ index + affine[:3, 3:]).reshape(3, *shape)
+
+
+def ramp(scan_affine, shape, direction=(0.3, -0.7, 0.5)):
+    """An image whose value is linear in the patient's millimetres."""
+    return np.tensordot(direction, positions(scan_affine, shape), 1)
+
+
+# --- grids
+
+
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_a_volume_is_turned_to_ras_as_nibabel_does(rng, code):
+    scan = volume(rng, code)
+    grid = own_grid(scan)
+    expected = nib.as_closest_canonical(nib.Nifti1Image(scan.data[0], scan.affine))
+    np.testing.assert_allclose(grid.forward(scan.data)[0], expected.get_fdata(), atol=1e-6)
+    np.testing.assert_allclose(grid.affine(scan.affine), expected.affine, atol=1e-12)
+
+
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_slices_are_laid_out_upright(rng, code):
+    scan = volume(rng, code)
+    grid = own_grid(scan, upright=True)
+    ras = nib.as_closest_canonical(nib.Nifti1Image(scan.data[0], scan.affine)).get_fdata()
+    # Rows run down from anterior to posterior, columns from the patient's left to right.
+    upright = ras[:, ::-1].transpose(1, 0, 2)
+    np.testing.assert_allclose(grid.forward(scan.data)[0], upright, atol=1e-6)
+    assert nib.aff2axcodes(grid.affine(scan.affine)) == ("P", "R", "S")
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_backward_undoes_forward(rng, code, upright):
+    scan = volume(rng, code)
+    grid = own_grid(scan, upright)
+    np.testing.assert_allclose(grid.backward(grid.forward(scan.data)), scan.data, atol=1e-6)
+
+
+def test_a_raster_image_is_taken_as_it_is(rng):
+    scan = Scan.from_array(rng.normal(size=(6, 9)))
+    np.testing.assert_array_equal(own_grid(scan).forward(scan.data), scan.data)
+
+
+def test_a_coronal_picture_runs_down_and_to_the_right(rng):
+    # Index axes towards superior and towards left.
+    affine = np.array([[0, -1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
+    scan = Scan.from_array(rng.normal(size=(6, 9)), affine=affine)
+    np.testing.assert_array_equal(own_grid(scan).forward(scan.data), scan.data[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("spacing", [0.7, 1.0, 1.3, 1.875, 3.0, 4.2])
+@pytest.mark.parametrize("code", ["RAS", "PIR"])
+def test_a_ramp_in_millimetres_survives_resampling(rng, code, spacing):
+    scan = volume(rng, code, (40, 30, 24), (1.0, 2.0, 3.0))
+    scan = scan.with_data(ramp(scan.affine, scan.shape)[None])
+    n = int(40 / spacing)
+    grid = fit_grid(scan, whole(scan), (n, n, n), spacing, False, False)
+    values = grid.forward(scan.data)[0]
+    expected = ramp(grid.affine(scan.affine), grid.shape)
+    margin = 1 + int(np.ceil(3 / spacing)) * 2
+    inner = np.zeros(grid.shape, bool)
+    # The scan fills 40, 60, 72 mm; the grid is a cube of 40 mm in its middle.
+    inner[(slice(margin, -margin) if n > 2 * margin else slice(n // 2, n // 2 + 1),) * 3] = True
+    np.testing.assert_allclose(values[inner], expected[inner], atol=2e-4)
+
+
+def test_the_way_back_keeps_millimetres():
+    scan = Scan.from_array(np.zeros((40, 31, 22)), affine=rotated_affine())
+    grid = fit_grid(scan, whole(scan), (26, 26, 26), None, False, False)
+    back = grid.backward(ramp(grid.affine(scan.affine), grid.shape)[None].astype(np.float32))[0]
+    inner = (slice(4, -4),) * 3
+    np.testing.assert_allclose(back[inner], ramp(scan.affine, scan.shape)[inner], atol=2e-4)
+
+
+def test_an_oblique_scan_keeps_its_angles_in_the_affine():
+    scan = Scan.from_array(np.zeros((20, 20, 20)), affine=rotated_affine())
+    grid = fit_grid(scan, whole(scan), (16, 16, 16), 2.5, False, False)
+    affine = grid.affine(scan.affine)
+    cosines = affine[:3, :3] / 2.5
+    np.testing.assert_allclose(cosines, scan.affine[:3, :3] / scan.spacing, atol=1e-12)
+    middle = lambda a, shape: a @ [*((np.array(shape) - 1) / 2), 1]  # noqa: E731
+    np.testing.assert_allclose(
+        middle(affine, grid.shape), middle(scan.affine, scan.shape), atol=1e-9
+    )
+
+
+def test_halving_equals_a_triangle_filter():
+    """Between two voxels the widened triangle weighs 1, 3, 3, 1."""
+    data = np.random.default_rng(0).normal(size=16)
+    filtered = np.convolve(data, np.array([1, 3, 3, 1]) / 8, "valid")[1::2]
+    result = axis_weights(16, np.arange(8) * 2 + 0.5, 2.0) @ data
+    np.testing.assert_allclose(result[1:-1], filtered, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [9, 16, 21])
+def test_downsampling_does_not_alias(size):
+    board = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.float32)
+    scan = Scan.from_array(board)
+    grid = fit_grid(scan, whole(scan), (size, size), None, False, True)
+    small = grid.forward(scan.data)[0][1:-1, 1:-1]
+    np.testing.assert_allclose(small, 0.5, atol=0.02)
+    # Plain sampling at the same places would show a pattern that isn't there.
+    places = np.round(grid.start[0] + grid.step[0] * np.arange(size)).astype(int)
+    assert board[np.ix_(places, places)].std() > 0.3
+
+
+def test_downsampling_is_close_to_block_means(rng):
+    smooth = ndimage.gaussian_filter(rng.normal(size=(64, 64)), 4)
+    scan = Scan.from_array(smooth)
+    small = fit_grid(scan, whole(scan), (16, 16), None, False, True).forward(scan.data)[0]
+    expected = downscale_local_mean(smooth, (4, 4))
+    assert np.abs(small - expected)[1:-1, 1:-1].max() < 0.1 * smooth.std()
+
+
+@pytest.mark.parametrize(("dims", "upright"), [(2, True), (3, False)])
+def test_the_identity_grid_is_the_identity(rng, dims, upright):
+    scan = Scan.from_array(rng.normal(size=(12,) * dims))
+    grid = fit_grid(scan, whole(scan), (12,) * dims, None, False, upright)
+    np.testing.assert_array_equal(grid.forward(scan.data), scan.data)
+    np.testing.assert_array_equal(grid.backward(scan.data), scan.data)
+    np.testing.assert_array_equal(grid.affine(scan.affine), scan.affine)
+
+
+def test_padding_keeps_proportions_in_millimetres():
+    scan = Scan.from_array(np.ones((20, 10)), spacing=(1.0, 3.0))
+    grid = fit_grid(scan, whole(scan), (30, 30), None, False, True)
+    # The image is 20 mm by 30 mm: the second axis fills the grid, the first two thirds of it.
+    assert np.linalg.norm(grid.affine(scan.affine)[:3, :2], axis=0) == pytest.approx([1, 1])
+    filled = grid.forward(scan.data)[0] > 0
+    assert bounding_box(filled) == ((5, 25), (0, 30))
+
+
+def test_stretching_fills_the_grid():
+    scan = Scan.from_array(np.ones((20, 10)), spacing=(1.0, 3.0))
+    grid = fit_grid(scan, whole(scan), (30, 30), None, True, True)
+    assert (grid.forward(scan.data) > 0).all()
+    np.testing.assert_allclose(np.abs(grid.step), [20 / 30, 10 / 30])
+
+
+def test_a_box_is_cropped():
+    scan = Scan.from_array(np.arange(200.0).reshape(20, 10))
+    grid = fit_grid(scan, ((4, 12), (1, 9)), (8, 8), None, False, True)
+    np.testing.assert_array_equal(grid.forward(scan.data)[0], scan.data[0, 4:12, 1:9])
+    back = grid.backward(scan.data[:, 4:12, 1:9])[0]
+    outside = np.ones((20, 10), bool)
+    outside[4:12, 1:9] = False
+    np.testing.assert_array_equal(back[4:12, 1:9], scan.data[0, 4:12, 1:9])
+    assert (back[outside] == 0).all()
+
+
+def test_spacing_in_millimetres_sets_the_step(rng):
+    scan = volume(rng, "SAL", (20, 20, 20), (1.0, 2.0, 3.0))
+    grid = fit_grid(scan, whole(scan), (8, 8, 8), 1.5, False, False)
+    steps = np.linalg.norm(grid.affine(scan.affine)[:3, :3], axis=0)
+    np.testing.assert_allclose(steps, 1.5)
+
+
+# --- the pipeline
+
+
+@pytest.mark.parametrize("code", ["RAS", "PIR"])
+def test_slices_are_the_scans_own(rng, code):
+    scan = volume(rng, code, (12, 12, 9), (1.0, 1.0, 4.0))
+    settings = Preprocess(size=12, crop="none", scaling="none", foreground="all")
+    prepared = settings(scan, 2)
+    ras = nib.as_closest_canonical(nib.Nifti1Image(scan.data[0], scan.affine)).get_fdata()
+    assert prepared.grid.shape == (12, 12, 9)
+    np.testing.assert_allclose(prepared.image[0], ras[:, ::-1].transpose(1, 0, 2), atol=1e-6)
+
+
+def test_slices_follow_the_foreground_in_all_axes(rng):
+    data = np.zeros((30, 30, 12), np.float32)
+    data[5:21, 8:24, 3:9] = rng.uniform(1, 2, (16, 16, 6))
+    settings = Preprocess(size=16, scaling="none")
+    prepared = settings(Scan.from_array(data), 2)
+    upright = data[5:21, 8:24, 3:9][:, ::-1].transpose(1, 0, 2)
+    np.testing.assert_allclose(prepared.image[0], upright, atol=1e-6)
+    assert prepared.foreground.all()
+
+
+def test_padding_looks_like_the_background(rng):
+    data = rng.uniform(-900, 100, (10, 20)).astype(np.float32)
+    data[0, 0] = -1000
+    prepared = Preprocess(size=20, crop="none", scaling="none", foreground="all")(
+        Scan.from_array(data), 2
+    )
+    assert (prepared.image[0, :5] == -1000).all() and (prepared.image[0, 15:] == -1000).all()
+    np.testing.assert_allclose(prepared.image[0, 5:15], data, atol=1e-3)
+    expected = np.zeros((20, 20), bool)
+    expected[5:15] = True
+    np.testing.assert_array_equal(prepared.foreground, expected)
+
+
+def test_a_given_foreground_is_used(rng):
+    mask = np.zeros((20, 20), bool)
+    mask[4:12, 6:14] = True
+    scan = Scan.from_array(rng.uniform(1, 2, (20, 20)))
+    prepared = Preprocess(size=8, scaling="none")(scan, 2, mask)
+    np.testing.assert_allclose(prepared.image, scan.data[:, 4:12, 6:14], atol=1e-6)
+
+
+def test_grey_is_the_mean_of_the_channels(rng):
+    data = rng.uniform(size=(3, 16, 16))
+    scan = Scan.from_array(data, channels=("red", "green", "blue"))
+    settings = Preprocess(
+        size=16, crop="none", scaling="none", foreground="all", colour="grey", fit="stretch"
+    )
+    np.testing.assert_allclose(settings(scan, 2).image, data.mean(0)[None], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (9, 9, 9)])
+def test_a_constant_scan_is_refused(shape):
+    with pytest.raises(ScanError, match="every pixel is 5"):
+        Preprocess(size=16)(Scan.from_array(np.full(shape, 5.0)), len(shape))
+
+
+def test_a_slice_is_no_volume():
+    with pytest.raises(ScanError, match="dims=2"):
+        Preprocess(size=16)(Scan.from_array(np.eye(20)), 3)
+
+
+@pytest.mark.parametrize("change", [{"size": 4}, {"spacing": 0.0}, {"percentile": 10.0}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ArgumentError, match=f"preprocess.{next(iter(change))}"):
+        Preprocess(**change)
+
+
+# --- foreground
+
+
+def disc(n=64, radius=0.6):
+    y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
+    return x**2 + y**2 < radius**2
+
+
+def test_all_that_differs_from_a_skull_stripped_border_is_foreground(rng):
+    data = np.where(disc(), rng.uniform(0.001, 1, (64, 64)), 0)
+    np.testing.assert_array_equal(foreground_mask(data[None]), disc())
+
+
+def test_a_skull_stripped_background_need_not_be_zero(rng):
+    data = np.where(disc(), rng.normal(0, 1, (64, 64)), -5.0)
+    np.testing.assert_array_equal(foreground_mask(data[None]), disc())
+
+
+def overlap(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_noise_around_the_body_is_background(rng, dims):
+    n = 32
+    r = np.sqrt(sum(g**2 for g in np.meshgrid(*[np.linspace(-1, 1, n)] * dims)))
+    body = r < 0.6
+    data = np.where(body, 100.0, 0) + np.abs(rng.normal(0, 2, body.shape))
+    assert overlap(foreground_mask(data[None]), body) > 0.9
+
+
+def test_a_dark_ventricle_stays_inside(rng):
+    ventricle = disc(radius=0.2)
+    data = np.where(disc(), 100.0, 0) + np.abs(rng.normal(0, 1, (64, 64)))
+    data[ventricle] = 0
+    mask = foreground_mask(data[None])
+    assert mask[ventricle].all() and not mask[0, 0]
+
+
+def test_an_image_that_fills_its_frame_is_all_foreground(rng):
+    assert foreground_mask(rng.uniform(50, 150, (1, 40, 40))).all()
+
+
+def test_specks_beside_the_body_are_dropped(rng):
+    data = np.where(disc(radius=0.5), 100.0, 0) + np.abs(rng.normal(0, 1, (64, 64)))
+    data[2:5, 2:5] = 100
+    assert not foreground_mask(data[None])[:6, :6].any()
+
+
+def test_with_nearly_no_foreground_the_whole_image_counts():
+    data = np.zeros((1, 40, 40))
+    data[0, 20, 20] = 1
+    assert foreground_mask(data).all()
+    assert foreground_mask(np.full((1, 40, 40), 3.0)).all()
+
+
+def test_bounding_box_against_the_coordinates_of_the_true_part(rng):
+    mask = rng.uniform(size=(12, 14, 9)) > 0.995
+    hits = np.argwhere(mask)
+    assert len(hits) > 1
+    expected = tuple(zip(hits.min(0).tolist(), (hits.max(0) + 1).tolist(), strict=True))
+    assert bounding_box(mask) == expected
+    assert bounding_box(np.zeros((3, 4), bool)) == ((0, 3), (0, 4))
+
+
+# --- scaling
+
+
+def scaled(image, inside, slices=False, **settings):
+    return Preprocess(limit=1e6, **settings).scale(image.astype(np.float32), inside, slices)
+
+
+@pytest.fixture
+def image(rng):
+    return rng.uniform(10, 300, (2, 12, 12))
+
+
+@pytest.fixture
+def inside(rng):
+    return rng.uniform(size=(12, 12)) > 0.4
+
+
+def test_percentile_scaling(image, inside):
+    result = scaled(image, inside, scaling="percentile", percentile=95)
+    for got, values in zip(result, image, strict=True):
+        np.testing.assert_allclose(got, values / np.percentile(values[inside], 95), rtol=1e-5)
+
+
+def test_percentile_scaling_starts_at_a_negative_minimum(image, inside):
+    values = image - 100
+    result = scaled(values, inside, scaling="percentile", percentile=90)
+    for got, channel in zip(result, values, strict=True):
+        low = channel.min()
+        top = np.percentile(channel[inside], 90)
+        np.testing.assert_allclose(got, (channel - low) / (top - low), rtol=1e-4, atol=1e-6)
+
+
+def test_median_scaling(image, inside):
+    result = scaled(image, inside, scaling="median")
+    for got, values in zip(result, image, strict=True):
+        np.testing.assert_allclose(got, 0.5 * values / np.median(values[inside]), rtol=1e-5)
+
+
+def test_auto_takes_the_median_in_2d_and_the_percentile_in_3d(rng):
+    flat = rng.uniform(1, 9, (1, 10, 10))
+    solid = rng.uniform(1, 9, (1, 6, 6, 6))
+    all_2d, all_3d = np.ones(flat.shape[1:], bool), np.ones(solid.shape[1:], bool)
+    np.testing.assert_allclose(scaled(flat, all_2d), 0.5 * flat / np.median(flat), rtol=1e-5)
+    np.testing.assert_allclose(scaled(solid, all_3d), solid / np.percentile(solid, 99), rtol=1e-5)
+
+
+def test_minmax_scaling(image, inside):
+    result = scaled(image, inside, scaling="minmax")
+    low, high = image.min((1, 2), keepdims=True), image.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(result, (image - low) / (high - low), atol=1e-5)
+
+
+def test_zscore_scaling(image, inside):
+    result = scaled(image, inside, scaling="zscore")
+    for got, values in zip(result, image, strict=True):
+        part = values[inside]
+        np.testing.assert_allclose(got, (values - part.mean()) / part.std(), atol=1e-4)
+
+
+def test_each_slice_can_be_scaled_on_its_own(rng):
+    image = rng.uniform(1, 9, (1, 8, 8, 3)) * [1, 10, 100]
+    result = scaled(image, np.ones((8, 8, 3), bool), True, scaling="percentile", per="slice")
+    for k in range(3):
+        expected = image[..., k] / np.percentile(image[..., k], 99)
+        np.testing.assert_allclose(result[..., k], expected, rtol=1e-5)
+    together = scaled(image, np.ones((8, 8, 3), bool), True, scaling="percentile")
+    np.testing.assert_allclose(together, image / np.percentile(image, 99), rtol=1e-5)
+
+
+def test_hot_pixels_are_limited_and_an_empty_slice_is_zero():
+    values = np.ones((1, 10, 10), np.float32)
+    values[0, 0, 0] = 1000
+    inside = np.ones((10, 10), bool)
+    result = Preprocess(scaling="median", limit=3.0).scale(values, inside, False)
+    assert result[0, 0, 0] == 3 and result[0, 1, 1] == 0.5
+    empty = Preprocess(scaling="percentile").scale(np.zeros_like(values), inside, False)
+    assert (empty == 0).all()
+    z = Preprocess(scaling="zscore", limit=0.05).scale(values, inside, False)
+    assert z.min() == pytest.approx(-0.05) and z.max() == pytest.approx(0.05)
+
+
+def test_settings_are_plain_values():
+    settings = Preprocess(size=64, spacing=1.5)
+    assert Preprocess(**settings.to_dict()) == settings
