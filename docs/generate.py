@@ -1,7 +1,6 @@
-"""Write the reference pages that come from the code: methods and the command line.
+"""Write the reference pages that come from the code, methods and command line, to docs/methods/.
 
-    python docs/generate.py             write docs/methods/
-    python docs/generate.py --readme    also fill the block of methods in README.md
+With --readme, also fill the block of methods in README.md.
 """
 
 from __future__ import annotations
@@ -95,7 +94,11 @@ def changes(values: Mapping[str, Any]) -> str:
 def preset_table(card: Card) -> str:
     """Return the presets of a method and what each one changes."""
     rows = [
-        (f"`{name}`", PRESETS.get(name, "another published configuration, see above"), changes(values))
+        (
+            f"`{name}`",
+            PRESETS.get(name, "another published configuration, see above"),
+            changes(values),
+        )
         for name, values in card.presets.items()
     ]
     return table(("preset", "meaning", "changes"), rows)
@@ -175,14 +178,17 @@ def methods_index(cards: Mapping[str, Card]) -> str:
         for card in cards.values()
     ]
     steps = [
-        (f"`{name}={default:g}`", prose(inspect.getdoc(step) or "").partition("\n\n")[0].replace("\n", " "))
+        (
+            f"`{name}={default:g}`",
+            prose(inspect.getdoc(step) or "").partition("\n\n")[0].replace("\n", " "),
+        )
         for name, (step, default) in _STEPS.items()
     ]
     reductions = prose((inspect.getdoc(reduce_map) or "").partition("\n\n")[2].replace("\n", " "))
     parts = [
         "# Methods",
-        "One page a method, made from the registry. `normscan methods` prints this list. The page of "
-        "a method describes what its article says, what its presets change and where it departs "
+        "One page a method, made from the registry. `normscan methods` prints this list. The page "
+        "of a method describes what its article says, what its presets change and where it departs "
         "from its source.",
         table(("id", "family", "regime", "dims", "source", "summary"), rows),
         "## Presets",
@@ -201,8 +207,8 @@ def command_page(cards: Mapping[str, Card]) -> str:
     os.environ["COLUMNS"] = HELP_WIDTH
     parts = [
         "# Command line",
-        "What `normscan COMMAND --help` prints. A flag such as `--resume` stands for `--resume=true`. "
-        "Exit codes: 0 done, 2 wrong input, 130 stopped by the keyboard.",
+        "What `normscan COMMAND --help` prints. A flag such as `--resume` stands for "
+        "`--resume=true`. Exit codes: 0 done, 2 wrong input, 130 stopped by the keyboard.",
         table(("command", "purpose"), [(f"`{k}`", v) for k, v in cli.COMMANDS.items()]),
     ]
     for name in cli.COMMANDS:
@@ -212,7 +218,8 @@ def command_page(cards: Mapping[str, Card]) -> str:
         parts.append(f"## normscan {name}")
         if card is not None:
             parts.append(
-                f"`normscan fit METHOD --help` lists the options of a method too; here for `{EXAMPLE}`."
+                "`normscan fit METHOD --help` lists the options of a method too; here for "
+                f"`{EXAMPLE}`."
             )
         parts.append(f"```text\n{text}\n```")
     return "\n\n".join(parts) + "\n"
@@ -234,7 +241,7 @@ def filled_readme(text: str, cards: Mapping[str, Card]) -> str:
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise SystemExit(f"{README}: the markers {begin} and {end} are missing. Put them back.")
-    return f"{head}{begin}\n{readme_block(cards)}\n{end}{tail}"
+    return f"{head}{begin}\n\n{readme_block(cards)}\n\n{end}{tail}"
 
 
 def pages() -> dict[str, str]:
@@ -260,7 +267,9 @@ def main() -> int:
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     if arguments.readme:
-        README.write_text(filled_readme(README.read_text(encoding="utf-8"), load_all()), encoding="utf-8")
+        README.write_text(
+            filled_readme(README.read_text(encoding="utf-8"), load_all()), encoding="utf-8"
+        )
     print(f"{len(made)} pages in {folder.relative_to(DOCS.parent)}")
     return 0
 

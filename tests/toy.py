@@ -1,8 +1,7 @@
 """A toy cohort that a tiny network learns in seconds.
 
-Healthy: an ellipse with a bright rim and a brighter ellipse inside, all moving. Lesioned: the same
-with a bright soft spot. Brightness doesn't find it, since the rim is brighter, and the mean image
-finds it badly, since nothing stays in place.
+Healthy: an ellipse with a brighter ellipse inside, both moving. Lesioned: the same with a bright soft
+spot. The mean image finds it badly, since nothing stays in place.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def toy_scan(rng: np.random.Generator, dims: int, channels: int, lesion: bool):
     shape = SIZE[dims]
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     centre = rng.uniform(-0.25, 0.25, dims)
-    radius = rng.uniform(0.45, 0.7, dims)
+    radius = rng.uniform(0.45, 0.72, dims)
 
     def ball(middle, size):
         r = np.sqrt(sum(((a - m) / s) ** 2 for a, m, s in zip(axes, middle, size, strict=True)))
@@ -28,13 +27,12 @@ def toy_scan(rng: np.random.Generator, dims: int, channels: int, lesion: bool):
 
     head = ball(centre, radius)
     inner = ball(centre + rng.uniform(-0.15, 0.15, dims), radius * rng.uniform(0.25, 0.45, dims))
-    # The bright rim is healthy: what is bright is not what is wrong.
-    image = 0.45 * head + 0.25 * inner + 2.4 * head * (1 - head)
+    image = 0.45 * head + 0.25 * inner
     mask = np.zeros(shape, bool)
     if lesion:
         place = centre + rng.uniform(-0.4, 0.4, dims) * radius
         blob = ball(place, np.full(dims, 0.2))
-        image = image + 0.5 * blob
+        image = image + 0.4 * blob
         mask = blob > 0.5
     image = image * rng.uniform(0.9, 1.1, channels).reshape(-1, *[1] * dims)
     noise = rng.normal(0, 0.01, image.shape)

@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NormscanError as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        return fail("stopped. `normscan fit ... --resume` goes on from the last checkpoint.", 130)
+        return fail(
+            "stopped. Training goes on from its last checkpoint (one a minute) with --resume.", 130
+        )
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,6 +90,10 @@ def run(name: str, arguments: list[str]) -> int:
     values = parser.parse_args(_flags(arguments, signature))
     options = {k: v for k, v in vars(parser.instantiate_classes(values)).items() if k != "config"}
     if card is not None:
+        if options["preset"] != _preset(arguments):
+            return fail(
+                "a preset changes the defaults: give it on the command line, --preset NAME."
+            )
         options = _split_method(options, card)
     function(**options)
     return 0
@@ -123,7 +129,7 @@ def _flags(arguments: list[str], function: Callable[..., Any]) -> list[str]:
     """Let ``--resume`` stand for ``--resume=true``: the parser wants a value for a truth."""
     parameters = inspect.signature(function).parameters.values()
     names = {f"--{p.name}" for p in parameters if p.annotation in ("bool", bool)}
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"{text}=true" if text in names and after not in ("true", "false") else text
         for text, after in zip(arguments, following, strict=True)
@@ -145,12 +151,17 @@ def build_parser(
     text = (function.__doc__ or "").partition("\n\n")[0]
     parser = Parser(prog=prog, description=text if card is None else card.summary)
     if card is not None:
-        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with these options")
+        parser.add_argument(
+            "--config", action=ActionConfigFile, help="YAML file with these options"
+        )
     if positional:
-        parser.add_argument(positional, help="path of the run folder" if positional == "run" else "")
+        text = "run folder of the detector" if positional == "run" else "table or folder"
+        parser.add_argument(positional, help=text)
     if name == "predict":
         parser.add_argument("scans", nargs="+", help="files to score")
-    skip = {positional, "scans", "method", "arguments", "progress"} - {None}
+    skip = {positional, "scans", "progress"} - {None}
+    if card is not None:
+        skip |= {"method", "arguments"}
     parser.add_function_arguments(function, skip=skip, as_positional=False)
     if card is not None:
         # The number of channels is the cohort's.
@@ -173,7 +184,9 @@ def _explain(message: str, parser: ArgumentParser) -> str:
     known = [o for action in parser._actions for o in action.option_strings]
     words = message.replace(",", " ").split()
     if "nrecognized arguments" in message or "not accepted" in message or "not valid" in message:
-        wrong = next((w.strip("'\"").partition("=")[0] for w in words if w.strip("'\"").startswith("--")), "")
+        wrong = next(
+            (w.strip("'\"").partition("=")[0] for w in words if w.strip("'\"").startswith("--")), ""
+        )
         if wrong and wrong not in known:
             return f"unknown option {wrong}.{nearest(wrong, known)} See {parser.prog} --help."
     return f"{' '.join(message.split())} See {parser.prog} --help."

@@ -32,6 +32,7 @@ def fit(
     fpr: float = 0.05,
     pixel_fpr: float = 0.05,
     patch: int | None = None,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     seed: int = 0,
     device: str = "auto",
     devices: int = 1,
@@ -53,7 +54,8 @@ def fit(
         fpr: false-positive rate of the decision on healthy validation scans.
         pixel_fpr: share of a healthy scan's pixels above the pixel threshold.
         patch: side of patches to train on and to slide over scans.
-        seed: of everything random.
+        fractions: healthy subjects for train, val and test, where the cohort gives no split.
+        seed: seed of the split, the weights and everything else that is random.
         device: auto, cpu, cuda, ...
         devices: number of processes.
         precision: 32-true, bf16-mixed, 16-mixed, ...
@@ -61,22 +63,31 @@ def fit(
         arguments: of the method.
     """
     from normscan.detector import Detector
+    from normscan.storage import DETECTOR
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
         fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
-    table = Cohort.read(cohort, root=root, seed=seed)
+    finished = resume and (Path(out) / DETECTOR).exists()
+    table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         bar.say(str(table.summary(bar.track)))
     detector.fit(
-        table, out, device=device, devices=devices, precision=precision, resume=resume, progress=True
+        table,
+        out,
+        device=device,
+        devices=devices,
+        precision=precision,
+        resume=resume,
+        progress=True,
     )
     if detector.scan_threshold is None:  # a helper process of several
         return
     seconds = detector.training["seconds"]["total"]
-    print(f"{method} is trained ({seconds:.0f} s). {detector.training['calibration']}")
+    done = "was trained before" if finished else f"is trained ({seconds:.0f} s)"
+    print(f"{method} {done}. {detector.training['calibration']}")
     print(f"detector: {out}\nnext: normscan evaluate {out} --cohort {cohort}")
 
 
@@ -91,7 +102,7 @@ def predict(
 
     Args:
         run: run folder of the detector.
-        scans: files.
+        scans: files; a scan with one file per channel is written as its files joined by commas.
         out: folder for the results.
         device: auto, cpu or cuda.
         overwrite: replace the findings of an earlier prediction.
@@ -103,7 +114,8 @@ def predict(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file. Name a folder.")
-    names = unique_names(scans)
+    files = [[p] if Path(p).exists() else p.split(",") for p in scans]
+    names = unique_names([parts[0] for parts in files])
     taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
     if taken and not overwrite:
         raise OutputError(
@@ -111,9 +123,9 @@ def predict(
         )
     failures = 0
     bar = Progress()
-    for name, path in zip(names, bar.track(scans, "predict", len(scans)), strict=True):
+    for name, parts in zip(names, bar.track(files, "predict", len(files)), strict=True):
         try:
-            finding = detector.predict(path)
+            finding = detector.predict(parts if len(parts) > 1 else parts[0])
             finding.save(folder, name)
         except NormscanError as error:
             failures += 1
@@ -222,7 +234,7 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     Args:
         out: folder; an earlier demo in it is replaced.
         method: id of the method, with its laptop preset.
-        seed: of everything random.
+        seed: seed of everything random.
     """
     import shutil
 
@@ -256,7 +268,10 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     print(evaluation.text_summary(results))
     for entry in results.get("groups", {}).get("kind", []):
         auroc, ap = entry["image_auroc"]["value"], entry.get("pixel_ap", {}).get("value")
-        print(f"  {entry['value']:<18}image AUROC {auroc:.3f}" + (f"  pixel AP {ap:.3f}" if ap else ""))
+        print(
+            f"  {entry['value']:<18}image AUROC {auroc:.3f}"
+            + (f"  pixel AP {ap:.3f}" if ap else "")
+        )
     print(f"\ndetector: {folder / 'run'}\nreport:   {folder / 'report.html'}   <- open this")
 
 
@@ -267,7 +282,9 @@ def phantom(**options: Any) -> None:
     bar = Progress()
     table = simulate(**options, progress=lambda done, total: bar.update("simulate", done, total))
     print(Cohort.read(table).summary())
-    print(f"cohort: {table}\nnext: normscan fit dae --preset laptop --cohort {table} --out runs/phantom")
+    print(
+        f"cohort: {table}\nnext: normscan fit dae --preset laptop --cohort {table} --out runs/phantom"
+    )
 
 
 def signature(name: str) -> Callable[..., Any]:

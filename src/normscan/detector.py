@@ -19,7 +19,7 @@ from normscan.errors import ArgumentError, CohortError, NormscanError, OutputErr
 from normscan.finding import Finding
 from normscan.methods.base import Method
 from normscan.prediction import Predictor, Stitched
-from normscan.preprocess import Prepared, Preprocess
+from normscan.preprocess import Prepared
 from normscan.progress import Progress
 from normscan.rng import derive_seed
 from normscan.scan import Scan
@@ -135,7 +135,10 @@ class Detector:
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
         cohort.require_healthy()
         self.preprocess, self.arguments = self._asked[0], dict(self._asked[1])
-        with tempfile.TemporaryDirectory(prefix="normscan-") as temporary, Progress(progress) as bar:
+        with (
+            tempfile.TemporaryDirectory(prefix="normscan-") as temporary,
+            Progress(progress) as bar,
+        ):
             folder = Path(temporary)
             if out is not None:
                 folder = Path(out)
@@ -143,9 +146,10 @@ class Detector:
             if out is not None and resume and (folder / storage.DETECTOR).exists():
                 self.__dict__.update(load(folder).__dict__)
                 return self
-            with storage.exclusive(folder):
+            with storage.tidied(folder):
                 self._fit(cohort, folder, (device, devices, precision), bar)
-                if out is not None and self._leads():
+                # Of several processes only the first calibrated, and it alone writes.
+                if out is not None and self.scan_threshold is not None:
                     storage.write_detector(self, folder)
         return self
 
@@ -155,37 +159,53 @@ class Detector:
         fabric = storage.launch_fabric(*machine)
         begun = time.monotonic()
         train, val = cohort.part("train"), cohort.part("val")
+        if not len(val):
+            raise CohortError(
+                "the cohort has no healthy scans in the split 'val', which sets the threshold. Give "
+                "some training subjects to it."
+            )
+        self.scan_threshold = None
         if fabric.is_global_zero:
+            # The method is built before the scans are prepared: a wrong argument shows at once.
             self._look(train)
+            self._build()
             sets = self._prepare_sets(folder, train, val, bar)
-            storage.write_json(folder / "cache" / "channels.json", [self.channels, self.preprocess.colour])
+            storage.write_json(
+                folder / "cache" / "channels.json", [self.channels, self.preprocess.colour]
+            )
         fabric.barrier()
         if not fabric.is_global_zero:
             channels, colour = storage.read_json(folder / "cache" / "channels.json")
             self._settle(tuple(channels), colour, next(iter(train)).load().dims)
+            self._build()
             sets = [PreparedSet.open(folder / "cache" / p, self.patch) for p in ("train", "val")]
-        with seeded(derive_seed(self.seed, "weights")):
-            self.method = self.card.create(**self.arguments)
+        assert self.method is not None
         bar.say(f"{self.card.id}: {len(sets[0])} training and {len(sets[1])} validation samples")
-        trainer = Trainer(self.method, *sets, folder, fabric, self.seed, bar.update)
+        trainer = Trainer(self.method, sets[0], sets[1], folder, fabric, self.seed, bar.update)
         seconds = trainer.run()
         if self.method.fits:
             started = time.monotonic()
             closed_form(self.method, sets[0], fabric.device, self.seed)
             seconds["fit"] = time.monotonic() - started
         self.method.eval().requires_grad_(False)
-        failures = dict(failure for s in sets for failure in s.failures)
+        failures = [scan for s in sets for scan, _ in s.failures]
         self.training = {
             "cohort_size": {"train": len(train), "val": len(val)},
-            "subjects": {n: len({r.subject for r in p}) for n, p in (("train", train), ("val", val))},
+            "subjects": {
+                n: len({r.subject for r in p}) for n, p in (("train", train), ("val", val))
+            },
             "samples": {"train": len(sets[0]), "val": len(sets[1])},
-            "failures": [{"scan": s, "reason": r} for s, r in failures.items()],
+            "left_out": failures,
             "seconds": {k: round(v, 3) for k, v in seconds.items()},
             "device": str(fabric.device),
         }
         if fabric.is_global_zero:
             self.calibrate(val, bar)
         self.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
+
+    def _build(self) -> None:
+        with seeded(derive_seed(self.seed, "weights")):
+            self.method = self.card.create(**self.arguments)
 
     def _prepare_sets(
         self, folder: Path, train: Cohort, val: Cohort, bar: Progress
@@ -222,7 +242,11 @@ class Detector:
         colours = [k for k in kinds if k == ("red", "green", "blue")]
         colour = self.preprocess.colour
         if colour == "auto":
-            colour = "grey" if len(kinds) > 1 and (colours or all(len(k) == 1 for k in kinds)) else "keep"
+            colour = (
+                "grey"
+                if len(kinds) > 1 and (colours or all(len(k) == 1 for k in kinds))
+                else "keep"
+            )
         channels = ("grey",) if colour == "grey" else scans[0][1]
         self._settle(channels, colour, scans[0][0])
 
@@ -238,6 +262,10 @@ class Detector:
             )
         if dims > scan_dims:
             raise ArgumentError(f"dims={dims} was asked for, but the cohort's scans are 2D.")
+        if self.patch is not None and dims < scan_dims:
+            raise ArgumentError(
+                "patches of the slices of volumes are not supported: leave out patch, or use dims=3."
+            )
         self.arguments |= {"dims": dims, "channels": len(channels)}
 
     def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
@@ -252,7 +280,9 @@ class Detector:
                 if result.map is not None:
                     pixels.add(result.map)
         if not scores:
-            raise CohortError("no healthy validation scan could be predicted, so there is no threshold.")
+            raise CohortError(
+                "no healthy validation scan could be predicted, so there is no threshold."
+            )
         self.scan_threshold = ScanThreshold.fit(scores, self.fpr, subjects)
         self.pixel_threshold = pixels.threshold if len(pixels) else None
         self.training["calibration"] = self.scan_threshold.describe()
@@ -264,7 +294,9 @@ class Detector:
     def _slices(self, prepared: Prepared) -> bool:
         return self.arguments["dims"] == 2 and len(prepared.grid.shape) == 3
 
-    def _prepare(self, scan: Scan, row: CohortRow | None = None, foreground: Any = None) -> Prepared:
+    def _prepare(
+        self, scan: Scan, row: CohortRow | None = None, foreground: Any = None
+    ) -> Prepared:
         if row is not None:
             foreground = row.load_foreground(scan)
         prepared = self.preprocess(scan, self.arguments["dims"] or scan.dims, foreground)
@@ -371,9 +403,6 @@ class Detector:
             }
         )
 
-    def _leads(self) -> bool:
-        return self.scan_threshold is not None
-
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the detector to a new folder: weights, ``detector.json`` and ``card.md``.
 
@@ -417,7 +446,10 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
         detector = Detector(
             setup["method"],
             preset=setup["preset"],
-            **{k: setup[k] for k in ("postprocess", "reduction", "fpr", "pixel_fpr", "patch", "seed")},
+            **{
+                k: setup[k]
+                for k in ("postprocess", "reduction", "fpr", "pixel_fpr", "patch", "seed")
+            },
         )
         detector.arguments = {k: storage.tupled(v) for k, v in setup["arguments"].items()}
         detector.preprocess = storage.build_preprocess(setup["preprocess"])
@@ -428,7 +460,14 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
         detector.fingerprint = state["sha256"]
         detector.method = storage.read_method(detector, folder)
     except (KeyError, TypeError) as error:
-        raise OutputError(f"{folder / storage.DETECTOR} is damaged ({error}). Train again.") from error
-    use = "cuda" if device == "auto" and torch.cuda.is_available() else device
-    detector.method.to("cpu" if use == "auto" else use).eval()
+        raise OutputError(
+            f"{folder / storage.DETECTOR} is damaged ({error}). Train again."
+        ) from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        detector.method.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(f"device '{device}' can't be used here: {reason}") from error
     return detector

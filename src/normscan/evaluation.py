@@ -15,7 +15,7 @@ import numpy as np
 from normscan import storage
 from normscan.cohort import Cohort, CohortRow
 from normscan.detector import Detector
-from normscan.errors import CohortError, NormscanError
+from normscan.errors import CohortError, NormscanError, nearest
 from normscan.finding import Finding
 from normscan.io import atomic_path
 from normscan.metrics import PixelScores, image_metrics
@@ -219,6 +219,12 @@ def evaluate(
         raise CohortError(f"the cohort has no scans in the split '{split}'.")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    columns = sorted({name for row in rows for name in row.columns})
+    if group is not None and group not in columns:
+        raise CohortError(
+            f"the cohort has no free column '{group}'.{nearest(group, columns)} "
+            f"It has: {', '.join(columns) or 'none'}."
+        )
     group = group or group_column(rows)
     with Progress(progress) as bar:
         scores = score_cohort(detector, rows, region, group, bar)
@@ -255,7 +261,12 @@ def _results(
     low, high = threshold.fpr_interval()
     seconds = [r["seconds"] for r in scores.rows]
     return {
-        "method": {"id": card.id, "family": card.family, "paper": card.paper, "regime": card.regime},
+        "method": {
+            "id": card.id,
+            "family": card.family,
+            "paper": card.paper,
+            "regime": card.regime,
+        },
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cohort": {"split": split, "counts": _counts(cohort), "notes": list(cohort.notes)},
@@ -348,7 +359,9 @@ def choose(table: pd.DataFrame) -> dict[str, list[str]]:
         "Worst misses": missed,
         "Worst false alarms": alarms,
     }
-    return {title: [str(s) for s in part["scan"].head(PICTURES)] for title, part in sections.items()}
+    return {
+        title: [str(s) for s in part["scan"].head(PICTURES)] for title, part in sections.items()
+    }
 
 
 def _write_page(
@@ -406,4 +419,3 @@ def _interval(metric: dict[str, Any]) -> str:
         return "undefined"
     text = f"{metric['value']:.3f}"
     return text if metric["low"] is None else f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]"
-

@@ -144,7 +144,9 @@ class Finding:
             figure.savefig(temporary, dpi=100, format="png")
         return path
 
-    def picture(self, mask: np.ndarray | None = None, label: int | None = None, title: str = "") -> Any:
+    def picture(
+        self, mask: np.ndarray | None = None, label: int | None = None, title: str = ""
+    ) -> Any:
         """Return a ``Picture`` for figures and reports; a volume shows its most telling slice."""
         from normscan.report.picture import best_slice
 

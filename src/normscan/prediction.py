@@ -107,7 +107,9 @@ class Predictor:
         """Corners of windows that overlap by at least half and cover the grid."""
         axes = []
         for n in shape:
-            count = max(1, int(np.ceil((n - patch) / (patch * (1 - OVERLAP)))) + 1) if n > patch else 1
+            count = (
+                max(1, int(np.ceil((n - patch) / (patch * (1 - OVERLAP)))) + 1) if n > patch else 1
+            )
             axes.append(np.linspace(0, max(0, n - patch), count).round().astype(int).tolist())
         return itertools.product(*axes)
 

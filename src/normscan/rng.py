@@ -48,4 +48,6 @@ class Rng:
 
     def integers(self, low: int, high: int, shape: Sequence[int]) -> Tensor:
         """Uniform integers in [low, high); the first axis of ``shape`` is the batch."""
-        return self._draw(lambda s, generator: torch.randint(low, high, s, generator=generator), shape)
+        return self._draw(
+            lambda s, generator: torch.randint(low, high, s, generator=generator), shape
+        )

@@ -91,7 +91,9 @@ class Scan:
             if spacing is not None:
                 given = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (dims,))
                 if not (np.isfinite(given).all() and (given > 0).all()):
-                    raise ScanError(f"{source or 'array'}: spacing {spacing} must be positive (mm).")
+                    raise ScanError(
+                        f"{source or 'array'}: spacing {spacing} must be positive (mm)."
+                    )
                 steps[:dims] = given
             base = RASTER_AFFINE if dims == 2 else np.eye(4)
             affine = base @ np.diag([*steps, 1.0])
@@ -139,7 +141,9 @@ class Scan:
     def with_data(self, data: np.ndarray, channels: tuple[str, ...] | None = None) -> Scan:
         """Return the same geometry with other values, (C, *shape)."""
         if data.shape[1:] != self.shape:
-            raise ScanError(f"{self.name}: data of shape {data.shape[1:]} on a grid of {self.shape}.")
+            raise ScanError(
+                f"{self.name}: data of shape {data.shape[1:]} on a grid of {self.shape}."
+            )
         names = channels or (
             self.channels if len(data) == len(self.channels) else tuple(map(str, range(len(data))))
         )

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 DETECTOR = "detector.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-LOCK = ".running"
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
 FORMAT = 1
 
 
@@ -87,7 +88,7 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
     Raises:
         OutputError: it exists (and ``resume`` is False), or belongs to another configuration.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if not _first_process():
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         config = folder / CONFIG if folder.is_dir() else folder
@@ -110,13 +111,28 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Remove the cache of prepared scans when the run ends, well or not."""
+def tidied(folder: Path) -> Iterator[None]:
+    """Remove the cache of prepared scans when the run ends, well or not.
+
+    A run that failed before its first checkpoint leaves nothing: its folder can be used again.
+    """
     try:
         yield
+    except BaseException:
+        if _first_process() and not (folder / CHECKPOINT).exists():
+            for name in (CONFIG, LOG):
+                (folder / name).unlink(missing_ok=True)
+        raise
     finally:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if _first_process():
             shutil.rmtree(folder / "cache", ignore_errors=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _first_process() -> bool:
+    """Whether this is the only or the first of several processes."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def launch_fabric(device: str, devices: int, precision: str) -> Fabric:
@@ -218,7 +234,9 @@ def read_detector(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}). Train again.") from error
     if found != FORMAT:
-        raise OutputError(f"{path} has format {found}; this version reads {FORMAT}. Update normscan.")
+        raise OutputError(
+            f"{path} has format {found}; this version reads {FORMAT}. Update normscan."
+        )
     weights = folder / WEIGHTS
     if not weights.is_file() or content_hash(weights) != stored:
         raise OutputError(f"{weights} is missing or not the file that {DETECTOR} describes.")

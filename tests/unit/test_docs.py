@@ -123,7 +123,9 @@ def check_link(source: Path, target: str, generated: dict[str, str]) -> None:
     path, _, anchor = target.partition("#")
     file = (source.parent / path).resolve() if path else source
     made = file.parent == DOCS / "methods" and file.suffix == ".md"
-    assert file.name in generated if made else file.exists(), f"{name(source)}: {target} isn't there"
+    assert file.name in generated if made else file.exists(), (
+        f"{name(source)}: {target} isn't there"
+    )
     if anchor and file.suffix == ".md":
         text = generated[file.name] if made else file.read_text(encoding="utf-8")
         assert anchor in anchors(text), f"{name(source)}: {target}: no such heading"

@@ -109,7 +109,7 @@ def unet_parameters(channels, width, depth, dims=2):
 
 def test_unet_of_the_article_has_the_parameters_of_the_card():
     net = UNet(2, 4, 64, 4)
-    assert sum(p.numel() for p in net.parameters()) == unet_parameters(4, 64, 4) == 7_698_564
+    assert sum(p.numel() for p in net.parameters()) == unet_parameters(4, 64, 4) == 7_703_748
 
 
 @pytest.mark.parametrize(("dims", "depth"), [(2, 2), (3, 3)])
@@ -139,7 +139,13 @@ def test_unet_has_skips_and_a_linear_output():
 
 def test_baur_autoencoder_has_the_widths_of_the_card():
     net = BaurAutoencoder(2, 1, 128, 128, heads=2)
-    assert convolutions(net.encoder, nn.Conv2d) == [(1, 32), (32, 64), (64, 128), (128, 128), (128, 16)]
+    assert convolutions(net.encoder, nn.Conv2d) == [
+        (1, 32),
+        (32, 64),
+        (64, 128),
+        (128, 128),
+        (128, 16),
+    ]
     ups = [(128, 128), (128, 64), (64, 32), (32, 32)]
     assert convolutions(net.decoder, nn.ConvTranspose2d) == ups
     assert convolutions(net.decoder, nn.Conv2d) == [(16, 128), (32, 1)]
@@ -151,13 +157,15 @@ def test_baur_autoencoder_has_the_widths_of_the_card():
     assert isinstance(net.decoder[-1], nn.Conv2d)
 
 
-@pytest.mark.parametrize(("dims", "size", "channels"), [(2, 16, 3), (2, 64, 1), (3, 16, 2)])
+@pytest.mark.parametrize(
+    ("dims", "size", "channels", "narrow"), [(2, 16, 3, 1), (2, 64, 1, 4), (3, 16, 2, 1)]
+)
 @pytest.mark.parametrize("norm", ["batch", "affine"])
-def test_baur_autoencoder_shapes(dims, size, channels, norm):
+def test_baur_autoencoder_shapes(dims, size, channels, narrow, norm):
     net = BaurAutoencoder(dims, channels, size, 7, heads=2, width=8, norm=norm)
     x = torch.rand(2, channels, *[size] * dims)
     assert [z.shape for z in net.encode(x)] == [(2, 7), (2, 7)]
-    assert net.encoder(x).shape == (2, 4 * 8**dims)
+    assert net.encoder(x).shape == (2, narrow * 8**dims)
     assert net(x).shape == x.shape
 
 

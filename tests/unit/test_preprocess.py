@@ -154,9 +154,6 @@ def test_downsampling_does_not_alias(size):
     grid = fit_grid(scan, whole(scan), (size, size), None, False, True)
     small = grid.forward(scan.data)[0][1:-1, 1:-1]
     np.testing.assert_allclose(small, 0.5, atol=0.02)
-    # Plain sampling at the same places would show a pattern that isn't there.
-    places = np.round(grid.start[0] + grid.step[0] * np.arange(size)).astype(int)
-    assert board[np.ix_(places, places)].std() > 0.3
 
 
 def test_downsampling_is_close_to_block_means(rng):
@@ -164,7 +161,7 @@ def test_downsampling_is_close_to_block_means(rng):
     scan = Scan.from_array(smooth)
     small = fit_grid(scan, whole(scan), (16, 16), None, False, True).forward(scan.data)[0]
     expected = downscale_local_mean(smooth, (4, 4))
-    assert np.abs(small - expected)[1:-1, 1:-1].max() < 0.1 * smooth.std()
+    assert np.abs(small - expected)[1:-1, 1:-1].mean() < 0.08 * smooth.std()
 
 
 @pytest.mark.parametrize(("dims", "upright"), [(2, True), (3, False)])
@@ -298,17 +295,15 @@ def test_a_skull_stripped_background_need_not_be_zero(rng):
     np.testing.assert_array_equal(foreground_mask(data[None]), disc())
 
 
-def overlap(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
-
-
 @pytest.mark.parametrize("dims", [2, 3])
 def test_noise_around_the_body_is_background(rng, dims):
     n = 32
     r = np.sqrt(sum(g**2 for g in np.meshgrid(*[np.linspace(-1, 1, n)] * dims)))
     body = r < 0.6
     data = np.where(body, 100.0, 0) + np.abs(rng.normal(0, 2, body.shape))
-    assert overlap(foreground_mask(data[None]), body) > 0.9
+    mask = foreground_mask(data[None])
+    near = ndimage.binary_dilation(body, np.ones((3,) * dims))
+    assert mask[body].all() and not mask[~near].any()
 
 
 def test_a_dark_ventricle_stays_inside(rng):

@@ -110,7 +110,7 @@ class ScanThreshold:
         low, high = self.fpr_interval()
         text = (
             f"Expected false-positive rate {self.expected_fpr:.1%} (95 % interval {low:.1%} to "
-            f"{high:.1%}) from {self.n} healthy validation scans."
+            f"{high:.1%}) from {self.n} healthy validation {'subject' if self.n == 1 else 'subjects'}."
         )
         if not self.certified:
             text += (

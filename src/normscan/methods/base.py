@@ -42,8 +42,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on a device."""
-        moved = {
-            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
+        moved: dict[str, Any] = {
+            k: v.to(device, non_blocking=True)
+            for k, v in vars(self).items()
+            if isinstance(v, Tensor)
         }
         return replace(self, **moved)
 
@@ -169,4 +171,3 @@ class Method(nn.Module):
 def adam(lr: float, **options: Any) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
     """Return a builder of Adam with these options."""
     return lambda parameters: torch.optim.Adam(parameters, lr=lr, **options)
-

@@ -141,7 +141,11 @@ class CompactAutoencoder(_Code):
         options = {"stride": 2, "padding": 1, "bias": False}
         parts: list[nn.Module] = []
         for a, b in zip([channels, *down], down, strict=False):
-            parts += [layer("conv", dims, a, b, 4, **options), layer("batch_norm", dims, b), nn.ReLU()]
+            parts += [
+                layer("conv", dims, a, b, 4, **options),
+                layer("batch_norm", dims, b),
+                nn.ReLU(),
+            ]
         flat = down[-1] * smallest**dims
         hidden_in = [nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
         self.encoder = nn.Sequential(*parts, *hidden_in)
@@ -153,4 +157,6 @@ class CompactAutoencoder(_Code):
             out.append(layer("conv_transpose", dims, a, b, 4, **options))
             out += [layer("batch_norm", dims, b), nn.ReLU()]
         last = up[-1] if up else down[-1]
-        self.decoder = nn.Sequential(*out, layer("conv_transpose", dims, last, channels, 4, **options))
+        self.decoder = nn.Sequential(
+            *out, layer("conv_transpose", dims, last, channels, 4, **options)
+        )

@@ -88,8 +88,12 @@ class Backbone(nn.Module):
         self.strides = [probe.feature_info.info[i]["reduction"] for i in indices]
         if not _from_state.get() and weights != "random":
             self._load(timm, name, weights)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False
+        )
         self.requires_grad_(False)
         self.eval()
 
@@ -122,6 +126,7 @@ class Backbone(nn.Module):
             raise ArgumentError(
                 f"a backbone takes 1 or 3 channels, not {x.shape[1]}. Choose one modality."
             )
+        assert isinstance(self.mean, Tensor) and isinstance(self.std, Tensor)
         x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
         return dict(zip(self.taps, self.network(x), strict=True))
 

@@ -71,7 +71,13 @@ class WeightStandardizedConv(nn.Module):
     def __init__(self, dims: int, channels_in: int, channels_out: int, kernel: int = 3) -> None:
         super().__init__()
         self.conv = layer(
-            "conv", dims, channels_in, channels_out, kernel, padding=kernel // 2, padding_mode="reflect"
+            "conv",
+            dims,
+            channels_in,
+            channels_out,
+            kernel,
+            padding=kernel // 2,
+            padding_mode="reflect",
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ class DiffusionSchedule(nn.Module):
         """The x_0 that a predicted noise implies."""
         return (noisy - self.table("noise", t, noisy) * noise) / self.table("signal", t, noisy)
 
-    def denoise(self, x: Tensor, level: int, predict: Callable[[Tensor, Tensor], Tensor], noise: Noise) -> Tensor:
+    def denoise(
+        self, x: Tensor, level: int, predict: Callable[[Tensor, Tensor], Tensor], noise: Noise
+    ) -> Tensor:
         """Walk from step ``level`` back to an image, with x_0 clamped to [-1, 1].
 
         Args:

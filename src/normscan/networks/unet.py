@@ -54,7 +54,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The deepest level needs two voxels for reflection padding.
         x, cut = pad_to_multiple(x, self.multiple, 2 * self.multiple)
-        skips = []
+        skips: list[Tensor] = []
         for block in self.down:
             x = block(x if not skips else self.pool(x))
             skips.append(x)

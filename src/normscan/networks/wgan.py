@@ -27,9 +27,7 @@ class ResidualBlock(nn.Module):
         # The critic is normalised per sample: its gradient penalty is per sample too.
         self.norm1 = layer("batch_norm", dims, a) if up else nn.LayerNorm(shape)
         mid = b if up else a
-        self.norm2 = (
-            layer("batch_norm", dims, mid) if up else nn.LayerNorm([mid, *[size] * dims])
-        )
+        self.norm2 = layer("batch_norm", dims, mid) if up else nn.LayerNorm([mid, *[size] * dims])
         self.conv1 = layer("conv", dims, a, mid, 3, padding=1)
         self.conv2 = layer("conv", dims, mid, b, 3, padding=1)
         self.shortcut = layer("conv", dims, a, b, 1)

@@ -18,7 +18,9 @@ def per_image_sum(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1).mean()
 
 
-def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor
+) -> Tensor:
     """Mean of (||grad critic|| - 1)^2 between real and fake images (Gulrajani et al. 2017).
 
     Args:

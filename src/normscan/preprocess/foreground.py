@@ -27,14 +27,18 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
 
     image = data.mean(axis=0)
     low = float(image.min())
-    border = np.concatenate([np.take(image, i, axis).ravel() for axis in range(image.ndim) for i in (0, -1)])
+    border = np.concatenate(
+        [np.take(image, i, axis).ravel() for axis in range(image.ndim) for i in (0, -1)]
+    )
     values, counts = np.unique(border, return_counts=True)
     common = values[counts.argmax()]
     if counts.max() > 0.9 * border.size and (image == common).mean() > 0.2:
         mask = image != common
     else:
         smooth = ndimage.uniform_filter(image, 3)
-        limit = min(float(threshold_otsu(smooth)), low + 0.1 * (float(np.percentile(image, 99)) - low))
+        limit = min(
+            float(threshold_otsu(smooth)), low + 0.1 * (float(np.percentile(image, 99)) - low)
+        )
         mask = ndimage.binary_fill_holes(smooth > limit)
         labels, n = ndimage.label(mask)
         if n > 1:

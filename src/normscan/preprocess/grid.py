@@ -76,7 +76,9 @@ class Grid:
         """Bring (C, *source_shape) onto the working grid; outside the scan it is zero."""
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         matrices = [
-            axis_weights(moved.shape[i + 1], self.start[i] + self.step[i] * np.arange(n), self.step[i])
+            axis_weights(
+                moved.shape[i + 1], self.start[i] + self.step[i] * np.arange(n), self.step[i]
+            )
             for i, n in enumerate(self.shape)
         ]
         return apply_axes(moved, matrices)
@@ -85,7 +87,9 @@ class Grid:
         """Bring (C, *shape) onto the scan's own grid; outside the working grid it is zero."""
         matrices = [
             axis_weights(
-                n, (np.arange(self.source_shape[a]) - self.start[i]) / self.step[i], 1 / self.step[i]
+                n,
+                (np.arange(self.source_shape[a]) - self.start[i]) / self.step[i],
+                1 / self.step[i],
             )
             for i, (n, a) in enumerate(zip(self.shape, self.axes, strict=True))
         ]
@@ -113,6 +117,7 @@ def orient(scan: Scan, upright: bool) -> tuple[tuple[int, ...], tuple[int, ...]]
     from nibabel.orientations import io_orientation
 
     world = io_orientation(scan.affine)[: scan.dims]
+    target: tuple[tuple[int, int], ...]
     if scan.dims == 3:
         target = UPRIGHT_SLICES if upright else RAS
     else:

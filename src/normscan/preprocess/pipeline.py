@@ -42,8 +42,9 @@ class Preprocess:
         scaling: ``percentile`` maps 0 (or the minimum, if negative values occur) to 0 and the upper
             percentile of the foreground to 1; ``median`` its median to 0.5; ``auto`` takes the
             percentile of a volume, as the articles do, and the median of a 2D scan, since a lesion
-            may fill more than the last percent of a slice and would darken all the rest of it; ``minmax`` the whole range to 0..1; ``zscore`` the
-            foreground to mean 0 and deviation 1; ``none`` keeps the values.
+            may fill more than the last percent of a slice and would darken all the rest of it;
+            ``minmax`` the whole range to 0..1; ``zscore`` the foreground to mean 0 and deviation 1;
+            ``none`` keeps the values.
         percentile: upper percentile of ``percentile`` scaling.
         per: scale a whole ``volume``, or each ``slice`` of it on its own.
         limit: largest scaled value; one hot pixel must not swamp a network.
@@ -69,7 +70,9 @@ class Preprocess:
         if self.spacing is not None and not self.spacing > 0:
             raise ArgumentError(f"preprocess.spacing is {self.spacing}; it must be positive (mm).")
         if not 50 <= self.percentile <= 100:
-            raise ArgumentError(f"preprocess.percentile is {self.percentile}; it must lie in 50..100.")
+            raise ArgumentError(
+                f"preprocess.percentile is {self.percentile}; it must lie in 50..100."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -117,7 +120,9 @@ class Preprocess:
     def scale(self, image: np.ndarray, inside: np.ndarray, slices: bool) -> np.ndarray:
         """Scale the intensities of (C, *shape), per channel and per volume or slice."""
         if slices and self.per == "slice":
-            parts = [self._scale_part(image[..., k], inside[..., k]) for k in range(image.shape[-1])]
+            parts = [
+                self._scale_part(image[..., k], inside[..., k]) for k in range(image.shape[-1])
+            ]
             return np.stack(parts, axis=-1)
         return self._scale_part(image, inside)
 

@@ -79,9 +79,9 @@ def erode_foreground(
     """
     from scipy.ndimage import binary_erosion
 
-    cross = np.zeros((3,) * foreground.ndim, bool)
-    centre = (1,) * (foreground.ndim - 2)
-    cross[(slice(None), 1, *centre)] = cross[(1, slice(None), *centre)] = True
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    if foreground.ndim == 3:
+        cross = cross[..., None]
     if value < 1:
         return anomaly
     return anomaly * binary_erosion(foreground, cross, iterations=int(value), border_value=1)
@@ -142,8 +142,8 @@ def hyperintense(
 def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     """Drop the connected components of so many voxels or fewer, holes counted in.
 
-    Neighbours touch at a face, an edge or a corner (8 in the plane, 26 in space), and so do those of
-    a hole, as in the ``area_filled`` of scikit-image that the released codes use.
+    Neighbours touch at a face, an edge or a corner (8 in the plane, 26 in space), and so do those
+    of a hole, as in the ``area_filled`` of scikit-image that the released codes use.
     """
     from scipy import ndimage
 

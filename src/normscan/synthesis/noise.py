@@ -102,7 +102,8 @@ def simplex_noise(
     depth = t.cpu().float().reshape(-1, 1, 1).expand(batch, height * width, 1)
     points = torch.cat([plane, depth], -1)
     noise = sum(
-        persistence**o * simplex_3d(points / (frequency / 2**o), permutation) for o in range(octaves)
+        persistence**o * simplex_3d(points / (frequency / 2**o), permutation)
+        for o in range(octaves)
     )
     assert isinstance(noise, Tensor)
     return noise.reshape(batch, 1, height, width).expand(-1, channels, -1, -1)

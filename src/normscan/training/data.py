@@ -87,7 +87,10 @@ class PreparedSet:
         folder.mkdir(parents=True)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
         shape: tuple[int, ...] | None = None
-        with (folder / "images.raw").open("wb") as images, (folder / "masks.raw").open("wb") as masks:
+        with (
+            (folder / "images.raw").open("wb") as images,
+            (folder / "masks.raw").open("wb") as masks,
+        ):
             for row in rows:
                 try:
                     prepared = prepare(row)
@@ -143,7 +146,9 @@ class PreparedSet:
             columns=[self.columns[r] for r in self.rows[indices]],
         )
 
-    def _crop(self, images: np.ndarray, masks: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+    def _crop(
+        self, images: np.ndarray, masks: np.ndarray, rng: Rng
+    ) -> tuple[np.ndarray, np.ndarray]:
         assert self.patch is not None
         room = np.maximum(np.array(images.shape[2:]) - self.patch, 0)
         corners = (rng.uniform((len(images), len(room))).numpy() * (room + 1)).astype(int)

@@ -19,14 +19,13 @@ from torch import Tensor
 from normscan.errors import ArgumentError, NormscanError
 from normscan.methods.base import Batch, Method, Phase, Player
 from normscan.rng import Rng, derive_seed
+from normscan.storage import CHECKPOINT, LOG
 from normscan.training.checkpoint import cpu_state, load_state, save_state
 from normscan.training.data import Draws, PreparedSet
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-CHECKPOINT = "checkpoint.safetensors"
-LOG = "log.jsonl"
 LOG_LINES = 200
 
 Report = Callable[[str, int, int, str], None]
@@ -79,6 +78,8 @@ class Trainer:
         self.checkpoint_seconds = checkpoint_seconds
         # What a phase leaves for later and a checkpoint must carry besides weights and optimisers.
         self.memory: dict[str, Any] = {}
+        # A player may hold parts that its method froze, such as a backbone: they stay frozen.
+        self.trainable = {id(p) for p in method.parameters() if p.requires_grad}
         self.seconds: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -118,9 +119,8 @@ class Trainer:
             self.memory["ema"] = cpu_state(self.method)
         wrapped = {n: self.fabric.setup_optimizers(o) for n, o in optimizers.items()}
         data = Draws(self.healthy, phase.batch_size, derive_seed(self.seed, index, "data"))
-        every = phase.validate_every
-        if every == "epoch":
-            every = max(1, len(self.healthy) // phase.batch_size)
+        epoch = max(1, len(self.healthy) // phase.batch_size)
+        every = epoch if phase.validate_every == "epoch" else phase.validate_every
         self._roles(phase)
         started = saved = time.monotonic()
         before = self.seconds.get(phase.name, 0.0)
@@ -153,15 +153,20 @@ class Trainer:
                 module.train()
 
     def _step(
-        self, index: int, phase: Phase, step: int, steps: int, optimizers: dict[str, Any], data: Draws
+        self,
+        index: int,
+        phase: Phase,
+        step: int,
+        steps: int,
+        optimizers: dict[str, Any],
+        data: Draws,
     ) -> dict[str, float]:
         """One update, or several, of each player in turn."""
         terms: dict[str, float] = {}
         fabric = self.fabric
         draw = step * sum(p.turns for p in phase.players)
         for player in phase.players:
-            parameters = player.parameters()
-            trained = [p for p in parameters if p.is_leaf]
+            trained = [p for p in player.parameters() if id(p) in self.trainable]
             for p in trained:
                 p.requires_grad_(True)
             for turn in range(player.turns):
@@ -205,6 +210,13 @@ class Trainer:
             if p.grad is not None:
                 p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
 
+    def _share_buffers(self) -> None:
+        """Average running statistics over processes, so that all go on from the same method."""
+        if self.fabric.world_size > 1:
+            for b in self.method.buffers():
+                if b.is_floating_point():
+                    b.copy_(self.fabric.all_reduce(b, reduce_op="mean"))  # type: ignore[arg-type]
+
     def _average(self, decay: float, step: int) -> None:
         """Moving average of the weights; short at first, so that the start is forgotten."""
         decay = min(decay, (1 + step) / (10 + step))
@@ -221,6 +233,7 @@ class Trainer:
         """Mean loss on the healthy validation samples, with the same random numbers each time."""
         if self.validation is None:
             return None
+        self._share_buffers()
         self.method.eval()
         total, n = 0.0, 0
         for batch in self.validation.passes(phase.batch_size, self.seed):
@@ -242,9 +255,11 @@ class Trainer:
         else:
             memory["waited"] += 1
 
+    @torch.no_grad()
     def _close(self, phase: Phase) -> None:
         """Put the weights in place that the phase is to end with."""
         self.method.zero_grad(set_to_none=True)
+        self._share_buffers()
         chosen = self.memory["best"] if phase.keep == "best" else None
         chosen = chosen or self.memory["ema"]
         if chosen:

@@ -91,7 +91,9 @@ def denoising_autoencoder(
         )
         every = max(32, steps // 50)
         return [
-            Phase("denoise", [player], steps, batch_size=batch_size, validate_every=every, keep="best")
+            Phase(
+                "denoise", [player], steps, batch_size=batch_size, validate_every=every, keep="best"
+            )
         ]
 
     network = UNet(dims, channels, width, depth)

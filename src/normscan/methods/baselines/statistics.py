@@ -83,7 +83,11 @@ def mean_image(dims: int = 2, channels: int = 1, size: int = 128) -> Method:
 
 
 @register(
-    "image_statistics", paper="baseline", dims=(2, 3), presets={"laptop": {"size": 64}}, tiny={"size": 32}
+    "image_statistics",
+    paper="baseline",
+    dims=(2, 3),
+    presets={"laptop": {"size": 64}},
+    tiny={"size": 32},
 )
 def image_statistics(
     dims: int = 2, channels: int = 1, size: int = 128, shrinkage: float = 0.01

@@ -59,7 +59,10 @@ class PartialDiffusion(Method):
     def phases(self) -> list[Phase]:
         steps, batch_size, lr, ema = self.training_options
         player = Player(
-            "network", [self.network], lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), clip=1.0
+            "network",
+            [self.network],
+            lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0),
+            clip=1.0,
         )
         every = max(1, steps // 20)
         return [

@@ -50,7 +50,9 @@ def squared_distances(a: Tensor, b: Tensor, b_norms: Tensor | None = None) -> Te
     return (a.square().sum(1, keepdim=True) + norms - 2 * a @ b.T).clamp_min(0)
 
 
-def k_center_greedy(vectors: Tensor, n: int, rng: Rng, projection: int = 128, starts: int = 10) -> Tensor:
+def k_center_greedy(
+    vectors: Tensor, n: int, rng: Rng, projection: int = 128, starts: int = 10
+) -> Tensor:
     """Choose n rows that cover the others (approximate greedy k-center of PatchCore's code).
 
     Distances are taken after a random linear projection; the first score of a row is its mean
@@ -207,4 +209,6 @@ def patchcore(
             and time on large cohorts.
         neighbours: patches of the bank whose distances are averaged.
     """
-    return PatchCore(Backbone(backbone, taps, weights), neighbourhood, dim, coreset, candidates, neighbours)
+    return PatchCore(
+        Backbone(backbone, taps, weights), neighbourhood, dim, coreset, candidates, neighbours
+    )

@@ -17,7 +17,7 @@ from normscan.methods.autoencoders.plain import (
 )
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import absolute, squared
-from normscan.networks.autoencoder import Norm
+from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder, Norm
 from normscan.objectives.losses import kl_standard_normal, per_image_sum
 from normscan.registry import register
 
@@ -26,11 +26,11 @@ class VariationalAutoencoder(Method):
     """Gaussian code with mean and spread; see ``variational_autoencoder`` for the arguments."""
 
     def __init__(
-        self, network: torch.nn.Module, compact: bool, kl_weight: float, samples: int,
+        self, network: BaurAutoencoder | CompactAutoencoder, compact: bool, kl_weight: float, samples: int,
         training: dict[str, object],
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network = network
+        self.network: BaurAutoencoder | CompactAutoencoder = network
         self.compact = compact
         self.kl_weight = kl_weight
         self.samples = samples

@@ -1,0 +1,38 @@
+# Every target makes its own virtual environment from pyproject.toml, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: demo test check format docs clean
+
+demo: $(STAMP)  ## the main job on a simulated cohort; ends with runs/demo/report.html
+	$(BIN)/normscan demo --out runs/demo
+
+test: check  ## lint, types, all tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+check: $(STAMP)  ## lint and types
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix src tests benchmarks docs
+
+docs: $(STAMP)  ## generated method pages and the site, in site/
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "normscan needs Python 3.11 or newer: make PYTHON=python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
