@@ -42,7 +42,7 @@ def toy_scan(rng: np.random.Generator, dims: int, channels: int, lesion: bool):
 def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
     """Write .npz scans and a table; return the table's path."""
     rng = np.random.default_rng(7)
-    counts = {"train": 24, "val": 6, "test": 10} if dims == 2 else {"train": 8, "val": 4, "test": 4}
+    counts = {"train": 48, "val": 6, "test": 10} if dims == 2 else {"train": 8, "val": 4, "test": 4}
     rows = []
     names = [f"path_c{c}" for c in range(channels)]
     for split, n in counts.items():

@@ -79,7 +79,7 @@ class VariationalAutoencoder(Method):
     postprocess=BAUR_POSTPROCESS,
     preprocess={"percentile": 99.8},
     tiny={
-        "size": 32, "width": 16, "latent": 16, "dropout": 0.0, "lr": 2e-3, "steps": 200,
+        "size": 32, "width": 16, "latent": 16, "dropout": 0.0, "lr": 2e-3, "steps": 300,
         "patience": None, "postprocess": (),
     },
 )  # fmt: skip
