@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -69,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away, as `head` does: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A full disk, a missing right: the system's reason says more than a traceback.
+        return fail(f"{error.filename or name}: {error.strerror or error}.")
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
@@ -88,7 +92,7 @@ def run(name: str, arguments: list[str]) -> int:
         card, arguments = _method(arguments)
     parser = build_parser(name, signature, card, _preset(arguments))
     values = parser.parse_args(_flags(arguments, signature))
-    options = {k: v for k, v in vars(parser.instantiate_classes(values)).items() if k != "config"}
+    options = {k: v for k, v in vars(values).items() if k != "config"}
     if card is not None:
         if options["preset"] != _preset(arguments):
             return fail(
@@ -189,7 +193,9 @@ def _explain(message: str, parser: ArgumentParser) -> str:
         )
         if wrong and wrong not in known:
             return f"unknown option {wrong}.{nearest(wrong, known)} See {parser.prog} --help."
-    return f"{' '.join(message.split())} See {parser.prog} --help."
+    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message).replace("typing.", "")
+    return f"{message.rstrip('.')}. See {parser.prog} --help."
 
 
 if __name__ == "__main__":

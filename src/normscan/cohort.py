@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -304,6 +305,11 @@ class Cohort:
         """Return the scans for which ``rows`` (booleans, one per scan) is true."""
         table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
         return self._of(table, self.root, self.notes)
+
+    def digest(self) -> str:
+        """Return a hash of what the table says of the scans in train and val."""
+        part = self.table[self.table["split"].isin(["train", "val"])]
+        return hashlib.sha256(part.to_csv(index=False).encode()).hexdigest()
 
     def require_healthy(self) -> None:
         """Refuse a cohort that nothing healthy can be learnt from.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normscan.cohort import Cohort
-from normscan.errors import NormscanError, OutputError
+from normscan.errors import NormscanError, OutputError, ScanError
 from normscan.progress import Progress
 
 
@@ -109,11 +109,13 @@ def predict(
     """
     from normscan.cohort_table import unique_names
     from normscan.detector import load
+    from normscan.storage import check_folder
 
     detector = load(run, device)
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file. Name a folder.")
+    check_folder(folder)
+    if not all(scans):
+        raise ScanError("an empty name stands among the scans. Name a file.")
     files = [[p] if Path(p).exists() else p.split(",") for p in scans]
     names = unique_names([parts[0] for parts in files])
     taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
@@ -250,9 +252,9 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     storage.write_json(marker, {"method": method, "seed": seed})
     bar = Progress()
-    bar.say("1/3  simulating a cohort: FLAIR slices of 200 healthy and 48 lesioned subjects")
+    bar.say("1/3  simulating a cohort: FLAIR slices of 160 healthy and 40 lesioned subjects")
     table = simulate(
-        folder / "cohort", healthy=200, lesioned=48, seed=seed,
+        folder / "cohort", healthy=160, lesioned=40, seed=seed,
         progress=lambda done, total: bar.update("simulate", done, total),
     )  # fmt: skip
     cohort = Cohort.read(table)

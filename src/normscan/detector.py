@@ -90,7 +90,16 @@ class Detector:
                 raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
         self.fpr, self.pixel_fpr, self.patch, self.seed = fpr, pixel_fpr, patch, seed
         if patch is not None:
+            if not 1 <= patch <= self.preprocess.size:
+                raise ArgumentError(
+                    f"patch is {patch}; it must lie in 1..{self.preprocess.size}, the size that "
+                    "scans are brought to (preprocess.size)."
+                )
             self.arguments["size"] = patch
+        for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0)):
+            count = self.arguments.get(name)
+            if isinstance(count, int) and count < least:
+                raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
         # As asked for: fitting settles what depends on the cohort, refitting starts from here.
         self._asked = (self.preprocess, dict(self.arguments))
         self.method: Method | None = None
@@ -131,7 +140,10 @@ class Detector:
         Raises:
             CohortError: no healthy scans to train on or to set the threshold with.
             OutputError: ``out`` exists and ``resume`` is False, or it holds another configuration.
+            ArgumentError: a value that the method can't be built with, or no such device.
         """
+        if out is None and devices > 1:
+            raise ArgumentError("several processes need a run folder to share: give out.")
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
         cohort.require_healthy()
         self.preprocess, self.arguments = self._asked[0], dict(self._asked[1])
@@ -142,7 +154,8 @@ class Detector:
             folder = Path(temporary)
             if out is not None:
                 folder = Path(out)
-                storage.claim_folder(folder, self.configuration(), resume)
+                asked = {**self.configuration(), "cohort": cohort.digest()}
+                storage.claim_folder(folder, asked, resume)
             if out is not None and resume and (folder / storage.DETECTOR).exists():
                 self.__dict__.update(load(folder).__dict__)
                 return self
@@ -165,15 +178,19 @@ class Detector:
                 "some training subjects to it."
             )
         self.scan_threshold = None
+        problem: NormscanError | None = None
         if fabric.is_global_zero:
-            # The method is built before the scans are prepared: a wrong argument shows at once.
-            self._look(train)
-            self._build()
-            sets = self._prepare_sets(folder, train, val, bar)
-            storage.write_json(
-                folder / "cache" / "channels.json", [self.channels, self.preprocess.colour]
-            )
-        fabric.barrier()
+            try:
+                # The method is built before the scans are prepared: a wrong argument shows at once.
+                self._look(train)
+                self._build()
+                sets = self._prepare_sets(folder, train, val, bar)
+                found = [self.channels, self.preprocess.colour]
+                storage.write_json(folder / "cache" / "channels.json", found)
+            except NormscanError as error:
+                problem = error
+        if fabric.broadcast(problem is not None):
+            raise problem or SystemExit(1)  # the first process says what is wrong, the others end
         if not fabric.is_global_zero:
             channels, colour = storage.read_json(folder / "cache" / "channels.json")
             self._settle(tuple(channels), colour, next(iter(train)).load().dims)
@@ -204,8 +221,14 @@ class Detector:
         self.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
 
     def _build(self) -> None:
-        with seeded(derive_seed(self.seed, "weights")):
-            self.method = self.card.create(**self.arguments)
+        try:
+            with seeded(derive_seed(self.seed, "weights")):
+                self.method = self.card.create(**self.arguments)
+        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ArgumentError(
+                f"method '{self.card.id}' can't be built with these arguments: {reason}"
+            ) from error
 
     def _prepare_sets(
         self, folder: Path, train: Cohort, val: Cohort, bar: Progress
@@ -455,13 +478,15 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
         detector.preprocess = storage.build_preprocess(setup["preprocess"])
         detector.channels = tuple(state["channels"])
         detector.scan_threshold = ScanThreshold.from_dict(state["scan_threshold"])
-        detector.pixel_threshold = state["pixel_threshold"]
+        pixel = state["pixel_threshold"]
+        detector.pixel_threshold = None if pixel is None else float(pixel)
         detector.training = state["training"]
         detector.fingerprint = state["sha256"]
         detector.method = storage.read_method(detector, folder)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise OutputError(
-            f"{folder / storage.DETECTOR} is damaged ({error}). Train again."
+            f"{folder / storage.DETECTOR} is damaged ({reason}). Train again."
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -212,13 +212,12 @@ def evaluate(
 
     Raises:
         CohortError: no scan in that part, or none could be predicted.
+        OutputError: ``out`` is a file.
     """
     cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=detector.seed)
     rows = cohort.part(split)
     if not len(rows):
         raise CohortError(f"the cohort has no scans in the split '{split}'.")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     columns = sorted({name for row in rows for name in row.columns})
     if group is not None and group not in columns:
         raise CohortError(
@@ -226,6 +225,8 @@ def evaluate(
             f"It has: {', '.join(columns) or 'none'}."
         )
     group = group or group_column(rows)
+    out = Path(out)
+    storage.check_folder(out)
     with Progress(progress) as bar:
         scores = score_cohort(detector, rows, region, group, bar)
         if not scores.rows:

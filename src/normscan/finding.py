@@ -118,7 +118,6 @@ class Finding:
             The files written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         source = self.scan.source
         name = name or (stem(source) if source else "scan")
         nifti = self.scan.dims == 3 or (source is not None and extension(source).startswith(".nii"))

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def build_preprocess(settings: dict[str, Any]) -> Preprocess:
     """Return a preprocessing from plain values.
 
     Raises:
-        ArgumentError: unknown setting; names the nearest one.
+        ArgumentError: unknown setting (names the nearest one), or a value of the wrong type.
     """
     known = [f.name for f in fields(Preprocess)]
     for name in settings:
@@ -67,7 +67,18 @@ def build_preprocess(settings: dict[str, Any]) -> Preprocess:
             raise ArgumentError(
                 f"preprocess has no setting '{name}'.{nearest(name, known)} It has: {', '.join(known)}."
             )
-    return Preprocess(**settings)
+    return Preprocess(**{name: _checked(name, value) for name, value in settings.items()})
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of a preprocessing setting, of the type that it is declared with."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(get_type_hints(Preprocess)[name]).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ArgumentError(f"preprocess.{name} is {value!r}: {reason}.") from error
 
 
 def check_array(array: np.ndarray) -> Scan:
@@ -99,8 +110,12 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
             raise OutputError(
                 f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
             )
-        before = read_json(config)
-        changed = [k for k in configuration if before.get(k) != configuration[k]]
+        try:
+            before = dict(read_json(config))
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"{config} is damaged. Remove the folder and train again.") from error
+        # A key that is missing was written by an earlier version, which didn't know it.
+        changed = [k for k, v in configuration.items() if before.get(k, v) != v]
         if changed:
             raise OutputError(
                 f"{folder} was begun with other settings ({', '.join(changed)}). Resume with the same "
@@ -189,6 +204,17 @@ def provenance(detector: Detector) -> dict[str, Any]:
     }
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for results that can't be one, before the work; make nothing yet.
+
+    Raises:
+        OutputError: it, or a folder above it, is a file.
+    """
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise OutputError(f"{path} is a file. Name a folder.")
+
+
 def write_detector(detector: Detector, folder: Path) -> None:
     """Write weights, card and, last, ``detector.json``: where that is, the rest is whole."""
     from safetensors.torch import save_file
@@ -255,7 +281,8 @@ def read_method(detector: Detector, folder: Path) -> Method:
     try:
         method.load_weights(load_file(folder / WEIGHTS))
     except Exception as error:
-        raise OutputError(f"{folder / WEIGHTS} doesn't fit {detector.card.id}: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise OutputError(f"{folder / WEIGHTS} doesn't fit {detector.card.id}: {reason}") from error
     return method.requires_grad_(False).eval()
 
 

@@ -11,7 +11,13 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 
 from normscan.rng import Rng
-from normscan.synthesis.noise import coarse_noise, simplex_3d, simplex_noise
+from normscan.synthesis.noise import (
+    _open_simplex_tables,
+    coarse_noise,
+    open_simplex_3d,
+    simplex_3d,
+    simplex_noise,
+)
 
 # The gradients point to the twelve edges of a cube.
 SIGNS = list(itertools.product((-1, 1), repeat=2))
@@ -199,3 +205,37 @@ def test_the_seed_decides():
     t = torch.zeros(2)
     a, b, c = (simplex_noise((2, 1, 16, 16), Rng(s), t) for s in (4, 4, 5))
     assert torch.equal(a, b) and not torch.allclose(a, c)
+
+
+def test_open_simplex_is_the_sum_over_its_lattice(rng):
+    """Against a loop over a wide neighbourhood of lattice points, whatever can reach or not."""
+    permutation = rng.permutation(256)
+    gradients = _open_simplex_tables()[1].numpy().astype(float)
+    assert sorted(np.abs(gradients[0])) == [4, 4, 11] and len(np.unique(gradients, axis=0)) == 24
+    points = rng.uniform(-9, 9, (40, 3))
+    expected = []
+    for p in points:
+        base = np.floor(p - p.sum() / 6).astype(int)
+        value = 0.0
+        for offset in np.ndindex(7, 7, 7):
+            lattice = base + np.array(offset) - 3
+            d = p - (lattice + lattice.sum() / 3)
+            i, j, k = lattice & 255
+            index = permutation[(permutation[(permutation[i] + j) & 255] + k) & 255]
+            value += max(0.0, 2 - d @ d) ** 4 * (gradients[index % 24] @ d)
+        expected.append(value / 103)
+    got = open_simplex_3d(torch.tensor(points)[None], torch.tensor(permutation)[None])[0]
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-9)
+
+
+def test_open_simplex_fields_have_the_grain_of_the_released_code():
+    """Measured on its generator: deviation 0.42 to 0.63, lag-1 correlation 0.95 to 0.98."""
+    deviations, correlations = [], []
+    for seed in range(3):
+        shape = (1, 1, 96, 96)
+        field = simplex_noise(shape, Rng(seed), torch.tensor([60.0 * seed]), kind="opensimplex")
+        plane = field[0, 0].numpy()
+        deviations.append(plane.std())
+        correlations.append(np.corrcoef(plane[:, 1:].ravel(), plane[:, :-1].ravel())[0, 1])
+    assert 0.40 < np.mean(deviations) < 0.65
+    assert 0.94 < np.mean(correlations) < 0.985

@@ -32,6 +32,8 @@ class Reconstruction(Method):
         residual: image and restored image to (B, 1, *spatial).
         training: phases for the network.
         corrupt: batch to the network's input in training; the image itself by default.
+        masked: the loss sees the foreground only, so outside it the image stands for its
+            restoration.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Reconstruction(Method):
         residual: Residual,
         training: Callable[[nn.Module], list[Phase]],
         corrupt: Corruption | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -48,6 +51,7 @@ class Reconstruction(Method):
         self._residual = residual
         self._training = training
         self._corrupt = corrupt
+        self._masked = masked
 
     def phases(self) -> list[Phase]:
         return self._training(self.network)
@@ -59,4 +63,6 @@ class Reconstruction(Method):
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         restored = self.network(batch.image)
+        if self._masked:
+            restored = torch.where(batch.foreground, restored, batch.image)
         return Maps(map=self._residual(batch.image, restored), reconstruction=restored)

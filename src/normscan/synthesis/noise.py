@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +76,52 @@ def simplex_3d(points: Tensor, permutation: Tensor) -> Tensor:
     return 32 * total
 
 
+@functools.cache
+def _open_simplex_tables() -> tuple[Tensor, Tensor]:
+    """Lattice offsets that can reach a point of a cell, and the 24 gradients."""
+    offsets = torch.cartesian_prod(*[torch.arange(-1, 3)] * 3)
+    places = offsets + offsets.sum(1, keepdim=True) / 3
+    cell = torch.cartesian_prod(*[torch.linspace(0, 1, 9)] * 3)
+    cell = cell + cell.sum(1, keepdim=True) / 3
+    near = torch.cdist(places.double(), cell.double()).amin(1) < 2**0.5
+    signs = torch.tensor(list(itertools.product((-1, 1), repeat=3)))
+    turns = torch.tensor([[11, 4, 4], [4, 11, 4], [4, 4, 11]])
+    gradients = (signs[:, None] * turns[None]).reshape(-1, 3).float()
+    return offsets[near], gradients
+
+
+def open_simplex_3d(points: Tensor, permutation: Tensor) -> Tensor:
+    """OpenSimplex noise (Spencer 2014): a wider kernel than simplex noise, so a coarser grain.
+
+    The sum over the lattice points within the square root of 2 of (2 - r^2)^4 times a gradient's
+    product with the offset.
+
+    Args:
+        points: (B, N, 3).
+        permutation: (B, 256) a permutation of 0..255 per field.
+
+    Returns:
+        (B, N), about in [-1, 1].
+    """
+    offsets, gradients = _open_simplex_tables()
+    gradients = gradients.to(points)
+    stretched = points - points.sum(-1, keepdim=True) / 6
+    base = torch.floor(stretched)
+    inside = stretched - base
+    origin = inside + inside.sum(-1, keepdim=True) / 3
+    cell = base.long()
+    total = torch.zeros(points.shape[:2], dtype=points.dtype, device=points.device)
+    for offset in offsets.to(points.device):
+        place = offset.to(origin)
+        d = origin - (place + place.sum() / 3)
+        weight = (2 - d.square().sum(-1)).clamp_min(0).pow(4)
+        index = torch.zeros_like(cell[..., 0])
+        for axis in range(3):
+            index = torch.gather(permutation, 1, (index + cell[..., axis] + offset[axis]) & 255)
+        total += weight * (gradients[index % 24] * d).sum(-1)
+    return total / 103
+
+
 def simplex_noise(
     shape: Sequence[int],
     rng: Rng,
@@ -80,6 +129,7 @@ def simplex_noise(
     octaves: int = 6,
     persistence: float = 0.8,
     frequency: float = 64,
+    kind: Literal["simplex", "opensimplex"] = "simplex",
 ) -> Tensor:
     """Octaves of simplex noise in the plane, with the diffusion step as third coordinate.
 
@@ -94,7 +144,9 @@ def simplex_noise(
         octaves: number of octaves.
         persistence: weight of an octave relative to the one before.
         frequency: period of the first octave in pixels.
+        kind: of noise, the classic one or OpenSimplex.
     """
+    field = simplex_3d if kind == "simplex" else open_simplex_3d
     batch, channels, height, width = shape
     permutation = rng.uniform((batch, 256)).argsort(dim=1)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -102,8 +154,7 @@ def simplex_noise(
     depth = t.cpu().float().reshape(-1, 1, 1).expand(batch, height * width, 1)
     points = torch.cat([plane, depth], -1)
     noise = sum(
-        persistence**o * simplex_3d(points / (frequency / 2**o), permutation)
-        for o in range(octaves)
+        persistence**o * field(points / (frequency / 2**o), permutation) for o in range(octaves)
     )
     assert isinstance(noise, Tensor)
     return noise.reshape(batch, 1, height, width).expand(-1, channels, -1, -1)

@@ -97,7 +97,7 @@ class FastAnoGAN(Method):
     dims=(2,),
     presets={
         "laptop": {
-            "width": 8, "gan_steps": 300, "encoder_steps": 500, "batch_size": 8,
+            "width": 8, "gan_steps": 200, "encoder_steps": 300, "batch_size": 8,
             "critic_turns": 2, "gan_lr": 5e-4, "encoder_lr": 5e-4,
         },
     },

@@ -34,6 +34,7 @@ def cosine_cycle(step: int, steps: int, every: int = 32, half_period: int = 100)
     dims=(2, 3),
     presets={"laptop": _LAPTOP},
     postprocess=("inner=5", "median_inplane=5"),
+    reduction="top_5_percent",
     tiny={
         "size": 32, "width": 8, "depth": 3, "noise_resolution": 8, "steps": 150, "lr": 3e-3,
         "postprocess": ("foreground",),
@@ -56,8 +57,9 @@ def denoising_autoencoder(
 
     A U-Net learns to take away Gaussian noise that was drawn on a coarse grid, enlarged and kept
     inside the foreground; at test no noise is added and the map is the absolute residual, eroded
-    at the foreground's edge and median filtered. Kascenas et al., MIDL 2022. The image score, the
-    mean of the map over the foreground, is our choice: the article scores voxels only. In 3D the
+    at the foreground's edge and median filtered. Kascenas et al., MIDL 2022. The article
+    scores voxels only; the image score, the mean of the map's highest 5 % in the foreground, is our
+    choice, made on simulated scans: a mean over all the foreground drowns a small lesion. In 3D the
     noise and the network take a third axis and the rest is unchanged.
 
     Args:
@@ -97,7 +99,7 @@ def denoising_autoencoder(
         ]
 
     network = UNet(dims, channels, width, depth)
-    return Reconstruction(network, loss, absolute, training, corrupt)
+    return Reconstruction(network, loss, absolute, training, corrupt, masked=True)
 
 
 def _half_cosine(step: int, steps: int) -> float:

@@ -35,7 +35,7 @@ LAPTOP = {
     "latent": 64,
     "dropout": 0.1,
     "lr": 1e-3,
-    "steps": 1000,
+    "steps": 600,
     "patience": None,
     "batch_size": 16,
     "postprocess": LAPTOP_POSTPROCESS,

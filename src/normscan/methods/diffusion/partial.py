@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +14,7 @@ from normscan.methods.reconstruction import squared
 from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.diffusion import DiffusionSchedule
 from normscan.registry import register
+from normscan.rng import Rng
 from normscan.synthesis.noise import simplex_noise
 
 
@@ -45,14 +50,14 @@ class PartialDiffusion(Method):
 
     def __init__(
         self, network: nn.Module, multiple: int, timesteps: int, level: int, train_level: int,
-        octaves: int, frequency: float, repeats: int, steps: int, batch_size: int, lr: float,
-        ema: float,
+        field: Callable[[Sequence[int], Rng, Tensor], Tensor], repeats: int, steps: int,
+        batch_size: int, lr: float, ema: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = network
         self.schedule = DiffusionSchedule(timesteps)
         self.multiple, self.level, self.train_level = multiple, level, train_level
-        self.octaves, self.frequency, self.repeats = octaves, frequency, repeats
+        self.field, self.repeats = field, repeats
         self.timesteps = timesteps
         self.training_options = (steps, batch_size, lr, ema)
 
@@ -73,8 +78,7 @@ class PartialDiffusion(Method):
         """A simplex field like x for the steps t."""
         # The third coordinate is the step on the article's scale of 1000, whatever the schedule.
         depth = t * (1000 / self.timesteps)
-        field = simplex_noise(x.shape, batch.rng, depth, self.octaves, frequency=self.frequency)
-        return field.to(x)
+        return self.field(x.shape, batch.rng, depth).to(x)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         x, _ = pad_to_multiple(2 * batch.image - 1, self.multiple)
@@ -102,9 +106,10 @@ class PartialDiffusion(Method):
     paper="Wyatt 2022",
     dims=(2,),
     presets={
+        "code": {"noise": "opensimplex"},
         "laptop": {
             "size": 64, "width": 16, "multipliers": (1, 2, 4), "blocks": 1, "frequency": 16.0,
-            "timesteps": 100, "level": 25, "train_level": 50, "steps": 800, "batch_size": 4,
+            "timesteps": 100, "level": 25, "train_level": 50, "steps": 500, "batch_size": 4,
             "lr": 1e-3, "ema": 0.99,
         },
     },
@@ -125,6 +130,7 @@ def anoddpm(
     timesteps: int = 1000,
     level: int = 250,
     train_level: int = 800,
+    noise: Literal["simplex", "opensimplex"] = "simplex",
     octaves: int = 6,
     frequency: float = 64.0,
     repeats: int = 1,
@@ -139,7 +145,8 @@ def anoddpm(
     walked back with the same kind of noise and the fixed large variance, and the squared
     difference is the map. Images are mapped to -1..1 inside. Wyatt et al., CVPR Workshops 2022.
     Each sample has a noise field of its own; the released code repeats one over the batch, which
-    is the same at its batch size of one.
+    is the same at its batch size of one. That code's generator is OpenSimplex, of a coarser grain
+    than classic simplex noise: ``code`` takes it.
 
     Args:
         dims: spatial axes, 2.
@@ -152,6 +159,7 @@ def anoddpm(
         timesteps: steps of the schedule; a shorter one scales its betas up.
         level: steps that a test image is diffused.
         train_level: training draws its steps below this one.
+        noise: ``simplex``, or ``opensimplex`` as in the released code (slower).
         octaves: of the noise.
         frequency: period of the first octave in pixels; a quarter of the size in the article.
         repeats: restorations averaged at test.
@@ -161,7 +169,8 @@ def anoddpm(
         ema: decay of the averaged weights.
     """
     network = adm_unet(dims, channels, size, width, multipliers, blocks, heads)
+    field = functools.partial(simplex_noise, octaves=octaves, frequency=frequency, kind=noise)
     return PartialDiffusion(
-        network, 2 ** (len(multipliers) - 1), timesteps, level, train_level, octaves, frequency,
-        repeats, steps, batch_size, lr, ema,
+        network, 2 ** (len(multipliers) - 1), timesteps, level, train_level, field, repeats, steps,
+        batch_size, lr, ema,
     )  # fmt: skip

@@ -1,0 +1,157 @@
+"""Real processes: killed and resumed, two at once, mixed precision, what an import costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import normscan as ns
+from normscan.cli import main
+
+SLOW_CHECKPOINT = """
+import sys
+from normscan import cli
+from normscan.training import loop
+
+init = loop.Trainer.__init__
+def often(self, *args, **kwargs):
+    init(self, *args, **{**kwargs, "checkpoint_seconds": 0.0})
+loop.Trainer.__init__ = often
+save = loop.Trainer._save
+def slow(self, *args):
+    save(self, *args)
+    import time
+    time.sleep(0.05)
+loop.Trainer._save = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def normscan(*arguments, **options):
+    command = [sys.executable, "-m", "normscan.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options
+    )
+
+
+def fit(table, out, *more, steps=60):
+    options = ("--preset", "tiny", "--steps", steps, "--device", "cpu")
+    return ("fit", "ae_dense", "--cohort", table, "--out", out, *options, *more)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(toy, tmp_path, capsys):
+    table, killed, straight = toy(), tmp_path / "killed", tmp_path / "straight"
+    command = [sys.executable, "-c", SLOW_CHECKPOINT, *map(str, fit(table, killed))]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 60
+    while not (killed / "checkpoint.safetensors").exists() and time.monotonic() < end:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "detector.json").exists()
+
+    assert main([str(a) for a in fit(table, killed)]) == 2
+    assert "an unfinished run" in capsys.readouterr().err
+    assert main([str(a) for a in fit(table, killed, "--resume")]) == 0
+    assert main([str(a) for a in fit(table, straight)]) == 0
+    weights = "model.safetensors"
+    assert (killed / weights).read_bytes() == (straight / weights).read_bytes()
+    first, second = (json.loads((f / "detector.json").read_text()) for f in (killed, straight))
+    for name in ("scan_threshold", "pixel_threshold", "sha256", "configuration"):
+        assert first[name] == second[name], name
+    # Each step stands once in the log, as if nothing had happened.
+    steps = [json.loads(line)["step"] for line in (killed / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+    assert not [p.name for p in killed.iterdir() if p.name.startswith(".tmp") or p.name == "cache"]
+
+
+def leftovers(session):
+    """Processes of a session that still run."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True
+    )
+    return [line for line in found.stdout.splitlines() if " Z" not in line]
+
+
+def in_session(*arguments):
+    """Run a command in a session of its own; return exit code, output, errors, what is left."""
+    command = [sys.executable, "-m", "normscan.cli", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=90)
+    finally:
+        left = leftovers(process.pid)
+        if left:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, out, err, left
+
+
+def gloo():
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_gloo_available()
+
+
+@pytest.mark.skipif(not gloo(), reason="torch was built without the gloo backend")
+def test_two_processes_make_one_detector(toy, tmp_path):
+    code, out, err, left = in_session(*fit(toy(), tmp_path / "run", "--devices", 2, steps=6))
+    assert code == 0, err
+    assert not left
+    assert out.count("is trained") == 1 and "Traceback" not in err
+    detector = ns.load(tmp_path / "run")
+    assert detector.training["samples"]["train"] == 48
+    steps = [json.loads(t)["step"] for t in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 7))
+
+
+@pytest.mark.skipif(not gloo(), reason="torch was built without the gloo backend")
+def test_two_processes_refuse_together(toy, tmp_path):
+    wrong = ("--devices", 2, "--latent", -1)
+    code, _, err, left = in_session(*fit(toy(), tmp_path / "run", *wrong, steps=6))
+    assert code == 2, err
+    assert not left
+    assert "can't be built" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_precision_runs_on_the_cpu(toy, tmp_path):
+    command = fit(toy(), tmp_path / "run", "--precision", "bf16-mixed", steps=4)
+    assert main([str(a) for a in command]) == 0
+    state = ns.load(tmp_path / "run").method.state_dict()
+    assert {str(v.dtype) for v in state.values() if v.is_floating_point()} == {"torch.float32"}
+
+
+def test_the_import_is_light():
+    code = """
+import sys
+import normscan
+from normscan import cli
+cli.main(["--help"])
+heavy = {"torch", "pandas", "monai", "numpy", "scipy", "timm", "matplotlib", "sklearn", "nibabel"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_console_command(tmp_path):
+    help_text = normscan("--help", cwd=tmp_path)
+    assert help_text.returncode == 0 and "usage: normscan COMMAND" in help_text.stdout
+    wrong = normscan("predict", tmp_path / "none", "scan.nii", "--out", tmp_path / "out")
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert wrong.stderr.startswith("normscan: error: ") and wrong.stderr.count("\n") == 1
