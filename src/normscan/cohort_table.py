@@ -207,15 +207,13 @@ def unique_names(paths: list[str]) -> list[str]:
     """Name scans by their file's stem where that is unique, else by the shortest unique path."""
     parts = [Path(p.replace("\\", "/")).parts for p in paths]
     parts = [tuple(q for q in p if q not in ("..", ".", "/")) for p in parts]
-    parts = [(*p[:-1], stem(p[-1])) for p in parts]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["_".join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    # The same stem in two formats, or paths that differ above the common folder only.
-    names = ["_".join((*p[:-1], Path(q).name)) for p, q in zip(parts, paths, strict=True)]
-    if len(set(names)) == len(names):
-        return names
+    stems = [(*p[:-1], stem(p[-1])) for p in parts]
+    # The same stem in two formats keeps its extension.
+    for candidates in (stems, parts):
+        for depth in range(1, max(map(len, candidates)) + 1):
+            names = ["_".join(p[-depth:]) for p in candidates]
+            if len(set(names)) == len(names):
+                return names
     return [f"{name}_{row}" for row, name in enumerate(names)]
 
 

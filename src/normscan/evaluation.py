@@ -56,7 +56,8 @@ class Scores:
     unmasked: int = 0
 
     def add(self, row: CohortRow, finding: Finding, region: Region, group: str | None) -> None:
-        """Take in one scan."""
+        """Take in one scan, or nothing of it if its mask is bad."""
+        mask = row.load_mask(finding.scan)
         self.rows.append(
             {
                 "scan": row.scan,
@@ -70,7 +71,6 @@ class Scores:
                 **row.columns,
             }
         )
-        mask = row.load_mask(finding.scan)
         if finding.map is None:
             return
         if mask is None:
@@ -102,7 +102,9 @@ def score_cohort(
                 raise result
             scores.add(row, result, region, group)
         except NormscanError as error:
-            scores.failures.append({"scan": row.scan, "reason": str(error)})
+            # Results and reports travel: they name files as the table does, not where they lie.
+            reason = str(error).replace(f"{rows.root}{os.sep}", "")
+            scores.failures.append({"scan": row.scan, "reason": reason})
             bar.say(f"left out {row.scan}: {error}")
     return scores
 

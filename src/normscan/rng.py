@@ -26,9 +26,9 @@ class Rng:
     """
 
     def __init__(self, seeds: int | Sequence[int]) -> None:
-        self.shared = isinstance(seeds, int)
-        numbers = [seeds] if isinstance(seeds, int) else list(seeds)
-        self.generators = [torch.Generator().manual_seed(n) for n in numbers]
+        self.shared = not isinstance(seeds, Sequence)
+        numbers = seeds if isinstance(seeds, Sequence) else [seeds]
+        self.generators = [torch.Generator().manual_seed(int(n)) for n in numbers]
 
     def _draw(self, draw: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
         if self.shared:

@@ -42,7 +42,7 @@ def normscan(*arguments, **options):
     )
 
 
-def fit(table, out, *more, steps=60):
+def fit(table, out, *more, steps=30):
     options = ("--preset", "tiny", "--steps", steps, "--device", "cpu")
     return ("fit", "ae_dense", "--cohort", table, "--out", out, *options, *more)
 
@@ -72,7 +72,7 @@ def test_a_killed_run_resumes_to_the_same_bits(toy, tmp_path, capsys):
         assert first[name] == second[name], name
     # Each step stands once in the log, as if nothing had happened.
     steps = [json.loads(line)["step"] for line in (killed / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 31))
     assert not [p.name for p in killed.iterdir() if p.name.startswith(".tmp") or p.name == "cache"]
 
 

@@ -154,8 +154,7 @@ def fit_grid(
     start, step, shape = [], [], []
     for i, n in enumerate(size):
         if n is None:
-            scale = (spacing or mm[i]) / mm[i]
-            n = max(1, round(extent[i] / scale))
+            scale, n = 1.0, extent[i]
         elif spacing is not None:
             scale = spacing / mm[i]
         else:

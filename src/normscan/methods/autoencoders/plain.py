@@ -40,6 +40,16 @@ LAPTOP = {
     "batch_size": 16,
     "postprocess": LAPTOP_POSTPROCESS,
 }
+TINY = {
+    "size": 32,
+    "width": 16,
+    "latent": 16,
+    "dropout": 0.0,
+    "lr": 2e-3,
+    "steps": 300,
+    "patience": None,
+    "postprocess": (),
+}
 
 
 def build_network(
@@ -85,11 +95,8 @@ def plain_phase(
     presets={"code": {"norm": "affine"}, "medianomaly": MEDIANOMALY, "laptop": LAPTOP},
     postprocess=BAUR_POSTPROCESS,
     preprocess={"percentile": 99.8},
-    tiny={
-        "size": 32, "width": 16, "latent": 16, "dropout": 0.0, "lr": 2e-3, "steps": 300,
-        "patience": None, "postprocess": (),
-    },
-)  # fmt: skip
+    tiny=TINY,
+)
 def dense_autoencoder(
     dims: int = 2,
     channels: int = 1,

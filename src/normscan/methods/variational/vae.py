@@ -11,6 +11,7 @@ from normscan.methods.autoencoders.plain import (
     BAUR_POSTPROCESS,
     LAPTOP,
     MEDIANOMALY,
+    TINY,
     Design,
     build_network,
     plain_phase,
@@ -78,11 +79,8 @@ class VariationalAutoencoder(Method):
     },
     postprocess=BAUR_POSTPROCESS,
     preprocess={"percentile": 99.8},
-    tiny={
-        "size": 32, "width": 16, "latent": 16, "dropout": 0.0, "lr": 2e-3, "steps": 300,
-        "patience": None, "postprocess": (),
-    },
-)  # fmt: skip
+    tiny=TINY,
+)
 def variational_autoencoder(
     dims: int = 2,
     channels: int = 1,
