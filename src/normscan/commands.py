@@ -62,6 +62,8 @@ def fit(
         resume: go on with the run in the folder.
         arguments: of the method.
     """
+    from torch import cuda
+
     from normscan.detector import Detector
     from normscan.storage import DETECTOR
 
@@ -74,6 +76,11 @@ def fit(
     table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         bar.say(str(table.summary(bar.track)))
+        if preset in ("paper", "code") and device in ("auto", "cpu") and not cuda.is_available():
+            bar.say(
+                f"preset {preset} is the article's size and may take days without a GPU; "
+                "--preset laptop takes minutes"
+            )
     detector.fit(
         table,
         out,

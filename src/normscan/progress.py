@@ -26,7 +26,8 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._name = ""
-        self._last = 0.0
+        self._last = self._began = 0.0
+        self._first = 0
 
     def __enter__(self) -> Progress:
         return self
@@ -44,9 +45,10 @@ class Progress:
             self._bar.stop()
         self._bar, self._name = None, ""
 
-    def _start(self, name: str, total: int | None) -> None:
+    def _start(self, name: str, done: int, total: int | None) -> None:
         self._stop()
         self._name, self._last = name, time.monotonic()
+        self._began, self._first = self._last, done
         if self.live:
             from rich import progress
             from rich.console import Console
@@ -63,14 +65,27 @@ class Progress:
         if not self.shown:
             return
         if name != self._name:
-            self._start(name, total)
+            self._start(name, done, total)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, text=text)
         elif time.monotonic() - self._last > LINE_SECONDS or (total is not None and done == total):
             self._last = time.monotonic()
-            print(f"{name}: {done}{f'/{total}' if total else ''}  {text}".rstrip(), file=sys.stderr)
+            left = self._left(done, total)
+            line = f"{name}: {done}{f'/{total}' if total else ''}  {text}  {left}"
+            print(line.rstrip(), file=sys.stderr)
         if total is not None and done >= total:
             self._stop()
+
+    def _left(self, done: int, total: int | None) -> str:
+        """The time that the rest will take, once some of it has been seen."""
+        if total is None or done >= total or done <= self._first:
+            return ""
+        per_piece = (time.monotonic() - self._began) / (done - self._first)
+        seconds = per_piece * (total - done)
+        for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+            if seconds > 1.5 * size:
+                return f"{seconds / size:.0f} {unit} left"
+        return f"{seconds:.0f} s left"
 
     def track(self, items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
         """Yield the items and show how many have passed."""
