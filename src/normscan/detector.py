@@ -25,11 +25,9 @@ from normscan.rng import derive_seed
 from normscan.scan import Scan
 from normscan.scores.postprocess import apply_chain, parse
 from normscan.scores.reductions import check_reduction, reduce_map
+from normscan.survey import Survey, survey
 from normscan.training.data import PreparedSet
 from normscan.training.loop import Trainer, closed_form, seeded
-
-# How many training scans are read to find out the number of channels.
-PROBED_SCANS = 50
 
 
 class Detector:
@@ -154,7 +152,7 @@ class Detector:
             folder = Path(temporary)
             if out is not None:
                 folder = Path(out)
-                asked = {**self.configuration(), "cohort": cohort.digest()}
+                asked = {**self.configuration(), "cohort": cohort.digest(), "precision": precision}
                 storage.claim_folder(folder, asked, resume)
             if out is not None and resume and (folder / storage.DETECTOR).exists():
                 self.__dict__.update(load(folder).__dict__)
@@ -182,18 +180,18 @@ class Detector:
         if fabric.is_global_zero:
             try:
                 # The method is built before the scans are prepared: a wrong argument shows at once.
-                self._look(train)
+                seen = survey(list(train), self.preprocess.colour)
+                self._settle(seen)
                 self._build()
                 sets = self._prepare_sets(folder, train, val, bar)
-                found = [self.channels, self.preprocess.colour]
-                storage.write_json(folder / "cache" / "channels.json", found)
+                storage.write_json(folder / "cache" / "survey.json", vars(seen))
             except NormscanError as error:
                 problem = error
         if fabric.broadcast(problem is not None):
             raise problem or SystemExit(1)  # the first process says what is wrong, the others end
         if not fabric.is_global_zero:
-            channels, colour = storage.read_json(folder / "cache" / "channels.json")
-            self._settle(tuple(channels), colour, next(iter(train)).load().dims)
+            seen = Survey(**storage.tupled(storage.read_json(folder / "cache" / "survey.json")))
+            self._settle(seen)
             self._build()
             sets = [PreparedSet.open(folder / "cache" / p, self.patch) for p in ("train", "val")]
         assert self.method is not None
@@ -248,48 +246,24 @@ class Detector:
                 bar.say(f"left out {scan}: {reason}")
         return sets
 
-    def _look(self, train: Cohort) -> None:
-        """Find dims and channels from some training scans, evenly taken."""
-        rows = list(train)
-        step = max(1, len(rows) // PROBED_SCANS)
-        scans, reasons = [], []
-        for row in rows[::step]:
-            try:
-                scan = row.load()
-                scans.append((scan.dims, scan.channels))
-            except (NormscanError, OSError) as error:
-                reasons.append(str(error))
-        if not scans:
-            raise CohortError(f"no training scan can be read: {reasons[0]}")
-        kinds = {channels for _, channels in scans}
-        colours = [k for k in kinds if k == ("red", "green", "blue")]
-        colour = self.preprocess.colour
-        if colour == "auto":
-            colour = (
-                "grey"
-                if len(kinds) > 1 and (colours or all(len(k) == 1 for k in kinds))
-                else "keep"
-            )
-        channels = ("grey",) if colour == "grey" else scans[0][1]
-        self._settle(channels, colour, scans[0][0])
-
-    def _settle(self, channels: tuple[str, ...], colour: str, scan_dims: int) -> None:
+    def _settle(self, seen: Survey) -> None:
         """Fix what depends on the cohort: channels, colour and the number of axes."""
-        self.channels = channels
-        self.preprocess = storage.build_preprocess({**self.preprocess.to_dict(), "colour": colour})
-        dims = self.arguments["dims"] or scan_dims
+        self.channels = seen.channels
+        settings = {**self.preprocess.to_dict(), "colour": seen.colour}
+        self.preprocess = storage.build_preprocess(settings)
+        dims = self.arguments["dims"] or seen.dims
         if dims not in self.card.dims:
             raise ArgumentError(
                 f"method '{self.card.id}' works on {' or '.join(map(str, self.card.dims))} "
                 f"spatial axes, not {dims}."
             )
-        if dims > scan_dims:
+        if dims > seen.dims:
             raise ArgumentError(f"dims={dims} was asked for, but the cohort's scans are 2D.")
-        if self.patch is not None and dims < scan_dims:
+        if self.patch is not None and dims < seen.dims:
             raise ArgumentError(
                 "patches of the slices of volumes are not supported: leave out patch, or use dims=3."
             )
-        self.arguments |= {"dims": dims, "channels": len(channels)}
+        self.arguments |= {"dims": dims, "channels": len(seen.channels)}
 
     def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
         """Set the scan and the pixel threshold on healthy scans that did not train."""
@@ -369,6 +343,9 @@ class Detector:
             finding.p_value = self.scan_threshold.p_value(finding.score)
             finding.anomalous = self.scan_threshold.is_anomalous(finding.score)
         finding.pixel_threshold = self.pixel_threshold
+        # The article counts voxels of its own grid; here they become those of the scan's.
+        voxel = abs(float(np.prod(prepared.grid.step)))
+        finding.smallest_component = round(self.card.smallest_component * voxel)
         finding.provenance = storage.provenance(self)
         finding.seconds = time.monotonic() - begun
         return finding

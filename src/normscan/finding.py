@@ -12,6 +12,7 @@ import numpy as np
 
 from normscan.io import atomic_path, extension, stem, write_map
 from normscan.scan import Scan
+from normscan.scores.postprocess import drop_small
 
 RASTER_MAP = ".tif"
 
@@ -29,6 +30,7 @@ class Finding:
         anomalous: whether the score is above the threshold.
         threshold: of the score.
         pixel_threshold: of the map; above it lies the segmentation.
+        smallest_component: components of the segmentation of so many voxels or fewer are dropped.
         reconstruction: (C, *scan.shape) in the scale of the prepared scan, where the method
             restores.
         prepared: (C, *scan.shape) the prepared scan brought back, to compare the restoration with.
@@ -44,6 +46,7 @@ class Finding:
     anomalous: bool | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
+    smallest_component: int = 0
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
     foreground: np.ndarray | None = None
@@ -52,10 +55,11 @@ class Finding:
 
     @property
     def segmentation(self) -> np.ndarray | None:
-        """(*scan.shape) bool: the map above the pixel threshold."""
+        """(*scan.shape) bool: the map above the pixel threshold, without small components."""
         if self.map is None or self.pixel_threshold is None:
             return None
-        return np.asarray(self.map > self.pixel_threshold)
+        above = np.asarray(self.map > self.pixel_threshold)
+        return drop_small(above, self.smallest_component) if self.smallest_component else above
 
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.

@@ -43,6 +43,8 @@ class Card:
             enough for the contract tests.
         postprocess: default chain applied to the stitched map, see ``normscan.scores.postprocess``.
         reduction: how the map becomes an image score, see ``normscan.scores.reductions``.
+        smallest_component: components of the segmentation with so many voxels of the working grid
+            or fewer are dropped.
         preprocess: changes to the default preprocessing.
     """
 
@@ -55,6 +57,7 @@ class Card:
     presets: Mapping[str, Mapping[str, Any]]
     postprocess: tuple[str, ...] = ()
     reduction: str = "foreground_mean"
+    smallest_component: int = 0
     preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,6 +116,7 @@ def register(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     postprocess: tuple[str, ...] = (),
     reduction: str = "foreground_mean",
+    smallest_component: int = 0,
     preprocess: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
@@ -140,6 +144,7 @@ def register(
             presets={"paper": {}, "code": {}, **(presets or {}), "tiny": tiny or {}},
             postprocess=postprocess,
             reduction=reduction,
+            smallest_component=smallest_component,
             preprocess=preprocess or {},
         )
         known = {*card.defaults, *DETECTOR_KEYS}

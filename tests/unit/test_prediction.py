@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from normscan.finding import Finding
 from normscan.methods.base import Maps, Method
 from normscan.prediction import Predictor
 from normscan.preprocess import Prepared
 from normscan.preprocess.grid import Grid
+from normscan.scan import Scan
 
 
 def prepared(image, foreground=None):
@@ -159,3 +161,16 @@ def test_samples_know_where_they_lie(rng):
     scan = prepared(rng.normal(size=(1, 8, 8, 5)))
     assert Predictor(Where(), True, None, 2, 0)(scan).scores == [0, 0.25, 0.5, 0.75, 1]
     assert Predictor(Where(), False, None, 2, 0)(scan).scores == [0.5]
+
+
+def test_small_components_leave_the_segmentation():
+    anomaly = np.zeros((20, 20), np.float32)
+    anomaly[2:4, 2:4] = 1
+    anomaly[10:15, 10:15] = 1
+    scan = Scan.from_array(np.random.default_rng(0).random((20, 20)))
+    finding = Finding(scan, anomaly, 1.0, pixel_threshold=0.5)
+    assert finding.segmentation.sum() == 29 and len(finding.components()) == 2
+    finding.smallest_component = 4
+    assert finding.segmentation.sum() == 25
+    (component,) = finding.components()
+    assert component["voxels"] == 25 and component["area_mm2"] == 25

@@ -35,6 +35,7 @@ def cosine_cycle(step: int, steps: int, every: int = 32, half_period: int = 100)
     presets={"laptop": _LAPTOP},
     postprocess=("inner=5", "median_inplane=5"),
     reduction="top_5_percent",
+    smallest_component=20,
     tiny={
         "size": 32, "width": 8, "depth": 3, "noise_resolution": 8, "steps": 150, "lr": 3e-3,
         "postprocess": ("foreground",),

@@ -94,6 +94,7 @@ def plain_phase(
     dims=(2, 3),
     presets={"code": {"norm": "affine"}, "medianomaly": MEDIANOMALY, "laptop": LAPTOP},
     postprocess=BAUR_POSTPROCESS,
+    smallest_component=7,
     preprocess={"percentile": 99.8},
     tiny=TINY,
 )

@@ -78,6 +78,7 @@ class VariationalAutoencoder(Method):
         "laptop": LAPTOP,
     },
     postprocess=BAUR_POSTPROCESS,
+    smallest_component=7,
     preprocess={"percentile": 99.8},
     tiny=TINY,
 )
