@@ -26,7 +26,7 @@ from normscan.phantom import simulate
 
 METHODS = (
     "image_statistics", "mean_image", "hist_threshold_baseline", "patchcore", "ae_dense", "vae",
-    "dae", "f_anogan", "anoddpm", "dae@percentile",
+    "dae", "f_anogan", "anoddpm", "dae@percentile", "dae@median",
 )  # fmt: skip
 PHANTOMS = {
     "phantom_2d": {"healthy": 200, "lesioned": 48, "seed": 0},
@@ -35,6 +35,7 @@ PHANTOMS = {
 REAL = ("brain_mri_kaggle", "head_ct_kaggle", "lgg_flair_slices")
 SETS = ("phantom_2d", "brain_mri_kaggle", "head_ct_kaggle", "phantom_3d", "lgg_flair_slices")
 VOLUME = {"dims": 3, "size": 48, "width": 8, "batch_size": 2, "steps": 300}
+VOLUMETRIC = ("dae", "dae@median", "hist_threshold_baseline", "mean_image")
 RESULTS = Path(__file__).parent / "results" / "first_methods"
 SHOWN = ("image_auroc", "image_ap", "pixel_ap", "best_dice", "dice")
 
@@ -96,13 +97,11 @@ def run(args: argparse.Namespace) -> None:
     for seed in range(args.seeds):
         for name in args.sets:
             for method in args.methods:
-                if name == "phantom_3d" and method not in (
-                    "dae",
-                    "hist_threshold_baseline",
-                    "mean_image",
-                ):
+                if name == "phantom_3d" and method not in VOLUMETRIC:
                     continue
-                if "@" in method and name != "phantom_2d":
+                # Slices are scaled by their median, volumes by their percentile: the other way round.
+                other = {"dae@percentile": "phantom_2d", "dae@median": "phantom_3d"}
+                if other.get(method, name) != name:
                     continue
                 if seed and method in ("image_statistics", "mean_image", "hist_threshold_baseline"):
                     continue  # nothing random in them

@@ -39,6 +39,7 @@ LAPTOP = {
     "patience": None,
     "batch_size": 16,
     "postprocess": LAPTOP_POSTPROCESS,
+    "preprocess": {"scaling": "median"},
 }
 TINY = {
     "size": 32,
