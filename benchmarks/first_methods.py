@@ -138,7 +138,8 @@ def table(args: argparse.Namespace) -> None:
         "Preset `laptop` on 2 CPU cores, fixed splits, healthy training scans only. Mean ± standard "
         "deviation over seeds; in brackets the 95 % bootstrap interval by subject of seed 0. Image "
         "AUROC and AP over scans; pixel AP and best Dice (oracle) and Dice at the healthy threshold "
-        "over all pixels of all test scans pooled.", "",
+        "over all pixels of all test scans pooled. The seeds that were run are counted in the table. "
+        "Fit and prediction times were taken with other work on the machine.", "",
     ]  # fmt: skip
     for name in SETS:
         here = [c for c in cells if c["set"] == name]
