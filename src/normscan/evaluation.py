@@ -258,7 +258,10 @@ def _results(
 ) -> dict[str, Any]:
     metrics, pixels = summarise(scores, detector.pixel_threshold, masks)
     if pixels is not None:
-        pixels |= {"fpr": detector.pixel_fpr, "region": f"{pixels['region']} ({region})"}
+        pixels |= {
+            "fpr": detector.pixel_fpr,
+            "region": "whole image" if region == "whole" else "foreground",
+        }
     card, threshold = detector.card, detector.scan_threshold
     assert threshold is not None
     low, high = threshold.fpr_interval()
