@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscan.methods.autoencoders.plain import (
     BAUR_POSTPROCESS,
@@ -28,17 +29,17 @@ class VariationalAutoencoder(Method):
 
     def __init__(
         self, network: BaurAutoencoder | CompactAutoencoder, compact: bool, kl_weight: float, samples: int,
-        training: dict[str, object],
+        training: Callable[[nn.Module], list[Phase]],
     ) -> None:  # fmt: skip
         super().__init__()
         self.network: BaurAutoencoder | CompactAutoencoder = network
         self.compact = compact
         self.kl_weight = kl_weight
         self.samples = samples
-        self.training_options = training
+        self._training = training
 
     def phases(self) -> list[Phase]:
-        return plain_phase(self.network, **self.training_options)  # type: ignore[arg-type]
+        return self._training(self.network)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the code, (B, latent) each."""
@@ -129,13 +130,9 @@ def variational_autoencoder(
         patience: looks at the validation loss without gain before stopping; None for never.
     """
     network = build_network(design, dims, channels, size, latent, 2, width, dropout, norm)
-    training: dict[str, object] = {
-        "lr": lr,
-        "beta1": beta1,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "steps": steps,
-        "patience": patience,
-    }
+
+    def training(network: nn.Module) -> list[Phase]:
+        return plain_phase(network, lr, beta1, batch_size, epochs, steps, patience)
+
     draws = samples if inference == "sample" else 0
     return VariationalAutoencoder(network, design == "compact", kl_weight, draws, training)
