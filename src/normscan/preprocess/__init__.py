@@ -2,4 +2,15 @@
 
 from normscan.preprocess.pipeline import Prepared, Preprocess
 
-__all__ = ["Prepared", "Preprocess"]
+__all__ = ["Prepared", "Preprocess", "load_steps"]
+
+
+def load_steps() -> None:
+    """Import the modules whose functions are the steps."""
+    import importlib
+
+    for name in STEP_MODULES:
+        importlib.import_module(f"normscan.preprocess.{name}")
+
+
+STEP_MODULES = ("spatial",)

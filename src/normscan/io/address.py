@@ -1,0 +1,40 @@
+"""Where in a file or folder a scan lies: ``volume.nii.gz#slice=80``, ``study#series=3``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from normscan.errors import ScanError, nearest
+
+KEYS = ("series", "frame", "slice", "axis")
+
+
+def split_address(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
+    """Part a path from what stands behind its last ``#``.
+
+    ``series`` names a DICOM series of a folder or archive by its number or by its instance UID,
+    ``frame`` a frame of a multi-frame picture (0 is the first), ``slice`` a slice of a volume along
+    ``axis`` (2 unless told). Several are joined by ``&``. A file whose name really holds a ``#`` is
+    that file.
+
+    Returns:
+        The path of the file or folder, and the selectors, an empty dict without ``#``.
+
+    Raises:
+        ScanError: an unknown or empty selector.
+    """
+    text = os.fspath(path)
+    if "#" not in text or Path(text).exists():
+        return Path(text), {}
+    base, _, fragment = text.rpartition("#")
+    chosen: dict[str, str] = {}
+    for part in fragment.split("&"):
+        key, _, value = part.partition("=")
+        if key not in KEYS or not value:
+            raise ScanError(
+                f"{text}: '{part}' behind the # selects nothing.{nearest(key, KEYS)} "
+                "Write for example #series=3, #frame=0 or #slice=80."
+            )
+        chosen[key] = value
+    return Path(base), chosen

@@ -1,0 +1,231 @@
+"""Steps of preparation before the working grid: each takes a scan and hands on a scan.
+
+A step is a registered function of a ``Working`` scan. Steps that change intensities keep the grid;
+steps that change the grid say where it lies now. All changes of the grid are affine in
+millimetres, so the way back for a map is one matrix, applied in one interpolation however many
+steps there were.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from normscan.errors import ArgumentError, nearest
+from normscan.scan import Scan
+
+
+@dataclass(frozen=True, eq=False)
+class Working:
+    """A scan on its way through the steps.
+
+    Attributes:
+        scan: as the last step left it.
+        origin_shape: spatial shape of the scan as it came in.
+        origin_affine: (4, 4) its index to RAS+ mm of the patient.
+        to_world: (4, 4) patient mm of the scan as it came in to the mm of ``scan``; the identity
+            until a registration moves it, for example to MNI152.
+        foreground: (*scan.shape) bool, the brain, body or field of view, or None while unknown.
+        notes: what the steps found worth saying (bias, clipping, a doubtful registration).
+        facts: numbers that the steps measured, by name.
+    """
+
+    scan: Scan
+    origin_shape: tuple[int, ...]
+    origin_affine: np.ndarray
+    to_world: np.ndarray = field(default_factory=lambda: np.eye(4))
+    foreground: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scan: Scan, foreground: np.ndarray | None = None) -> Working:
+        """Begin with a scan as it was read."""
+        return cls(scan, scan.shape, scan.affine, foreground=foreground)
+
+    def with_image(self, data: np.ndarray) -> Working:
+        """Hand on other values (C, *shape) on the same grid."""
+        return replace(self, scan=self.scan.with_data(data))
+
+    def moved(
+        self,
+        data: np.ndarray,
+        affine: np.ndarray,
+        foreground: np.ndarray | None,
+        world: np.ndarray | None = None,
+    ) -> Working:
+        """Hand on another grid.
+
+        Args:
+            data: (C, *new shape).
+            affine: (4, 4) index of the new grid to mm.
+            foreground: on the new grid, or None.
+            world: (4, 4) mm before the step to mm after it; None where the patient didn't move.
+        """
+        scan = replace(self.scan, data=data, affine=affine)
+        to_world = self.to_world if world is None else world @ self.to_world
+        return replace(self, scan=scan, to_world=to_world, foreground=foreground)
+
+    def noted(self, *notes: str, **facts: float) -> Working:
+        """Add remarks and measured numbers."""
+        return replace(self, notes=(*self.notes, *notes), facts={**self.facts, **facts})
+
+    @property
+    def index_map(self) -> np.ndarray:
+        """(4, 4) index in the scan as it came in to index in the present grid."""
+        return np.linalg.inv(self.scan.affine) @ self.to_world @ self.origin_affine
+
+    def back(self, array: np.ndarray, order: int = 1) -> np.ndarray:
+        """Bring (C, *scan.shape) onto the grid of the scan as it came in; outside it is zero."""
+        same = self.scan.shape == self.origin_shape
+        if same and np.allclose(self.index_map, np.eye(4), atol=1e-6):
+            return np.asarray(array, np.float32)
+        return sample(array, self.index_map, self.origin_shape, order)
+
+    def onward(self, array: np.ndarray, order: int = 0) -> np.ndarray:
+        """Bring (C, *origin_shape), such as a lesion mask, onto the present grid."""
+        return sample(array, np.linalg.inv(self.index_map), self.scan.shape, order)
+
+
+def sample(
+    array: np.ndarray, index_map: np.ndarray, shape: tuple[int, ...], order: int = 1
+) -> np.ndarray:
+    """Sample (C, *old) at ``index_map @ index`` for every index of a new grid.
+
+    Args:
+        array: two or three spatial axes.
+        index_map: (4, 4) index of the new grid to index of the old one.
+        shape: of the new grid.
+        order: 0 nearest, 1 linear, 3 cubic spline.
+
+    Returns:
+        (C, *shape) float32, zero outside the old grid.
+    """
+    from scipy.ndimage import affine_transform
+
+    dims = len(shape)
+    matrix, offset = index_map[:dims, :dims], index_map[:dims, 3]
+    return np.stack(
+        [
+            affine_transform(
+                channel.astype(np.float32, copy=False),
+                matrix,
+                offset,
+                output_shape=shape,
+                order=order,
+                mode="constant",
+            )
+            for channel in array
+        ]
+    )
+
+
+StepFunction = Callable[..., Working]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A registered step.
+
+    Attributes:
+        name: as it stands in settings.
+        function: ``function(working, **arguments) -> Working``.
+        learn: ``learn(workings, **arguments) -> arguments`` finds on healthy training scans what the
+            step needs (landmarks, a reference), or None. What it returns is plain values and is
+            saved with the detector.
+        version: raised when results change, so that cached ones are made anew.
+    """
+
+    name: str
+    function: StepFunction
+    learn: Callable[..., dict[str, Any]] | None = None
+    version: int = 1
+
+
+STEPS: dict[str, Step] = {}
+
+
+def step(
+    name: str, learn: Callable[..., dict[str, Any]] | None = None, version: int = 1
+) -> Callable[[StepFunction], StepFunction]:
+    """Register a function as a step.
+
+    Example:
+        >>> @step("negative")
+        ... def negative(working: Working, top: float = 1.0) -> Working:
+        ...     '''Turn bright into dark.'''
+        ...     return working.with_image(top - working.scan.data)
+        >>> del STEPS["negative"]
+    """
+
+    def register(function: StepFunction) -> StepFunction:
+        STEPS[name] = Step(name, function, learn, version)
+        return function
+
+    return register
+
+
+Spec = str | Mapping[str, Any]
+
+
+def parse_steps(specs: Iterable[Spec]) -> list[tuple[Step, dict[str, Any]]]:
+    """Read steps from settings.
+
+    A step is its name (``"n4"``), its name and first argument (``"register=mni152"``), or a mapping
+    of its name to its arguments (``{"register": {"to": "sri24"}}``).
+
+    Raises:
+        ArgumentError: unknown step or argument; the nearest name is given.
+    """
+    from normscan.preprocess import load_steps
+
+    load_steps()
+    parsed = []
+    for spec in specs:
+        name, arguments = _read(spec)
+        if name not in STEPS:
+            raise ArgumentError(
+                f"there is no preprocessing step '{name}'.{nearest(name, STEPS)} "
+                f"Known: {', '.join(sorted(STEPS))}."
+            )
+        known = list(inspect.signature(STEPS[name].function).parameters)[1:]
+        if None in arguments:
+            if not known:
+                raise ArgumentError(f"the preprocessing step '{name}' takes no argument.")
+            arguments = {known[0]: arguments[None]}
+        for argument in arguments:
+            if argument not in known:
+                raise ArgumentError(
+                    f"the preprocessing step '{name}' has no argument '{argument}'."
+                    f"{nearest(str(argument), known)} It has: {', '.join(known) or 'none'}."
+                )
+        parsed.append((STEPS[name], arguments))
+    return parsed
+
+
+def _read(spec: Spec) -> tuple[str, dict[Any, Any]]:
+    import yaml
+
+    if isinstance(spec, str):
+        name, given, value = spec.partition("=")
+        return name.strip(), {None: yaml.safe_load(value)} if given else {}
+    if len(spec) != 1:
+        raise ArgumentError(f"a preprocessing step is one name and its arguments, not {spec!r}.")
+    name, arguments = next(iter(spec.items()))
+    return str(name), dict(arguments or {})
+
+
+def run_steps(specs: Iterable[Spec], working: Working) -> Working:
+    """Take a scan through steps, in order.
+
+    Raises:
+        ArgumentError: see ``parse_steps``.
+        ScanError: a step can't work on this scan.
+    """
+    for found, arguments in parse_steps(specs):
+        working = found.function(working, **arguments)
+    return working
