@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.cohort_layouts import read_layout
-from normscan.cohort_splits import assign_splits, check_subjects
+from normscan.cohort_splits import assign_splits, check_subjects, only_healthy_trains
 from normscan.cohort_summary import CohortSummary, Progress, summarise
 from normscan.cohort_table import (
     COLUMNS,
@@ -23,7 +23,7 @@ from normscan.cohort_table import (
     read_table,
     write_table,
 )
-from normscan.errors import CohortError, ScanError, nearest
+from normscan.errors import ArgumentError, CohortError, ScanError, nearest
 from normscan.io import read_mask, read_scan
 from normscan.scan import Scan
 
@@ -305,6 +305,44 @@ class Cohort:
         """Return the scans for which ``rows`` (booleans, one per scan) is true."""
         table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
         return self._of(table, self.root, self.notes)
+
+    def slices(
+        self,
+        first: int = 0,
+        last: int | None = None,
+        step: int = 1,
+        axis: int = 2,
+        progress: Progress | None = None,
+    ) -> Cohort:
+        """Return the slices of the volumes as scans of their own, for example 60 to 99 of BraTS.
+
+        No file is cut: a path becomes ``volume.nii.gz#slice=80``. A slice is anomalous if its part
+        of the lesion mask is not empty; without a mask the slices of a healthy volume are healthy
+        and those of an anomalous one unlabelled. Subjects, splits and columns are those of the
+        volume; the column ``slice`` is added.
+
+        Args:
+            first: number of the first slice, from 0, as the file counts them.
+            last: number after the last slice; None for all.
+            step: take every so many.
+            axis: of the file, 0 to 2, along which they are counted.
+            progress: ``progress(iterable, description)`` gives the iterable back with a bar.
+
+        Raises:
+            CohortError: no volume has such a slice.
+            ArgumentError: a step below 1 or a negative number.
+        """
+        if first < 0 or step < 1 or not 0 <= axis <= 2 or (last is not None and last <= first):
+            raise ArgumentError(
+                f"slices first={first}, last={last}, step={step}, axis={axis}: count from 0, with a "
+                "last above the first, a step of 1 or more, and axis 0, 1 or 2."
+            )
+        from normscan.cohort_slices import slice_table
+
+        table, notes = slice_table(self, first, last, step, axis, progress)
+        table = normalise(table, "The slices")
+        more = only_healthy_trains(table)
+        return self._of(table, self.root, [*self.notes, *notes, *more])
 
     def digest(self) -> str:
         """Return a hash of what the table says of the scans in train and val."""

@@ -63,7 +63,7 @@ def assign_splits(
             notes += _draw_val(table, root, seed, parts)
     else:
         notes += _divide(table, root, seed, parts)
-    notes += _only_healthy_trains(table)
+    notes += only_healthy_trains(table)
     unassigned = sum(not s for s in table["split"])
     if unassigned:
         notes.append(f"{unassigned} scans have no split and belong to no part.")
@@ -202,7 +202,7 @@ def _draw_val(table: pd.DataFrame, root: Path, seed: int, fractions: list[float]
     ]
 
 
-def _only_healthy_trains(table: pd.DataFrame) -> list[str]:
+def only_healthy_trains(table: pd.DataFrame) -> list[str]:
     """Move anomalous and unlabelled scans out of train and val, in place."""
     notes = []
     labels = _labels(table)

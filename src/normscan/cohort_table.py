@@ -239,10 +239,12 @@ def find_root(table: pd.DataFrame, candidates: list[Path], source: str) -> Path:
     Raises:
         CohortError: under none of them; the message says what was looked for.
     """
+    from normscan.io.address import split_address
+
     columns = [c for c in table.columns if c == "path" or c.startswith("path_")]
     first = [str(p) for p in table[columns].head(20).to_numpy().ravel() if p]
     for folder in candidates:
-        if any((folder / name).is_file() for name in first):
+        if any(split_address(folder / name)[0].exists() for name in first):
             return folder
     looked = " or ".join(str(folder) for folder in candidates)
     raise CohortError(

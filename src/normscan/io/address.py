@@ -38,3 +38,15 @@ def split_address(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
             )
         chosen[key] = value
     return Path(base), chosen
+
+
+def whole_number(path: Path, chosen: dict[str, str], key: str, otherwise: int | None = None) -> int:
+    """Return a selector as a number from 0 up.
+
+    Raises:
+        ScanError: it is missing (and there is no other value) or no such number.
+    """
+    text = chosen.get(key, "" if otherwise is None else str(otherwise))
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ScanError(f"{path}: #{key}={text} is no number. Count from 0.")
+    return int(text)

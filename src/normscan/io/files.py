@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 ARRAY_EXTENSIONS = (".npy", ".npz")
 EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + ARRAY_EXTENSIONS
+
+# What an address (``normscan.io.address``) holds behind the name of its file.
+_FRAGMENT = re.compile(r"#(series|frame|slice|axis)=[^#/]*$")
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -94,16 +98,22 @@ class Header:
 
 
 def extension(path: str | os.PathLike[str]) -> str:
-    """Return the extension in lower case, ``.nii.gz`` in one piece."""
-    name = Path(path).name.lower()
+    """Return the extension in lower case, ``.nii.gz`` in one piece, without an address's ``#...``."""
+    name = _FRAGMENT.sub("", Path(path).name).lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def stem(path: str | os.PathLike[str]) -> str:
-    """Return the file name without its extension (``.nii.gz`` in one piece)."""
+    """Return the file name without its extension (``.nii.gz`` in one piece).
+
+    Of an address the selectors stay: ``scan_slice80`` for ``scan.nii.gz#slice=80``.
+    """
     name = Path(path).name
-    cut = len(extension(path))
-    return name[:-cut] if cut else name
+    fragment = _FRAGMENT.search(name)
+    chosen = re.sub(r"[^A-Za-z0-9.-]", "", fragment.group()) if fragment else ""
+    name = _FRAGMENT.sub("", name)
+    cut = len(extension(name))
+    return (name[:-cut] if cut else name) + (f"_{chosen}" if chosen else "")
 
 
 def check_file(path: Path) -> str:

@@ -6,11 +6,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.io.address import split_address, whole_number
 from normscan.io.files import Decoded, Header, check_file
 from normscan.scan import Scan
 
@@ -29,7 +32,8 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
     that a picture's EXIF orientation is applied. RGB with three equal channels is read as one
     channel ``grey``; alpha is dropped. A TIFF of several grey pages is a volume (pages, H, W), and
     so is a three-dimensional .npy. Pictures have a spacing of 1; NIfTI, .npz and metric TIFF have
-    their own.
+    their own. ``volume.nii.gz#slice=80`` is one slice of a volume, along the last axis of the file
+    unless ``&axis=`` says another; NIfTI slices are read through a memory map.
 
     Args:
         path: a file, or a list of files of one channel each, on the same grid.
@@ -44,8 +48,8 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
             don't share one grid. The message names the file, the reason and the mend.
     """
     if isinstance(path, str | os.PathLike):
-        return _named(_read_one(Path(path)), channels)
-    paths = [Path(p) for p in path]
+        return _named(_read_one(path), channels)
+    paths = list(path)
     if not paths:
         raise ScanError("A scan needs at least one file; the list of paths is empty.")
     scans = [_read_one(p) for p in paths]
@@ -71,9 +75,9 @@ def read_mask(path: PathLike, like: Scan) -> np.ndarray:
         ScanError: unreadable file, another shape than the scan, another affine (NIfTI beside
             NIfTI, more than a tenth of a voxel), negative values.
     """
-    file = Path(path)
+    file, chosen = split_address(path)
     kind = check_file(file)
-    decoded = _decode(file, kind)
+    decoded = _decode_at(file, kind, chosen)
     values = decoded.data.max(axis=0)
     if values.shape != like.shape:
         raise ScanError(
@@ -90,16 +94,18 @@ def read_mask(path: PathLike, like: Scan) -> np.ndarray:
             )
     if float(values.min()) < 0:
         raise ScanError(f"{file}: a mask with negative values. Save 0 outside and 1 inside.")
-    return _binarise(values, kind)
+    return _binarise(values, kind, file if chosen else None)
 
 
-def _binarise(values: np.ndarray, kind: str) -> np.ndarray:
+def _binarise(values: np.ndarray, kind: str, cut_from: Path | None = None) -> np.ndarray:
     if kind == "JPEG":
         return values > 127
     highest = float(values.max())
     labels = highest <= LARGEST_LABEL or "NIfTI" in kind
     if labels and np.array_equal(values, np.round(values)):
         return values > 0
+    if cut_from is not None:  # half of the maximum of the volume, not of this slice
+        highest = float(_decode(cut_from, kind).data.max())
     return values > highest / 2
 
 
@@ -110,8 +116,10 @@ def probe(path: PathLike) -> Header:
         ScanError: missing, empty or unknown file, damaged header. Damage further in is found by
             ``read_scan`` only.
     """
-    file = Path(path)
+    file, chosen = split_address(path)
     kind = check_file(file)
+    if "slice" in chosen:
+        return _cut_header(probe(file), whole_number(file, chosen, "axis", 2))
     if "NIfTI" in kind:
         from normscan.io.nifti import probe_nifti
 
@@ -135,11 +143,33 @@ def content_hash(path: PathLike) -> str:
     Raises:
         ScanError: the file can't be read.
     """
+    file, chosen = split_address(path)
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = file.stat()
+        digest = _file_hash(file, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
+    if not chosen:
+        return digest
+    return hashlib.sha256(f"{digest}{sorted(chosen.items())}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    """Hash a file once, however many of its slices are asked for."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_mask_array(path: PathLike) -> np.ndarray:
+    """Read a mask without its scan, as booleans; see ``read_mask`` for what counts as inside.
+
+    Raises:
+        ScanError: unreadable file.
+    """
+    file, chosen = split_address(path)
+    kind = check_file(file)
+    return _binarise(_decode_at(file, kind, chosen).data.max(axis=0), kind)
 
 
 def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
@@ -170,8 +200,34 @@ def _decode(path: Path, kind: str) -> Decoded:
     return read_raster(path, kind)
 
 
-def _read_one(path: Path) -> Scan:
-    decoded = _decode(path, check_file(path))
+def _decode_at(path: Path, kind: str, chosen: dict[str, str]) -> Decoded:
+    """Decode a file, or the slice of it that its address chose."""
+    if "slice" not in chosen:
+        return _decode(path, kind)
+    from normscan.io.volumes import open_volume, take
+
+    index, axis = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
+    volume = open_volume(path)
+    if volume is not None:
+        return volume.slice(index, axis)
+    whole = _decode(path, kind)
+    affine = np.eye(4) if whole.affine is None else whole.affine
+    planes = [take(channel, affine, index, axis, path) for channel in whole.data]
+    data = np.stack([plane for plane, _ in planes])
+    return replace(whole, data=data, affine=None if whole.affine is None else planes[0][1])
+
+
+def _cut_header(header: Header, axis: int) -> Header:
+    def cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(v for a, v in enumerate(values) if a != axis)
+
+    spacing = None if header.spacing is None else cut(header.spacing)
+    return replace(header, shape=cut(header.shape), spacing=spacing)
+
+
+def _read_one(address: PathLike) -> Scan:
+    path, chosen = split_address(address)
+    decoded = _decode_at(path, check_file(path), chosen)
     data = decoded.data
     if float(data.min()) == float(data.max()):
         raise ScanError(
@@ -181,7 +237,8 @@ def _read_one(path: Path) -> Scan:
     affine = decoded.affine
     if affine is None:
         affine = Scan.from_array(data[0]).affine
-    return Scan(data, affine, decoded.channels, path, decoded.dtype, dict(decoded.extra))
+    source = Path(address)
+    return Scan(data, affine, decoded.channels, source, decoded.dtype, dict(decoded.extra))
 
 
 def _named(scan: Scan, channels: tuple[str, ...] | None) -> Scan:

@@ -1,0 +1,171 @@
+"""Single slices of volumes through a memory map: ``volume.nii.gz#slice=80``.
+
+A compressed volume is unpacked once, as it is, into the cache; a slice then costs a page or two of
+disk instead of the whole volume, and the operating system, not this process, holds what was read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normscan.errors import ScanError
+from normscan.io.atomic import atomic_path
+from normscan.io.cache import cache_folder, trim
+from normscan.io.files import Decoded, as_float32, decoding, extension
+
+# Open maps a process keeps: slices of one volume tend to follow each other.
+OPEN_VOLUMES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class MappedVolume:
+    """A volume on disk.
+
+    Attributes:
+        path: the file that the user named.
+        array: (X, Y, Z) in the type of the file, memory-mapped.
+        scaling: slope and intercept.
+        affine: (4, 4) index to RAS+ mm.
+        channels: name of its channel.
+        extra: as ``read_nifti`` gives it.
+    """
+
+    path: Path
+    array: np.ndarray
+    scaling: tuple[float, float]
+    affine: np.ndarray
+    channels: tuple[str, ...]
+    extra: dict[str, Any]
+
+    def slice(self, index: int, axis: int = 2) -> Decoded:
+        """Return a slice (1, *the two other axes) float32 with its place in the patient.
+
+        Raises:
+            ScanError: no such slice or axis; NaN or infinite values in it.
+        """
+        plane, affine = take(self.array, self.affine, index, axis, self.path)
+        slope, inter = self.scaling
+        values = np.asarray(plane, np.float32)
+        if (slope, inter) != (1.0, 0.0):
+            values = np.asarray(plane * np.float64(slope) + inter, np.float32)
+        data = as_float32(values, self.path)[None]
+        kind = self.array.dtype.newbyteorder("=").name
+        return Decoded(data, self.channels, kind, affine, dict(self.extra))
+
+
+def take(
+    array: np.ndarray, affine: np.ndarray, index: int, axis: int, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a slice out of (X, Y, Z) and say where it lies: its affine has the cut axis last.
+
+    Raises:
+        ScanError: no volume, no such axis, no such slice.
+    """
+    if array.ndim != 3:
+        raise ScanError(
+            f"{path}: has {array.ndim} axes, so it has no slices. Leave out the #slice=."
+        )
+    if not 0 <= axis <= 2:
+        raise ScanError(f"{path}: axis {axis} is none of 0, 1, 2.")
+    if not 0 <= index < array.shape[axis]:
+        raise ScanError(
+            f"{path}: there is no slice {index} along axis {axis}; it has 0 to "
+            f"{array.shape[axis] - 1}."
+        )
+    first = np.eye(4)
+    first[axis, 3] = index
+    order = [a for a in range(3) if a != axis] + [axis, 3]
+    return np.take(array, index, axis), (affine @ first)[:, order]
+
+
+def open_volume(path: Path) -> MappedVolume | None:
+    """Map a NIfTI volume; one that is compressed is unpacked into the cache first.
+
+    Returns:
+        The volume, or None for kinds that can't be mapped (colour, other formats): read those whole.
+
+    Raises:
+        ScanError: missing, damaged or truncated file, a series, no usable affine.
+    """
+    if extension(path) not in (".nii", ".nii.gz"):
+        return None
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
+    return _open(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=OPEN_VOLUMES)
+def _open(path: Path, size: int, changed: int) -> MappedVolume | None:
+    from normscan.io import nifti
+
+    plain = path
+    with decoding(path, "NIfTI"):
+        with nifti._open(path) as file:
+            header = nifti._header(file, path)
+            stored = nifti._stored_shape(header, path)
+        dtype = header.get_data_dtype()
+        if dtype.names or dtype.kind not in "iuf" or len(nifti._spatial(stored)) != 3:
+            return None
+        offset = max(int(header.get_data_offset()), header.sizeof_hdr)
+        needed = offset + int(np.prod(stored, dtype=np.int64)) * dtype.itemsize
+        if extension(path) == ".nii.gz":
+            plain = _unpacked(path, size, changed, needed)
+        if plain.stat().st_size < needed:
+            raise ScanError(
+                f"{path}: truncated, its header declares {needed} bytes. Copy it again."
+            )
+        shape = nifti._spatial(stored)
+        array = np.memmap(plain, dtype, "r", offset, shape, order="F")
+        slope, inter = header.get_slope_inter()
+    affine = nifti._affine(header, path)
+    extra = {
+        "shape": stored,
+        "nifti": {name: np.array(header[name]) for name in nifti.GEOMETRY_FIELDS},
+        "affine": affine.copy(),
+    }
+    scaling = (1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter))
+    names = (nifti.bids_suffix(path) or "image",)
+    return MappedVolume(path, array, scaling, affine, names, extra)
+
+
+def _unpacked(path: Path, size: int, changed: int, needed: int) -> Path:
+    """Unpack a gzipped file into the cache, never more of it than its header declares."""
+    name = f"{os.path.realpath(path)}:{size}:{changed}"
+    target = cache_folder("volumes") / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".nii")
+    if target.exists() and target.stat().st_size == needed:
+        os.utime(target)
+        return target
+    with gzip.open(path) as packed, atomic_path(target) as temporary:
+        left = needed
+        with temporary.open("wb") as out:
+            while left:
+                block = packed.read(min(left, 2**20))
+                if not block:
+                    raise ScanError(
+                        f"{path}: truncated, its header declares {needed} bytes. Copy it again."
+                    )
+                out.write(block)
+                left -= len(block)
+        while packed.read(2**20):  # to the end, where gzip compares its checksum
+            left += 1
+            if left > 64:
+                break
+    trim(target.parent, keep=target)
+    return target
+
+
+def forget_volumes() -> None:
+    """Close the maps and empty the cache of unpacked volumes."""
+    _open.cache_clear()
+    shutil.rmtree(cache_folder("volumes"), ignore_errors=True)
