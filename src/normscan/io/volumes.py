@@ -84,7 +84,9 @@ def take(
     first = np.eye(4)
     first[axis, 3] = index
     order = [a for a in range(3) if a != axis] + [axis, 3]
-    return np.take(array, index, axis), (affine @ first)[:, order]
+    # Basic indexing touches the pages of the slice alone; np.take would copy the volume.
+    plane = array[(slice(None),) * axis + (index,)]
+    return plane, (affine @ first)[:, order]
 
 
 def open_volume(path: Path) -> MappedVolume | None:
