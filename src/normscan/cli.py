@@ -25,8 +25,12 @@ COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
+    "preprocess": "prepare a cohort: normscan preprocess COHORT --preset P --out FOLDER",
+    "steps": "list the preprocessing steps and presets",
     "methods": "list the methods",
     "cohort": "say what is in a table or folder: normscan cohort PATH",
+    "bids": "write a BIDS data set as a cohort table: normscan bids ROOT --out cohort.csv",
+    "datasets": "public data sets: list, show ID, prepare ID --root FOLDER, download ID",
     "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
     "demo": "the whole job on a simulated cohort",
 }
@@ -42,6 +46,20 @@ commands:
 Research use. Not for diagnosis.
 """
 
+# The one argument of a command that needs no name.
+POSITIONAL = {
+    "predict": "run",
+    "evaluate": "run",
+    "cohort": "path",
+    "preprocess": "cohort",
+    "bids": "path",
+}
+
+STOPPED = {
+    "fit": "stopped. Training goes on from its last checkpoint (one a minute) with --resume.",
+    "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
+}
+
 USAGE_ERROR = 2
 
 
@@ -49,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 wrong input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        lines = (f"  {name:<10}{text}" for name, text in COMMANDS.items())
+        lines = (f"  {name:<12}{text}" for name, text in COMMANDS.items())
         print(HELP.format(commands="\n".join(lines)), end="")
         return 0
     if arguments[0] == "--version":
@@ -63,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NormscanError as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        return fail(
-            "stopped. Training goes on from its last checkpoint (one a minute) with --resume.", 130
-        )
+        return fail(STOPPED.get(name, "stopped."), 130)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -150,7 +166,7 @@ def build_parser(
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise SystemExit(fail(_explain(str(message), self)))
 
-    positional = {"predict": "run", "evaluate": "run", "cohort": "path"}.get(name)
+    positional = POSITIONAL.get(name)
     prog = f"normscan {name}" + (f" {card.id}" if card else "")
     text = (function.__doc__ or "").partition("\n\n")[0]
     parser = Parser(prog=prog, description=text if card is None else card.summary)
@@ -163,7 +179,14 @@ def build_parser(
         parser.add_argument(positional, help=text)
     if name == "predict":
         parser.add_argument("scans", nargs="+", help="files to score")
+    if name == "datasets":
+        parser.add_argument(
+            "action", nargs="?", default="list", help="list, show, prepare, download"
+        )
+        parser.add_argument("id", nargs="?", help="id of the data set")
     skip = {positional, "scans", "progress"} - {None}
+    if name == "datasets":
+        skip |= {"action", "id"}
     if card is not None:
         skip |= {"method", "arguments"}
     parser.add_function_arguments(function, skip=skip, as_positional=False)

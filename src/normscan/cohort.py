@@ -171,7 +171,8 @@ class Cohort:
         """Read a table or a folder.
 
         A folder is read by its ``cohort.csv`` (.tsv, .parquet), else by the table of its name in a
-        sister folder (``../splits/<name>.csv``: a fixed, published split), else by its layout:
+        sister folder (``../splits/<name>.csv``: a fixed, published split), else as BIDS where it
+        has a ``dataset_description.json`` (``normscan.bids.read_bids``), else by its layout:
         ``no/ yes/``, ``normal/ abnormal/``, ``good/ ungood/``, MVTec AD, BMAD, each also below
         ``train/ val/ test/``.
 
@@ -236,7 +237,12 @@ class Cohort:
             notes = [f"The fixed split of splits/{published.name} beside the folder was used."]
             table = read_table(published)
             return cls._make(table, candidates, seed, fractions, notes, str(published))
-        table, notes = read_layout(folder)
+        if (folder / "dataset_description.json").is_file():
+            from normscan.bids import bids_table
+
+            table, notes = bids_table(folder)
+        else:
+            table, notes = read_layout(folder)
         return cls._make(table, [folder], seed, fractions, notes, str(folder))
 
     @classmethod

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normscan.cohort_dicom import dicom_rows, may_hold_dicom
 from normscan.cohort_table import EXAMPLE
 from normscan.errors import CohortError
+from normscan.io.address import split_address
 from normscan.io.files import EXTENSIONS, extension, stem
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def read_layout(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 
     files = [_describe(p) for p in _walk(folder)]
     images = [f for f in files if not f.is_mask]
+    if not images and may_hold_dicom(folder):
+        return _dicom_layout(folder)
     if not images:
         raise CohortError(
             f"{folder}: holds no images ({', '.join(EXTENSIONS)}). What it holds: "
@@ -87,6 +91,35 @@ def read_layout(folder: Path) -> tuple[pd.DataFrame, list[str]]:
             row["defect"] = "" if healthy else image.names[level]
         rows.append(row)
     return pd.DataFrame(rows, dtype=object), _notes(rows, others, masks)
+
+
+def _dicom_layout(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Make a table of a folder of DICOM; labels are known where healthy folders are named."""
+    import pandas as pd
+
+    rows, notes = dicom_rows(folder)
+    if not rows:
+        raise CohortError(
+            f"{folder}: holds DICOM, but no series that can be read. {' '.join(notes)} {EXAMPLE}"
+        )
+    images = [_describe(_inside(folder, row["path"])) for row in rows]
+    try:
+        level = _class_level(images, folder)
+        _check_classes(images, level, folder)
+    except CohortError:
+        notes.append("No folder says who is healthy: every label is unknown.")
+        return pd.DataFrame([{**row, "label": ""} for row in rows], dtype=object), notes
+    for row, image in zip(rows, images, strict=True):
+        row["label"] = "0" if image.folders[level] in HEALTHY else "1"
+        row["split"] = SPLIT_NAMES.get(image.folders[level - 1], "") if level else ""
+    return pd.DataFrame(rows, dtype=object), notes
+
+
+def _inside(folder: Path, address: str) -> str:
+    """Return a file's path; of a folder, that of a file in it."""
+    place, _ = split_address(folder / address)
+    inner = place / "image" if place.is_dir() else place
+    return inner.relative_to(folder).as_posix()
 
 
 def _notes(rows: list[dict[str, str]], others: set[str], masks: _Masks) -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normscan.cohort import Cohort
-from normscan.errors import NormscanError, OutputError, ScanError
+from normscan.datasets.command import datasets as datasets
+from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
 from normscan.progress import Progress
 
 
@@ -37,7 +38,9 @@ def fit(
     device: str = "auto",
     devices: int = 1,
     precision: str = "32-true",
+    workers: int = 1,
     resume: bool = False,
+    gate: bool = True,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -48,7 +51,8 @@ def fit(
         out: run folder, new; log, checkpoint and detector go there.
         root: folder of the table's relative paths.
         preset: paper (the article), code (its released code), laptop (minutes on two cores), ...
-        preprocess: settings to change, such as '{"spacing": 1.0, "crop": "none"}'.
+        preprocess: settings to change, such as '{"preset": "brain-mri", "size": 128}' or
+            '{"steps": ["n4"], "crop": "none"}'; `normscan steps` lists presets and steps.
         postprocess: chain such as '["erode=3", "median=5"]' instead of the method's own.
         reduction: from map to score instead of the method's own.
         fpr: false-positive rate of the decision on healthy validation scans.
@@ -59,7 +63,9 @@ def fit(
         device: auto, cpu, cuda, ...
         devices: number of processes.
         precision: 32-true, bf16-mixed, 16-mixed, ...
+        workers: processes that prepare scans.
         resume: go on with the run in the folder.
+        gate: learn a quality gate, which refuses scans of another kind than the training scans.
         arguments: of the method.
     """
     from torch import cuda
@@ -69,7 +75,7 @@ def fit(
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
-        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, **(arguments or {}),
+        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate, **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
     finished = resume and (Path(out) / DETECTOR).exists()
@@ -87,6 +93,7 @@ def fit(
         device=device,
         devices=devices,
         precision=precision,
+        workers=workers,
         resume=resume,
         progress=True,
     )
@@ -104,6 +111,7 @@ def predict(
     out: str,
     device: str = "auto",
     overwrite: bool = False,
+    force: bool = False,
 ) -> None:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -113,6 +121,7 @@ def predict(
         out: folder for the results.
         device: auto, cpu or cuda.
         overwrite: replace the findings of an earlier prediction.
+        force: score scans that the quality gate refuses, too.
     """
     from normscan.cohort_table import unique_names
     from normscan.detector import load
@@ -134,7 +143,7 @@ def predict(
     bar = Progress()
     for name, parts in zip(names, bar.track(files, "predict", len(files)), strict=True):
         try:
-            finding = detector.predict(parts if len(parts) > 1 else parts[0])
+            finding = detector.predict(parts if len(parts) > 1 else parts[0], force=force)
             finding.save(folder, name)
         except NormscanError as error:
             failures += 1
@@ -143,6 +152,9 @@ def predict(
         verdict = "anomalous" if finding.anomalous else "within healthy range"
         p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
         print(f"{name}: score {finding.score:.5g}{p_value}  {verdict}")
+        doubts = finding.quality.reasons if finding.quality else ()
+        for note in (*doubts, *finding.notes):
+            print(f"  note: {note}")
     if failures == len(scans):
         raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
     print(f"results: {folder}")
@@ -187,6 +199,89 @@ def evaluate(
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
 
 
+def preprocess(
+    cohort: str,
+    out: str,
+    preset: str | None = None,
+    steps: list[str | dict[str, Any]] | None = None,
+    root: str | None = None,
+    workers: int = 1,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+) -> None:
+    """Take a cohort through preprocessing steps and write it as a cohort of its own.
+
+    Args:
+        cohort: table (CSV, TSV, Parquet) or folder.
+        out: folder for images, masks, transforms and cohort.csv; finished scans in it are kept.
+        preset: brain-mri, brain-ct, chest-xray, ...; `normscan steps` lists them.
+        steps: instead of those of the preset, such as '["n4", {"resample": {"spacing": 1.0}}]'.
+        root: folder of the table's relative paths.
+        workers: processes.
+        fractions: healthy subjects for train, val and test, where the cohort gives no split.
+        seed: of the split, where none is given.
+    """
+    from functools import partial
+
+    from normscan.preprocess.cohort import prepare_cohort
+    from normscan.preprocess.pipeline import expanded
+    from normscan.storage import build_preprocess
+
+    given = {"preset": preset} | ({} if steps is None else {"steps": steps})
+    settings = expanded(given)
+    if not settings.get("steps"):
+        raise ArgumentError("name a --preset or --steps; `normscan steps` lists them.")
+    chosen = build_preprocess(settings)
+    table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
+    bar = Progress()
+    with bar:
+        track = partial(bar.track, name="prepare", total=len(table))
+        done = prepare_cohort(table, chosen, Path(out), workers, track=track)
+    for scan, reason in done.failures:
+        print(f"{scan}: left out: {reason}", file=sys.stderr)
+    for scan, note in done.notes:
+        print(f"{scan}: note: {note}", file=sys.stderr)
+    before = f", {done.kept} were there already" if done.kept else ""
+    left = f", {len(done.failures)} left out" if done.failures else ""
+    print(f"{done.written} of {len(table)} scans prepared{before}{left}")
+    # The grid and scaling that belong to the preset are the detector's.
+    rest = {k: v for k, v in settings.items() if k not in ("steps", "preset")}
+    more = f" --preprocess {shlex.quote(json.dumps(rest))}" if rest else ""
+    print(f"cohort: {done.table}\nnext: normscan fit dae --cohort {done.table} --out RUN{more}")
+
+
+def steps(json: bool = False) -> None:
+    """List the preprocessing steps and the presets made of them.
+
+    Args:
+        json: print JSON for machines.
+    """
+    import inspect
+
+    from normscan.preprocess import load_steps
+    from normscan.preprocess.presets import PRESETS
+    from normscan.preprocess.steps import STEPS
+
+    load_steps()
+    rows = []
+    for name, found in sorted(STEPS.items()):
+        parameters = list(inspect.signature(found.function).parameters.values())[1:]
+        summary = (inspect.getdoc(found.function) or "").partition("\n")[0]
+        rows.append({"step": name, "arguments": [p.name for p in parameters], "summary": summary})
+    if json:
+        print(_dump({"steps": rows, "presets": PRESETS}))
+        return
+    print("steps")
+    for row in rows:
+        print(f"  {row['step']:<20}{row['summary']}")
+        if row["arguments"]:
+            print(f"  {'':<20}arguments: {', '.join(row['arguments'])}")
+    print("\npresets")
+    for name, settings in PRESETS.items():
+        names = [s if isinstance(s, str) else next(iter(s)) for s in settings.get("steps", [])]
+        print(f"  {name:<20}{', '.join(names)}")
+
+
 def methods(json: bool = False) -> None:
     """List the methods: id, family, regime, dimensions, paper.
 
@@ -224,17 +319,79 @@ def _dump(value: Any) -> str:
     return json.dumps(value, indent=2)
 
 
-def cohort(path: str, root: str | None = None, seed: int = 0, json: bool = False) -> None:
+def cohort(
+    path: str,
+    root: str | None = None,
+    seed: int = 0,
+    slices: str | None = None,
+    axis: int = 2,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
     """Say what is in a table or folder: counts, sizes, channels, masks, copies, bad files.
 
     Args:
         path: table (CSV, TSV, Parquet) or folder.
         root: folder of the table's relative paths.
         seed: of the split, where none is given.
+        slices: take these slices of the volumes as scans, such as 60:100 or 0:150:3.
+        axis: of the file, along which slices are counted.
+        out: write the table there (CSV, TSV, Parquet), with its splits.
         json: print JSON for machines.
     """
-    summary = Cohort.read(path, root=root, seed=seed).summary(Progress().track)
+    table = Cohort.read(path, root=root, seed=seed)
+    if slices is not None:
+        first, last, step = _range(slices)
+        table = table.slices(first, last, step, axis, Progress().track)
+    if out is not None:
+        print(f"cohort: {table.write(out)}", file=sys.stderr)
+    summary = table.summary(Progress().track)
     print(_dump(summary.to_dict()) if json else summary)
+
+
+def _range(text: str) -> tuple[int, int | None, int]:
+    """Read ``first:last`` or ``first:last:step`` as Python does, without negative numbers."""
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 3 or not all(p == "" or p.isdecimal() for p in parts):
+        raise ArgumentError(f"slices '{text}' is no range. Write first:last, such as 60:100.")
+    first, last, step = (int(p) if p else None for p in (*parts, "")[:3])
+    return first or 0, last, 1 if step is None else step
+
+
+def bids(
+    path: str,
+    out: str,
+    suffix: str | None = None,
+    label: str | None = None,
+    filters: dict[str, Any] | None = None,
+    derivatives: str | None = None,
+    space: str | None = None,
+    masks: dict[str, Any] | None = None,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+) -> None:
+    """Write a BIDS data set as a cohort table.
+
+    Args:
+        path: root of the data set.
+        out: table to write (CSV, TSV, Parquet).
+        suffix: images, such as T1w; several, which become channels, joined by commas.
+        label: column and who is healthy in it, such as 'group:control=0,patient=1'; * for others.
+        filters: entities that images must have, such as '{"acq": "mprage", "ce": null}'.
+        derivatives: take the images from this folder of derivatives/.
+        space: space of the images.
+        masks: as filters, for lesion masks.
+        fractions: healthy subjects for train, val and test.
+        seed: of the split.
+    """
+    from normscan.bids import read_bids
+
+    table = read_bids(
+        path, suffix.split(",") if suffix else None, filters, derivatives, space, label, masks,
+        seed, fractions,
+    )  # fmt: skip
+    print("\n".join(table.notes))
+    print(f"cohort: {table.write(out)}\nnext: normscan cohort {out}")
 
 
 def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:

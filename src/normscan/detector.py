@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from normscan.finding import Finding
 from normscan.methods.base import Method
 from normscan.prediction import Predictor, Stitched
 from normscan.preprocess import Prepared
+from normscan.preprocess.pipeline import expanded
+from normscan.preprocess.samples import Preparation
 from normscan.progress import Progress
+from normscan.quality import Gate
 from normscan.rng import derive_seed
 from normscan.scan import Scan
 from normscan.scores.postprocess import apply_chain, parse
 from normscan.scores.reductions import check_reduction, reduce_map
 from normscan.survey import Survey, survey
-from normscan.training.data import PreparedSet
+from normscan.training.data import PreparedSet, prepare_sets
 from normscan.training.loop import Trainer, closed_form, seeded
 
 
@@ -36,7 +40,8 @@ class Detector:
     Args:
         method: id of a registered method.
         preset: ``paper``, ``code``, ``laptop`` or another one of the method's.
-        preprocess: changes to the preprocessing, see ``Preprocess``.
+        preprocess: changes to the preprocessing, see ``Preprocess``; ``{"preset": "brain-mri"}``
+            takes the settings of a preset, and what stands beside it wins.
         postprocess: chain of steps; the method's own by default.
         reduction: from map to score; the method's own by default.
         fpr: false-positive rate of the decision, on healthy validation scans.
@@ -44,12 +49,15 @@ class Detector:
         patch: side of the patches that training draws and prediction slides over; None for whole
             slices or volumes.
         seed: of everything random.
+        cache: keep the results of preprocessing steps on disk; not saved with the detector.
+        gate: learn a quality gate, which refuses scans of another kind than the training scans.
         arguments: of the method.
 
     Attributes:
         method: the built method after ``fit`` or ``load``.
         scan_threshold: decision on scans after ``fit``.
         pixel_threshold: of the map after ``fit``.
+        gate: what a scan is compared with before it is scored, or None.
         training: what it was trained on and how long.
 
     Raises:
@@ -68,14 +76,17 @@ class Detector:
         pixel_fpr: float = 0.05,
         patch: int | None = None,
         seed: int = 0,
+        cache: bool = True,
+        gate: bool = True,
         **arguments: Any,
     ) -> None:
         self.card = registry.card(method)
         chosen = self.card.preset(preset)
         self.preset = preset
         self.arguments = self.card.arguments(preset, **arguments)
-        settings = {"size": self.arguments["size"], **self.card.preprocess}
-        settings |= {**chosen.get("preprocess", {}), **(preprocess or {})}
+        settings = {"size": self.arguments["size"]}
+        for layer in (self.card.preprocess, chosen.get("preprocess"), preprocess):
+            settings |= expanded(layer or {})
         self.preprocess = storage.build_preprocess(settings)
         chain = postprocess if postprocess is not None else chosen.get("postprocess")
         self.postprocess = tuple(self.card.postprocess if chain is None else chain)
@@ -87,6 +98,7 @@ class Detector:
             if not 0 < rate < 1:
                 raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
         self.fpr, self.pixel_fpr, self.patch, self.seed = fpr, pixel_fpr, patch, seed
+        self.cache, self.gated = cache, gate
         if patch is not None:
             if not 1 <= patch <= self.preprocess.size:
                 raise ArgumentError(
@@ -104,6 +116,7 @@ class Detector:
         self.channels: tuple[str, ...] = ()
         self.scan_threshold: ScanThreshold | None = None
         self.pixel_threshold: float | None = None
+        self.gate: Gate | None = None
         self.training: dict[str, Any] = {}
         self.fingerprint = ""
 
@@ -117,6 +130,7 @@ class Detector:
         device: str = "auto",
         devices: int = 1,
         precision: str = "32-true",
+        workers: int = 1,
         resume: bool = False,
         progress: bool = False,
     ) -> Detector:
@@ -129,6 +143,7 @@ class Detector:
             device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
             devices: number of processes.
             precision: of Lightning Fabric, such as ``32-true`` or ``bf16-mixed``.
+            workers: processes that prepare scans; the result is the same for any number.
             resume: go on from the checkpoint in ``out``.
             progress: show progress on stderr.
 
@@ -158,14 +173,19 @@ class Detector:
                 self.__dict__.update(load(folder).__dict__)
                 return self
             with storage.tidied(folder):
-                self._fit(cohort, folder, (device, devices, precision), bar)
+                self._fit(cohort, folder, (device, devices, precision), workers, bar)
                 # Of several processes only the first calibrated, and it alone writes.
                 if out is not None and self.scan_threshold is not None:
                     storage.write_detector(self, folder)
         return self
 
     def _fit(
-        self, cohort: Cohort, folder: Path, machine: tuple[str, int, str], bar: Progress
+        self,
+        cohort: Cohort,
+        folder: Path,
+        machine: tuple[str, int, str],
+        workers: int,
+        bar: Progress,
     ) -> None:
         fabric = storage.launch_fabric(*machine)
         begun = time.monotonic()
@@ -175,15 +195,21 @@ class Detector:
                 "the cohort has no healthy scans in the split 'val', which sets the threshold. Give "
                 "some training subjects to it."
             )
-        self.scan_threshold = None
+        self.scan_threshold = self.gate = None
         problem: NormscanError | None = None
         if fabric.is_global_zero:
             try:
                 # The method is built before the scans are prepared: a wrong argument shows at once.
-                seen = survey(list(train), self.preprocess.colour)
+                seen = survey(list(train), self.preprocess, self.cache)
                 self._settle(seen)
                 self._build()
-                sets = self._prepare_sets(folder, train, val, bar)
+                self.preprocess = self.preprocess.learn(list(train), workers, self.cache)
+                sets = prepare_sets(
+                    folder / "cache", (train, val), self._preparation(), self.patch, workers, bar
+                )
+                if self.gated:
+                    track = partial(bar.track, name="quality gate")
+                    self.gate = Gate.of_cohort(list(train), list(val), workers, track)
                 storage.write_json(folder / "cache" / "survey.json", vars(seen))
             except NormscanError as error:
                 problem = error
@@ -228,24 +254,6 @@ class Detector:
                 f"method '{self.card.id}' can't be built with these arguments: {reason}"
             ) from error
 
-    def _prepare_sets(
-        self, folder: Path, train: Cohort, val: Cohort, bar: Progress
-    ) -> list[PreparedSet]:
-        sets = []
-        for name, part in (("train", train), ("val", val)):
-            sets.append(
-                PreparedSet.create(
-                    folder / "cache" / name,
-                    bar.track(part, f"prepare {name}", len(part)),
-                    lambda row: self._prepare(row.load(), row),
-                    self._slices,
-                    self.patch,
-                )
-            )
-            for scan, reason in sets[-1].failures:
-                bar.say(f"left out {scan}: {reason}")
-        return sets
-
     def _settle(self, seen: Survey) -> None:
         """Fix what depends on the cohort: channels, colour and the number of axes."""
         self.channels = seen.channels
@@ -270,7 +278,8 @@ class Detector:
         pixels = PixelThreshold(self.pixel_fpr)
         scores, subjects = [], []
         bar = bar or Progress(False)
-        for row, result in self.predict_cohort(bar.track(healthy, "calibrate", len(healthy))):
+        rows = bar.track(healthy, "calibrate", len(healthy))
+        for row, result in self.predict_cohort(rows, force=True):
             if isinstance(result, Finding):
                 scores.append(result.score)
                 subjects.append(row.subject)
@@ -288,27 +297,15 @@ class Detector:
 
     # --------------------------------------------------------------- prediction
 
-    def _slices(self, prepared: Prepared) -> bool:
-        return self.arguments["dims"] == 2 and len(prepared.grid.shape) == 3
-
-    def _prepare(
-        self, scan: Scan, row: CohortRow | None = None, foreground: Any = None
-    ) -> Prepared:
-        if row is not None:
-            foreground = row.load_foreground(scan)
-        prepared = self.preprocess(scan, self.arguments["dims"] or scan.dims, foreground)
-        if len(prepared.image) != len(self.channels):
-            raise ScanError(
-                f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
-                f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
-            )
-        return prepared
+    def _preparation(self) -> Preparation:
+        return Preparation(self.preprocess, self.arguments["dims"], self.channels, self.cache)
 
     def predict(
         self,
         scan: Scan | np.ndarray | str | os.PathLike[str] | list[str],
         foreground: np.ndarray | None = None,
         details: bool = True,
+        force: bool = False,
     ) -> Finding:
         """Score a scan and map where it departs from healthy.
 
@@ -317,9 +314,11 @@ class Detector:
                 (X, Y, Z) with a spacing of 1 mm.
             foreground: (*scan.shape) bool; computed if not given.
             details: also bring the restoration back to the scan's grid.
+            force: score it whatever the quality gate says.
 
         Raises:
-            ScanError: the scan can't be read or doesn't fit the detector.
+            ScanError: the scan can't be read, doesn't fit the detector, or the quality gate refuses
+                it as damaged or of another kind than the training scans.
             ArgumentError: the detector was not fitted.
         """
         if self.method is None:
@@ -329,13 +328,21 @@ class Detector:
         elif not isinstance(scan, Scan):
             scan = Scan.read(scan)
         begun = time.monotonic()
-        prepared = self._prepare(scan, foreground=foreground)
+        verdict = None if self.gate is None else self.gate.check(scan)
+        if verdict is not None and not (verdict.passed or force):
+            raise ScanError(
+                f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
+                "Use force (--force) to score it all the same."
+            )
+        preparation = self._preparation()
+        prepared = preparation.of(scan, foreground)
         size = 16 if self.arguments["dims"] == 2 else 1
-        predictor = Predictor(self.method, self._slices(prepared), self.patch, size, self.seed)
+        slices = preparation.slices(prepared)
+        predictor = Predictor(self.method, slices, self.patch, size, self.seed)
         stitched = predictor(prepared)
-        finding = Finding(scan, None, self._score(stitched, prepared))
+        finding = Finding(scan, None, self._score(stitched, prepared), quality=verdict)
         if stitched.map is not None:
-            finding.map = prepared.grid.backward(stitched.map[None])[0]
+            finding.map = prepared.back(stitched.map[None])[0]
         if details:
             self._add_details(finding, stitched, prepared)
         if self.scan_threshold is not None:
@@ -344,8 +351,9 @@ class Detector:
             finding.anomalous = self.scan_threshold.is_anomalous(finding.score)
         finding.pixel_threshold = self.pixel_threshold
         # The article counts voxels of its own grid; here they become those of the scan's.
-        voxel = abs(float(np.prod(prepared.grid.step)))
-        finding.smallest_component = round(self.card.smallest_component * voxel)
+        finding.smallest_component = round(self.card.smallest_component * prepared.voxel)
+        if prepared.working is not None:
+            finding.notes, finding.facts = prepared.working.notes, prepared.working.facts
         finding.provenance = storage.provenance(self)
         finding.seconds = time.monotonic() - begun
         return finding
@@ -365,20 +373,20 @@ class Detector:
 
     @staticmethod
     def _add_details(finding: Finding, stitched: Stitched, prepared: Prepared) -> None:
-        back = prepared.grid.backward
+        back = prepared.back
         finding.foreground = back(prepared.foreground[None].astype(np.float32))[0] > 0.5
         if stitched.reconstruction is not None:
             finding.reconstruction = back(stitched.reconstruction)
             finding.prepared = back(prepared.image)
 
     def predict_cohort(
-        self, rows: Iterable[CohortRow], details: bool = False
+        self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
         """Predict scan after scan; a bad scan yields its error and the rest goes on."""
         for row in rows:
             try:
                 scan = row.load()
-                yield row, self.predict(scan, row.load_foreground(scan), details)
+                yield row, self.predict(scan, row.load_foreground(scan), details, force)
             except NormscanError as error:
                 yield row, error
             except OSError as error:
@@ -453,11 +461,14 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
         )
         detector.arguments = {k: storage.tupled(v) for k, v in setup["arguments"].items()}
         detector.preprocess = storage.build_preprocess(setup["preprocess"])
+        detector._asked = (detector.preprocess, dict(detector.arguments))
         detector.channels = tuple(state["channels"])
         detector.scan_threshold = ScanThreshold.from_dict(state["scan_threshold"])
         pixel = state["pixel_threshold"]
         detector.pixel_threshold = None if pixel is None else float(pixel)
         detector.training = state["training"]
+        gate = state.get("gate")
+        detector.gate = None if gate is None else Gate.from_dict(gate)
         detector.fingerprint = state["sha256"]
         detector.method = storage.read_method(detector, folder)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:

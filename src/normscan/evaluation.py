@@ -67,6 +67,7 @@ class Scores:
                 "score": finding.score,
                 "p_value": finding.p_value,
                 "anomalous": finding.anomalous,
+                **({"quality": finding.quality.status} if finding.quality else {}),
                 "seconds": round(finding.seconds, 4),
                 **row.columns,
             }
@@ -96,7 +97,7 @@ def score_cohort(
     scores = Scores()
     bar = progress or Progress(False)
     tracked: Iterable[CohortRow] = bar.track(rows, name, len(rows))
-    for row, result in detector.predict_cohort(tracked, details=region == "foreground"):
+    for row, result in detector.predict_cohort(tracked, details=region == "foreground", force=True):
         try:
             if isinstance(result, NormscanError):
                 raise result
@@ -176,7 +177,12 @@ def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
     settings = {**detector.preprocess.to_dict(), "colour": "auto"}
     dims = detector.arguments["dims"] or 2
     baseline = Detector(
-        name, preprocess=settings, size=detector.preprocess.size, dims=dims, seed=detector.seed
+        name,
+        preprocess=settings,
+        size=detector.preprocess.size,
+        dims=dims,
+        seed=detector.seed,
+        gate=False,
     )
     return baseline.fit(cohort)
 
@@ -289,11 +295,18 @@ def _results(
             "flagged_healthy": _flagged(scores, 0),
         },
         "pixels": pixels,
+        "quality_gate": _gate_counts(scores),
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
         "seconds": {"predict_per_scan": float(np.mean(seconds))},
     }
+
+
+def _gate_counts(scores: Scores) -> dict[str, int] | None:
+    """How many scans the quality gate lets pass, flags and would refuse; None without a gate."""
+    verdicts = [r["quality"] for r in scores.rows if "quality" in r]
+    return {s: verdicts.count(s) for s in ("ok", "flag", "refuse")} if verdicts else None
 
 
 def _flagged(scores: Scores, label: int) -> int:
@@ -381,7 +394,7 @@ def _write_page(
     for name in dict.fromkeys(s for names in sections.values() for s in names):
         row = by_name[name]
         scan = row.load()
-        finding = detector.predict(scan, row.load_foreground(scan))
+        finding = detector.predict(scan, row.load_foreground(scan), force=True)
         mask = row.load_mask(scan) if row.mask else None
         drawn[name] = finding.picture(mask, row.label, name)
     write_report(
@@ -415,6 +428,12 @@ def text_summary(results: dict[str, Any]) -> str:
     )
     if decision["warning"]:
         lines.append(f"  note              {decision['warning']}")
+    gate = results["quality_gate"]
+    if gate and (gate["flag"] or gate["refuse"]):
+        lines.append(
+            f"  quality gate      flags {gate['flag']} and would refuse {gate['refuse']} of these "
+            "scans, see scans.csv; all were scored"
+        )
     if results["failures"]:
         lines.append(f"  left out          {len(results['failures'])} scans, see results.json")
     return "\n".join(lines)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normscan.io import atomic_path, extension, stem, write_map
+from normscan.preprocess.cohort import finite
 from normscan.scan import Scan
 from normscan.scores.postprocess import drop_small
+
+if TYPE_CHECKING:
+    from normscan.quality import Verdict
 
 RASTER_MAP = ".tif"
 
@@ -35,6 +40,9 @@ class Finding:
             restores.
         prepared: (C, *scan.shape) the prepared scan brought back, to compare the restoration with.
         foreground: (*scan.shape) bool.
+        quality: what the quality gate says of the scan; None where the detector has no gate.
+        notes: what the preprocessing steps found worth saying.
+        facts: numbers that they measured.
         provenance: method, detector hash, version, source.
         seconds: time for the prediction.
     """
@@ -50,6 +58,9 @@ class Finding:
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
     foreground: np.ndarray | None = None
+    quality: Verdict | None = None
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -103,6 +114,8 @@ class Finding:
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
             "components": self.components(),
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "preprocessing": {"notes": list(self.notes), "facts": finite(self.facts)},
             "seconds": round(self.seconds, 4),
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",

@@ -13,6 +13,8 @@ from normscan.errors import ScanError
 if TYPE_CHECKING:
     import os
 
+    from normscan.io.dicom.series import Series
+
 # A raster image is stored row by row from the top: rows run towards -y and columns towards +x, so
 # that the same code that draws an axial NIfTI slice upright draws a PNG as it is.
 RASTER_AFFINE = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -29,6 +31,7 @@ class Scan:
         source: path of the file it came from, or None for an array.
         dtype: data type in the file, for example ``uint16``.
         extra: what a writer needs to put a map back beside the file (header codes, stored shape).
+        series: where every plane of a DICOM series lies, and the way back onto its planes.
     """
 
     data: np.ndarray
@@ -37,6 +40,7 @@ class Scan:
     source: Path | None = None
     dtype: str = "float32"
     extra: dict[str, Any] = field(default_factory=dict)
+    series: Series | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         name = self.name
@@ -107,7 +111,10 @@ class Scan:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | list[str]) -> Scan:
-        """Read a NIfTI, PNG, JPEG, TIFF, BMP or NumPy file; a list gives one channel per file."""
+        """Read a DICOM series (file, folder, zip), NIfTI, PNG, JPEG, TIFF, BMP or NumPy file.
+
+        A list gives one channel per file; see ``normscan.io.read_scan``.
+        """
         from normscan.io import read_scan
 
         return read_scan(path)

@@ -56,7 +56,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def build_preprocess(settings: dict[str, Any]) -> Preprocess:
-    """Return a preprocessing from plain values.
+    """Return a preprocessing from plain values; a ``preset`` among them was expanded before.
 
     Raises:
         ArgumentError: unknown setting (names the nearest one), or a value of the wrong type.
@@ -234,6 +234,7 @@ def write_detector(detector: Detector, folder: Path) -> None:
         "scan_threshold": threshold.to_dict(),
         "pixel_threshold": detector.pixel_threshold,
         "training": detector.training,
+        "gate": None if detector.gate is None else detector.gate.to_dict(),
         "sha256": detector.fingerprint,
         "versions": versions(),
         "licence": "weights: as the training data allow; code: Apache-2.0",
@@ -286,6 +287,16 @@ def read_method(detector: Detector, folder: Path) -> Method:
     return method.requires_grad_(False).eval()
 
 
+def _gate_line(detector: Detector) -> str:
+    if detector.gate is None:
+        return "none"
+    train, held_out = detector.gate.counts
+    return (
+        f"refuses what is unlike {train} training and {held_out} other healthy scans; it stores "
+        "coarse thumbnails of them."
+    )
+
+
 def model_card(detector: Detector) -> str:
     """Return the card of a fitted detector as Markdown."""
     card, training, pre = detector.card, detector.training, detector.preprocess
@@ -304,9 +315,13 @@ def model_card(detector: Detector) -> str:
         f"- Trained on: {training['cohort_size']['train']} healthy scans of "
         f"{training['subjects']['train']} subjects; threshold from "
         f"{training['cohort_size']['val']} more of {training['subjects']['val']}.",
+        f"- Quality gate: {_gate_line(detector)}",
         f"- Operating point: {training.get('calibration', 'not calibrated')}",
         f"- Post-processing: {', '.join(detector.postprocess) or 'none'}; score: {detector.reduction}.",
         f"- Weights: sha256 {detector.fingerprint}",
         "",
     ]
+    if pre.steps:
+        names = [spec if isinstance(spec, str) else next(iter(spec)) for spec in pre.steps]
+        lines.insert(-1, f"- Preparation before the working grid: {', '.join(names)}.")
     return "\n".join(lines)

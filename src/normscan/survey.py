@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from normscan.cohort import CohortRow
-from normscan.errors import CohortError, NormscanError
+from normscan.errors import ArgumentError, CohortError, NormscanError
+from normscan.preprocess import Preprocess
 
 PROBED_SCANS = 50
 RGB = ("red", "green", "blue")
@@ -21,30 +22,43 @@ class Survey:
     channels: tuple[str, ...]
 
 
-def survey(rows: Sequence[CohortRow], colour: str) -> Survey:
+def survey(rows: Sequence[CohortRow], preprocess: Preprocess, cache: bool = True) -> Survey:
     """Read some training scans, evenly taken, and settle how their channels are treated.
+
+    The first readable scan is taken through the steps too, since they may change the channels.
+    Those that learn are left out: they don't.
 
     Args:
         rows: training scans.
-        colour: ``auto``, ``grey`` or ``keep``, see ``Preprocess``.
+        preprocess: what was asked for.
+        cache: keep the results of steps on disk.
 
     Raises:
-        CohortError: none of them can be read.
+        CohortError: none of them can be read or prepared.
+        ArgumentError: a step has a value that it can't work with.
     """
     found: list[tuple[int, tuple[str, ...]]] = []
     reasons: list[str] = []
+    fixed = replace(preprocess, steps=preprocess.fixed_steps)
+    channels: tuple[str, ...] = ()
     for row in rows[:: max(1, len(rows) // PROBED_SCANS)]:
         try:
             scan = row.load()
+            if fixed.steps and not channels:
+                working = fixed.stepped(scan, row.load_foreground(scan), cache)
+                channels = working.scan.channels
             found.append((scan.dims, scan.channels))
+        except ArgumentError:
+            raise
         except (NormscanError, OSError) as error:
             reasons.append(str(error))
     if not found:
         raise CohortError(f"no training scan can be read: {reasons[0]}")
-    dims, channels = found[0]
+    dims, first = found[0]
+    colour = preprocess.colour
     kinds = {names for _, names in found}
     if colour == "auto":
         # Grey pictures and colour pictures side by side, or one channel under several names.
         mixed = len(kinds) > 1 and (RGB in kinds or all(len(k) == 1 for k in kinds))
         colour = "grey" if mixed else "keep"
-    return Survey(dims, colour, ("grey",) if colour == "grey" else channels)
+    return Survey(dims, colour, ("grey",) if colour == "grey" else channels or first)

@@ -173,7 +173,7 @@ def test_maps_lie_on_their_scans(trained, tmp_path):
     Image.fromarray(image).save(tmp_path / "grey.png")
     out = tmp_path / "out"
     files = (tmp_path / "flat.nii.gz", tmp_path / "grey.png")
-    assert run("predict", trained, *files, "--out", out) == 0
+    assert run("predict", trained, *files, "--out", out, "--force") == 0
 
     found = nib.load(out / "flat_map.nii.gz")
     mask = nib.load(out / "flat_mask.nii.gz")
@@ -210,7 +210,9 @@ def test_sixteen_bits_survive(trained, tmp_path):
     coarse = (image // 64 * 64).astype(np.uint16)
     for name, values in (("fine", image), ("coarse", coarse)):
         Image.fromarray(values).save(tmp_path / f"{name}.png")
-    fine, rough = (ns.load(trained).predict(tmp_path / f"{n}.png").map for n in ("fine", "coarse"))
+    fine, rough = (
+        ns.load(trained).predict(tmp_path / f"{n}.png", force=True).map for n in ("fine", "coarse")
+    )
     assert np.abs(fine - rough).max() > 1e-3
 
 

@@ -204,3 +204,15 @@ def test_a_range_without_slices_is_refused(tmp_path):
         whole.slices(first=50)
     with pytest.raises(ArgumentError, match="count from 0"):
         whole.slices(first=3, last=3)
+
+
+def test_the_command_writes_a_cohort_of_slices(tmp_path, capsys):
+    from normscan.cli import main
+
+    cohort(tmp_path)
+    out = tmp_path / "slices.csv"
+    assert main(["cohort", str(tmp_path), "--slices", "1:5:2", "--out", str(out)]) == 0
+    assert "16 scans of 8 subjects" in capsys.readouterr().out
+    assert {row.columns["slice"] for row in Cohort.read(out)} == {1, 3}
+    assert main(["cohort", str(tmp_path), "--slices", "3"]) == 2
+    assert "no range" in capsys.readouterr().err

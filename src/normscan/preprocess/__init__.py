@@ -13,4 +13,14 @@ def load_steps() -> None:
         importlib.import_module(f"normscan.preprocess.{name}")
 
 
-STEP_MODULES = ("spatial",)
+STEP_MODULES = (
+    "spatial",
+    "bias",
+    "brain",
+    "registration",
+    "intensity",
+    "checks",
+    "ct",
+    "fields",
+    "colour",
+)

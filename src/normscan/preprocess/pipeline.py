@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 
 from normscan.errors import ArgumentError, ScanError
+from normscan.preprocess.cache import run_cached
 from normscan.preprocess.foreground import bounding_box, foreground_mask
 from normscan.preprocess.grid import Grid, fit_grid
+from normscan.preprocess.steps import Step, Working, parse_steps
 from normscan.scan import Scan
+
+if TYPE_CHECKING:
+    from normscan.cohort import CohortRow
+
+
+# Scans that a step learns from.
+LEARNING_SCANS = 50
 
 
 @dataclass(frozen=True)
@@ -20,19 +32,39 @@ class Prepared:
     Attributes:
         image: (C, *grid.shape) float32, scaled.
         foreground: (*grid.shape) bool.
-        grid: the way back to the scan's own grid.
+        grid: the way back to the grid that the steps left.
+        working: the scan after the steps, with the way back to the scan as it came in; None where
+            there were no steps.
     """
 
     image: np.ndarray
     foreground: np.ndarray
     grid: Grid
+    working: Working | None = None
+
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """Bring (C, *grid.shape) onto the grid of the scan as it came in; outside it is zero."""
+        array = self.grid.backward(array)
+        return array if self.working is None else self.working.back(array)
+
+    @property
+    def voxel(self) -> float:
+        """Voxels of the scan as it came in that one voxel of the working grid covers."""
+        voxel = abs(float(np.prod(self.grid.step)))
+        if self.working is not None:
+            dims = len(self.grid.shape)
+            voxel /= abs(float(np.linalg.det(self.working.index_map[:dims, :dims])))
+        return voxel
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Orientation, cropping, resampling and scaling, in this order.
+    """Steps, then orientation, cropping, resampling and scaling, in this order.
 
     Attributes:
+        steps: of preparation before the working grid, such as ``("n4", {"resample": {"spacing":
+            1.0}})``; see ``normscan.preprocess.steps``. They are checked and kept as plain values.
+        preset: name of the preset that settings came from, for the record.
         size: pixels along each axis of the working grid. A volume that is cut into slices has this
             size in the plane and keeps its own slices.
         spacing: millimetres per working voxel; None scales the foreground to fill the grid.
@@ -53,6 +85,8 @@ class Preprocess:
         foreground: ``auto`` computes a mask where the cohort gives none; ``all`` uses the image.
     """
 
+    steps: tuple[Any, ...] = ()
+    preset: str | None = None
     size: int = 128
     spacing: float | None = None
     crop: Literal["foreground", "none"] = "foreground"
@@ -65,6 +99,7 @@ class Preprocess:
     foreground: Literal["auto", "all"] = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", plain_steps(self.steps))
         if not 8 <= self.size <= 4096:
             raise ArgumentError(f"preprocess.size is {self.size}; it must lie in 8..4096 pixels.")
         if self.spacing is not None and not self.spacing > 0:
@@ -78,27 +113,95 @@ class Preprocess:
         """Return the settings as plain values."""
         return asdict(self)
 
-    def __call__(self, scan: Scan, dims: int, foreground: np.ndarray | None = None) -> Prepared:
-        """Bring a scan onto the working grid.
+    def __reduce__(self) -> tuple[Callable[..., Preprocess], tuple[Any, ...]]:
+        # The functions travel along: to unpickle them imports, and so registers, a user's own steps.
+        return _rebuilt, (self.to_dict(), [s.function for s, _ in parse_steps(self.steps)])
+
+    def __call__(
+        self, scan: Scan, dims: int, foreground: np.ndarray | None = None, cache: bool = True
+    ) -> Prepared:
+        """Take a scan through the steps and bring it onto the working grid.
 
         Args:
             scan: 2D or 3D.
             dims: number of spatial axes that the method works on; 2 cuts a volume into slices.
             foreground: (*scan.shape) bool, if the cohort gives one.
+            cache: keep the result of the steps on disk, see ``normscan.preprocess.cache``.
 
         Raises:
-            ScanError: a 2D scan for a 3D method, or an image without any contrast.
+            ScanError: a 2D scan for a 3D method, an image without any contrast, or one that a step
+                can't work on.
         """
         if dims > scan.dims:
             raise ScanError(
                 f"{scan.name}: a 2D scan can't be given to a 3D detector. Train with dims=2."
             )
-        data = scan.data
-        if data.min() == data.max():
+        working = self.stepped(scan, foreground, cache)
+        prepared = self._gridded(working.scan, dims, working.foreground)
+        return replace(prepared, working=working) if self.steps else prepared
+
+    def stepped(
+        self, scan: Scan, foreground: np.ndarray | None = None, cache: bool = True
+    ) -> Working:
+        """Take a scan through the steps alone.
+
+        Raises:
+            ScanError: an image without any contrast, before or after the steps, or one that a step
+                can't work on.
+        """
+        if scan.data.min() == scan.data.max():
             raise ScanError(
-                f"{scan.name}: every pixel is {data.flat[0]:g}, so there is nothing to see. "
+                f"{scan.name}: every pixel is {scan.data.flat[0]:g}, so there is nothing to see. "
                 "Leave this scan out."
             )
+        working = Working.of(scan, foreground)
+        if not self.steps:
+            return working
+        working = run_cached(self.steps, working, cache)
+        low, high = float(working.scan.data.min()), float(working.scan.data.max())
+        lost = working.foreground is not None and not working.foreground.any()
+        if low == high or lost or not np.isfinite([low, high]).all():
+            raise ScanError(
+                f"{scan.name}: the preprocessing steps left nothing to see of it. Is it the kind of "
+                "scan that they are made for?"
+            )
+        return working
+
+    def learn(self, rows: Sequence[CohortRow], workers: int = 1, cache: bool = True) -> Preprocess:
+        """Let the steps that learn do so, each on what the steps before it make of healthy scans.
+
+        Args:
+            rows: healthy training scans; at most 50 of them, evenly taken, are looked at, one after
+                the other.
+            workers: processes that prepare them.
+            cache: see ``__call__``.
+
+        Returns:
+            The settings with the arguments that were learnt.
+
+        Raises:
+            CohortError: none of the scans can be prepared.
+        """
+        from normscan.preprocess.cohort import stepped_scans
+
+        steps = list(self.steps)
+        places = np.linspace(0, len(rows) - 1, min(len(rows), LEARNING_SCANS)).round().astype(int)
+        some = [rows[i] for i in places]
+        for i, (found, arguments) in enumerate(parse_steps(self.steps)):
+            if found.learn is not None:
+                before = replace(self, steps=tuple(steps[:i]))
+                learnt = found.learn(stepped_scans(before, some, workers, cache), **arguments)
+                steps[i] = {found.name: dict(learnt)}
+        return replace(self, steps=tuple(steps))
+
+    @property
+    def fixed_steps(self) -> tuple[Any, ...]:
+        """The steps that don't learn; those that do keep the grid and the channels."""
+        parsed = zip(self.steps, parse_steps(self.steps), strict=True)
+        return tuple(spec for spec, (found, _) in parsed if found.learn is None)
+
+    def _gridded(self, scan: Scan, dims: int, foreground: np.ndarray | None) -> Prepared:
+        data = scan.data
         if self.colour == "grey" and len(data) > 1:
             data = data.mean(axis=0, keepdims=True)
         if foreground is None:
@@ -145,3 +248,74 @@ class Preprocess:
             scaled[channel] = (values - shift) / scale if scale > 1e-12 else 0.0
         low = -self.limit if self.scaling == "zscore" else 0.0
         return np.clip(scaled, low, self.limit)
+
+
+def expanded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of their ``preset`` filled in; what is given beside it wins.
+
+    Raises:
+        ArgumentError: no such preset.
+    """
+    from normscan.preprocess.presets import preset
+
+    name = settings.get("preset")
+    complete = {f.name for f in fields(Preprocess)} <= set(settings)
+    if name is None or complete:
+        return dict(settings)
+    return {**preset(str(name)), **settings}
+
+
+def plain_steps(specs: Iterable[Any]) -> tuple[Any, ...]:
+    """Check steps and return them as JSON would: a name, or a name with its arguments.
+
+    Raises:
+        ArgumentError: unknown step or argument, an argument that is missing or of another type.
+    """
+    import yaml
+
+    plain: list[Any] = []
+    for spec in specs:
+        try:
+            ((found, arguments),) = parse_steps([spec])
+        except (TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise ArgumentError(
+                f"preprocess.steps: {spec!r} is no step. Write a name such as 'n4', 'resample=1.0', "
+                "or {'resample': {'spacing': 1.0}}."
+            ) from error
+        values = {name: _plain(found, name, value) for name, value in arguments.items()}
+        parameters = list(inspect.signature(found.function).parameters.values())[1:]
+        missing = [p.name for p in parameters if p.default is p.empty and p.name not in values]
+        if missing and found.learn is None:
+            raise ArgumentError(
+                f"the preprocessing step '{found.name}' needs a value for '{missing[0]}'."
+            )
+        plain.append({found.name: values} if values else found.name)
+    return tuple(plain)
+
+
+def _plain(found: Step, name: str, value: Any) -> Any:
+    """Return the argument of a step as JSON would, of the type that it is declared with."""
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    try:
+        kind = get_type_hints(found.function).get(name, Any)
+        value = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ArgumentError(
+            f"the preprocessing step '{found.name}': {name} is {value!r}: {reason}."
+        ) from error
+    except (NameError, PydanticSchemaGenerationError):
+        pass  # a type that can't be looked up here: the step checks it
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"the preprocessing step '{found.name}': {name} is {value!r}, which can't be saved. "
+            "Use numbers, text and lists."
+        ) from error
+
+
+def _rebuilt(settings: dict[str, Any], functions: list[Callable[..., Any]]) -> Preprocess:
+    return Preprocess(**settings)

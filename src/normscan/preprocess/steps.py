@@ -9,6 +9,7 @@ steps there were.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,9 @@ import numpy as np
 
 from normscan.errors import ArgumentError, nearest
 from normscan.scan import Scan
+
+# Along each axis, where a map goes onto coarser voxels.
+MOST_SAMPLES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,8 @@ def sample(
         array: two or three spatial axes.
         index_map: (4, 4) index of the new grid to index of the old one.
         shape: of the new grid.
-        order: 0 nearest, 1 linear, 3 cubic spline.
+        order: 0 nearest, 1 linear, 3 cubic spline. Above 0, a new voxel that spans several old ones
+            is the mean over it, so that nothing small between two of them is lost.
 
     Returns:
         (C, *shape) float32, zero outside the old grid.
@@ -109,19 +114,18 @@ def sample(
 
     dims = len(shape)
     matrix, offset = index_map[:dims, :dims], index_map[:dims, 3]
-    return np.stack(
-        [
-            affine_transform(
-                channel.astype(np.float32, copy=False),
-                matrix,
-                offset,
-                output_shape=shape,
-                order=order,
-                mode="constant",
+    spans = np.linalg.norm(matrix, axis=0) if order else np.ones(dims)
+    counts = [int(n) for n in np.clip(np.ceil(spans - 0.5), 1, MOST_SAMPLES)]
+    places = itertools.product(*([(k + 0.5) / n - 0.5 for k in range(n)] for n in counts))
+    shifts = [matrix @ np.array(place) for place in places]
+    out = np.zeros((len(array), *shape), np.float32)
+    for channel, total in zip(array, out, strict=True):
+        values = channel.astype(np.float32, copy=False)
+        for shift in shifts:
+            total += affine_transform(
+                values, matrix, offset + shift, output_shape=shape, order=order, mode="constant"
             )
-            for channel in array
-        ]
-    )
+    return out if len(shifts) == 1 else out / len(shifts)
 
 
 StepFunction = Callable[..., Working]

@@ -6,35 +6,25 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from normscan.errors import NormscanError, ScanError
+from normscan.errors import ScanError
 from normscan.methods.base import Batch
+from normscan.parallel import each
 from normscan.preprocess import Prepared
+from normscan.preprocess.samples import EMPTY_SLICE, Preparation, Sampling, split_slices
+from normscan.progress import Progress
 from normscan.rng import Rng, derive_seed
 
 if TYPE_CHECKING:
-    from normscan.cohort import CohortRow
+    from normscan.cohort import Cohort, CohortRow
 
-# A slice with less foreground than this share of its grid shows no anatomy.
-EMPTY_SLICE = 0.01
-
-
-def split_slices(prepared: Prepared) -> list[tuple[int, float]]:
-    """Return index and position (0 to 1) of the slices of a volume that hold enough foreground.
-
-    A volume with none keeps the slice with the most.
-    """
-    share = prepared.foreground.mean(axis=(0, 1))
-    n = len(share)
-    kept = np.flatnonzero(share >= EMPTY_SLICE)
-    if kept.size == 0:
-        kept = np.array([int(share.argmax())])
-    return [(int(k), k / max(1, n - 1)) for k in kept]
+__all__ = ["EMPTY_SLICE", "Draws", "PreparedSet", "prepare_sets", "split_slices"]
 
 
 @dataclass
@@ -70,8 +60,10 @@ class PreparedSet:
         prepare: Callable[[CohortRow], Prepared],
         slices: Callable[[Prepared], bool],
         patch: int | None = None,
+        workers: int = 1,
+        track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> PreparedSet:
-        """Prepare scans one at a time and write them; a bad scan is noted and passed over.
+        """Prepare scans and write them one at a time; a bad scan is noted and passed over.
 
         Args:
             folder: a new folder for the files.
@@ -79,28 +71,31 @@ class PreparedSet:
             prepare: loads and preprocesses a scan.
             slices: whether a prepared volume is cut into slices.
             patch: see the attribute.
+            workers: processes that prepare; the files are the same for any number.
+            track: passes scans on as they are done and shows their number.
 
         Raises:
             ScanError: none of the scans could be prepared.
         """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        rows = list(rows)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
         shape: tuple[int, ...] | None = None
         with (
             (folder / "images.raw").open("wb") as images,
             (folder / "masks.raw").open("wb") as masks,
         ):
-            for row in rows:
-                try:
-                    prepared = prepare(row)
-                    samples = _samples(prepared, slices(prepared))
-                    if shape is not None and samples[0][0].shape != shape:
-                        raise ScanError(
-                            f"{row.scan}: prepared to {samples[0][0].shape}, the others to {shape}."
-                        )
-                except (NormscanError, OSError) as error:
-                    index["failures"].append((row.scan, str(error)))
+            results = track(each(Sampling(prepare, slices), rows, workers))
+            for row, samples in zip(rows, results, strict=True):
+                if isinstance(samples, Exception):
+                    index["failures"].append((row.scan, str(samples)))
+                    continue
+                if shape is not None and samples[0][0].shape != shape:
+                    reason = (
+                        f"{row.scan}: prepared to {samples[0][0].shape}, the others to {shape}."
+                    )
+                    index["failures"].append((row.scan, reason))
                     continue
                 shape = samples[0][0].shape
                 for image, foreground, position in samples:
@@ -165,6 +160,27 @@ class PreparedSet:
             yield self.batch(indices, Rng(derive_seed(seed, "pass", start)))
 
 
+def prepare_sets(
+    folder: Path,
+    parts: tuple[Cohort, Cohort],
+    preparation: Preparation,
+    patch: int | None,
+    workers: int,
+    bar: Progress,
+) -> list[PreparedSet]:
+    """Prepare the scans of train and val under ``folder``; see ``PreparedSet.create``."""
+    sets = []
+    for name, part in zip(("train", "val"), parts, strict=True):
+        track = partial(bar.track, name=f"prepare {name}", total=len(part))
+        made = PreparedSet.create(
+            folder / name, part, preparation, preparation.slices, patch, workers, track
+        )
+        sets.append(made)
+        for scan, reason in made.failures:
+            bar.say(f"left out {scan}: {reason}")
+    return sets
+
+
 class Draws:
     """Batches by number: an endless row of shuffled passes, so that any step can be drawn again."""
 
@@ -184,15 +200,6 @@ class Draws:
                 self._epoch, self._order = int(epoch), generator.permutation(len(self.data))
             result[i] = self._order[at]
         return result
-
-
-def _samples(prepared: Prepared, slices: bool) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    if not slices:
-        return [(prepared.image, prepared.foreground, 0.5)]
-    return [
-        (prepared.image[..., k], prepared.foreground[..., k], position)
-        for k, position in split_slices(prepared)
-    ]
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,275 @@
+"""Take the scans of whole cohorts through the steps: to learn from them, or to write them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normscan.errors import CohortError, NormscanError, OutputError
+from normscan.io import atomic_path, write_map
+from normscan.parallel import each
+from normscan.preprocess.cache import describe, digest
+from normscan.preprocess.pipeline import Preprocess
+from normscan.preprocess.steps import Working
+from normscan.scan import RASTER_AFFINE, Scan
+
+if TYPE_CHECKING:
+    from normscan.cohort import Cohort, CohortRow
+
+SETTINGS = "preprocess.json"
+TABLE = "cohort.csv"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Reads a scan and takes it through the steps; what is wrong with it is handed back."""
+
+    preprocess: Preprocess
+    cache: bool = True
+
+    def __call__(self, row: CohortRow) -> Working | NormscanError | OSError:
+        try:
+            scan = row.load()
+            return self.preprocess.stepped(scan, row.load_foreground(scan), self.cache)
+        except (NormscanError, OSError) as error:
+            return error
+
+
+def stepped_scans(
+    preprocess: Preprocess, rows: Sequence[CohortRow], workers: int = 1, cache: bool = True
+) -> Iterator[Working]:
+    """Yield scans after the steps, one at a time; bad ones are passed over.
+
+    Raises:
+        CohortError: at the end, if there was none.
+    """
+    reason, good = "there are no healthy training scans", 0
+    for found in each(Stepping(preprocess, cache), rows, workers):
+        if isinstance(found, Working):
+            good += 1
+            yield found
+        elif not good:
+            reason = str(found)
+    if not good:
+        raise CohortError(f"a preprocessing step has no scan to learn from: {reason}")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Prepares a scan and writes it below a folder, in any process.
+
+    Attributes:
+        preprocess: its steps are taken; the working grid and scaling are left to the detector.
+        out: the folder.
+        cache: keep the results of steps on disk.
+    """
+
+    preprocess: Preprocess
+    out: Path
+    cache: bool = True
+
+    def __call__(self, row: CohortRow) -> tuple[dict[str, Any], bool] | NormscanError | OSError:
+        """Return what was written and whether it was there before; or why there is nothing."""
+        try:
+            scan = row.load()
+            foreground = row.load_foreground(scan)
+            mask = None if row.mask is None else row.load_mask(scan)
+            about = self.out / "transforms" / f"{row.scan}.json"
+            key = self._key(scan, foreground, mask)
+            found = self._done(about, key)
+            if found is not None:
+                return found, True
+            working = self.preprocess.stepped(scan, foreground, self.cache)
+            found = {"key": key, **self._write(row.scan, working, mask)}
+            with atomic_path(about) as temporary:  # the last file: where it is, the rest is whole
+                temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            return found, False
+        except (NormscanError, OSError) as error:
+            return error
+
+    def _key(self, scan: Scan, foreground: np.ndarray | None, mask: np.ndarray | None) -> str:
+        """Hash what goes into the files: the scan, its masks and the steps."""
+        lesion = b"" if mask is None else np.packbits(mask).tobytes()
+        content = digest(Working.of(scan, foreground))
+        return hashlib.sha256(
+            json.dumps([FORMAT, content, describe(self.preprocess.steps)]).encode() + lesion
+        ).hexdigest()
+
+    def _done(self, about: Path, key: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
+            sizes = found["bytes"].items()
+            whole = all((self.out / file).stat().st_size == size for file, size in sizes)
+            return found if found["key"] == key and whole else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _write(self, name: str, working: Working, mask: np.ndarray | None) -> dict[str, Any]:
+        """Write image, masks and their description; return the description."""
+        scan = working.scan
+        nifti = scan.dims == 3 or "nifti" in scan.extra or not _is_picture(scan.affine)
+        image, flat = (".nii.gz",) * 2 if nifti else (".tif", ".png")
+        # Without a spacing of its own a TIFF is read with one of 1.
+        known = scan.extra.get("spacing_known") or not np.allclose(scan.spacing, 1)
+        like = replace(scan, extra={**scan.extra, "spacing_known": bool(known)})
+        cells: dict[str, str] = {}
+        single = len(scan.channels) == 1
+        for channel, values in zip(scan.channels, scan.data, strict=True):
+            part = "" if single else f"_{_safe(channel)}"
+            cell = "path" if single else f"path_{_safe(channel)}"
+            cells[cell] = f"scans/{name}{part}{image}"
+            write_map(self.out / cells[cell], values, like)
+        notes = list(working.notes)
+        if working.foreground is not None:
+            cells["foreground"] = f"foreground/{name}{flat}"
+            write_map(self.out / cells["foreground"], working.foreground, like)
+        if mask is not None:
+            onto = working.onward(mask[None].astype(np.float32))[0] > 0.5
+            if mask.any() and not onto.any():
+                notes.append("nothing of the lesion mask is left in the prepared scan")
+            cells["mask"] = f"lesions/{name}{flat}"
+            write_map(self.out / cells["mask"], onto, like)
+        return {
+            "files": cells,
+            "bytes": {file: (self.out / file).stat().st_size for file in cells.values()},
+            "shape": list(scan.shape),
+            "affine": scan.affine.tolist(),
+            "origin_shape": list(working.origin_shape),
+            "origin_affine": working.origin_affine.tolist(),
+            "to_world": np.asarray(working.to_world).tolist(),
+            "index_map": working.index_map.tolist(),
+            "notes": notes,
+            "facts": finite(working.facts),
+        }
+
+
+def finite(facts: Any) -> dict[str, float | None]:
+    """Return measured numbers as JSON knows them: what is not finite becomes None."""
+    return {k: float(v) if np.isfinite(v) else None for k, v in facts.items()}
+
+
+def _is_picture(affine: np.ndarray) -> bool:
+    """Whether rows run down and columns to the right, as every reader of a TIFF will take them."""
+    columns = affine[:3, :2]
+    return np.allclose(columns / np.linalg.norm(columns, axis=0), RASTER_AFFINE[:3, :2], atol=1e-6)
+
+
+def _safe(channel: str) -> str:
+    return "".join(c if c.isalnum() or c in "-+." else "-" for c in channel)
+
+
+@dataclass
+class PreparedCohort:
+    """What became of a cohort.
+
+    Attributes:
+        table: path of the new table.
+        written: scans written now.
+        kept: scans that were there already.
+        failures: (scan, reason) of those that could not be prepared.
+        notes: (scan, note) of what the steps found worth saying.
+    """
+
+    table: Path
+    written: int = 0
+    kept: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+def prepare_cohort(
+    cohort: Cohort,
+    preprocess: Preprocess,
+    out: Path,
+    workers: int = 1,
+    cache: bool = True,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> PreparedCohort:
+    """Write a cohort after the steps, with masks carried along, as a cohort of its own.
+
+    Volumes become ``.nii.gz``, pictures 32-bit ``.tif``; several channels become one file each.
+    A scan that is there already, from the same content and settings, isn't made again. A bad scan
+    is noted and left out. Steps that learn do so on the healthy training scans.
+
+    Args:
+        cohort: any.
+        preprocess: its steps are taken.
+        out: folder; new, or of an earlier run with the same settings.
+        workers: processes; the files are the same for any number.
+        cache: keep the results of steps on disk.
+        track: passes scans on as they are done and shows their number.
+
+    Raises:
+        OutputError: ``out`` holds something else, or was begun with other settings.
+        NormscanError: no scan could be prepared.
+    """
+    preprocess = _claim(out, preprocess, cohort, workers, cache)
+    result = PreparedCohort(out / TABLE)
+    cells: list[dict[str, str] | None] = []
+    done = each(Writer(preprocess, out, cache), list(cohort), workers)
+    for row, found in zip(cohort, track(done), strict=True):
+        if isinstance(found, Exception):
+            result.failures.append((row.scan, str(found)))
+            cells.append(None)
+            continue
+        about, before = found
+        result.kept += before
+        result.written += not before
+        result.notes += [(row.scan, note) for note in about["notes"]]
+        cells.append(about["files"])
+    if not any(cells):
+        reason = result.failures[0][1] if result.failures else "it has no scans"
+        raise NormscanError(f"no scan of the cohort could be prepared: {reason}")
+    _write_table(cohort, cells, out)
+    return result
+
+
+def _claim(
+    out: Path, preprocess: Preprocess, cohort: Cohort, workers: int, cache: bool
+) -> Preprocess:
+    """Make the folder, or check that it is the one to go on with; return the learnt settings."""
+    path = out / SETTINGS
+    asked = {"format": FORMAT, "asked": describe(preprocess.steps)}
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not path.is_file()):
+        raise OutputError(f"{out} exists and holds no prepared cohort. Choose another folder.")
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            same = {k: before[k] for k in asked} == asked
+            learnt = replace(preprocess, steps=before["steps"])
+        except (ValueError, KeyError, TypeError, NormscanError) as error:
+            raise OutputError(f"{path} is damaged. Remove the folder and start again.") from error
+        if not same:
+            raise OutputError(
+                f"{out} was begun with other steps, or by another version of them. Choose another "
+                "folder."
+            )
+        for left in out.rglob(".tmp-*"):  # half a file of a run that was killed
+            left.unlink(missing_ok=True)
+        return learnt
+    healthy = [row for row in cohort.part("train") if row.label == 0]
+    learnt = preprocess.learn(healthy, workers, cache)
+    with atomic_path(path) as temporary:
+        text = json.dumps({**asked, "preset": preprocess.preset, "steps": learnt.steps}, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return learnt
+
+
+def _write_table(cohort: Cohort, cells: list[dict[str, str] | None], out: Path) -> None:
+    """Write the table of the scans that there are, with everything else that was known of them."""
+    from normscan.cohort import Cohort
+
+    good = [files for files in cells if files]
+    table = cohort.select([files is not None for files in cells]).table
+    table = table[[c for c in table.columns if c != "path" and not c.startswith("path_")]].copy()
+    paths = dict.fromkeys(name for files in good for name in files if name.startswith("path"))
+    for name in (*paths, "mask", "foreground"):
+        table[name] = [files.get(name, "") for files in good]
+    Cohort(table, out).write(out / TABLE)

@@ -1,0 +1,101 @@
+"""From a prepared scan to the samples that a method trains on: the whole of it, or its slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from normscan.errors import NormscanError, ScanError
+from normscan.preprocess.pipeline import Prepared, Preprocess
+
+if TYPE_CHECKING:
+    from normscan.cohort import CohortRow
+    from normscan.scan import Scan
+
+# A slice with less foreground than this share of its grid shows no anatomy.
+EMPTY_SLICE = 0.01
+
+# Image (C, *size), foreground (*size), place in the volume from 0 to 1.
+Sample = tuple[np.ndarray, np.ndarray, float]
+
+
+def split_slices(prepared: Prepared) -> list[tuple[int, float]]:
+    """Return index and position (0 to 1) of the slices of a volume that hold enough foreground.
+
+    A volume with none keeps the slice with the most.
+    """
+    share = prepared.foreground.mean(axis=(0, 1))
+    n = len(share)
+    kept = np.flatnonzero(share >= EMPTY_SLICE)
+    if kept.size == 0:
+        kept = np.array([int(share.argmax())])
+    return [(int(k), k / max(1, n - 1)) for k in kept]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepares scans for a detector, in any process.
+
+    Attributes:
+        preprocess: the detector's.
+        dims: number of spatial axes that the method works on.
+        channels: that it was, or is to be, trained on.
+        cache: keep the results of steps on disk.
+    """
+
+    preprocess: Preprocess
+    dims: int
+    channels: tuple[str, ...]
+    cache: bool = True
+
+    def __call__(self, row: CohortRow) -> Prepared:
+        """Read and prepare a scan of a cohort."""
+        scan = row.load()
+        return self.of(scan, row.load_foreground(scan))
+
+    def of(self, scan: Scan, foreground: np.ndarray | None = None) -> Prepared:
+        """Prepare a scan.
+
+        Raises:
+            ScanError: as ``Preprocess``; another number of channels than the detector's.
+        """
+        prepared = self.preprocess(scan, self.dims or scan.dims, foreground, self.cache)
+        if len(prepared.image) != len(self.channels):
+            raise ScanError(
+                f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
+                f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
+            )
+        return prepared
+
+    def slices(self, prepared: Prepared) -> bool:
+        """Whether the scan is a volume that is cut into slices."""
+        return self.dims == 2 and len(prepared.grid.shape) == 3
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Prepares a scan of a cohort and cuts it into samples; what is wrong with it is handed back.
+
+    Attributes:
+        prepare: reads and prepares a scan.
+        slices: whether a prepared volume is cut into slices.
+    """
+
+    prepare: Callable[[CohortRow], Prepared]
+    slices: Callable[[Prepared], bool]
+
+    def __call__(self, row: CohortRow) -> list[Sample] | NormscanError | OSError:
+        """Return the samples of a scan, or why there are none."""
+        try:
+            prepared = self.prepare(row)
+        except (NormscanError, OSError) as error:
+            return error
+        if not self.slices(prepared):
+            return [(prepared.image, prepared.foreground, 0.5)]
+        return [
+            (prepared.image[..., k], prepared.foreground[..., k], position)
+            for k, position in split_slices(prepared)
+        ]
