@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -77,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return fail(f"there is no command '{name}'.{nearest(name, COMMANDS)} See normscan --help.")
     try:
-        return run(name, arguments[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return run(name, arguments[1:])
     except NormscanError as error:
         return fail(str(error))
     except KeyboardInterrupt:
@@ -89,6 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A full disk, a missing right: the system's reason says more than a traceback.
         return fail(f"{error.filename or name}: {error.strerror or error}.")
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
+) -> None:
+    """Print a warning of ours as one line for people, and leave out those of libraries."""
+    if category is UserWarning and "normscan" in filename:
+        print(f"note: {message}", file=sys.stderr)
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:

@@ -25,7 +25,7 @@ def split_address(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
         ScanError: an unknown or empty selector.
     """
     text = os.fspath(path)
-    if "#" not in text or Path(text).exists():
+    if "#" not in text or os.path.exists(text):
         return Path(text), {}
     base, _, fragment = text.rpartition("#")
     chosen: dict[str, str] = {}

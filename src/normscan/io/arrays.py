@@ -95,7 +95,7 @@ def _declared(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[An
         raise ScanError(f"{path}: NumPy format {version} is not known here. Save plain numbers.")
     shape, _, dtype = reader[version[0]](file)
     if dtype.hasobject:
-        raise ScanError(f"{path}: holds Python objects (pickle), which are never loaded here.")
+        raise ScanError(f"{path}: holds Python objects (pickle), which are never loaded. Save numbers.")
     check_size(path, shape, dtype)
     return shape, dtype
 

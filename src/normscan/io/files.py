@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + ARRAY_EXTENSIONS
 _FRAGMENT = re.compile(r"#(series|frame|slice|axis)=[^#/]*$")
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (128, b"DICM", "DICOM file"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"BM", "BMP"),
@@ -43,7 +45,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "zip archive"),
     (0, b"GIF8", "GIF"),
     (8, b"WEBP", "WebP image"),
-    (128, b"DICM", "DICOM file"),
     (0, b"\x89HDF", "HDF5 file"),
     (0, b"%PDF", "PDF"),
     (0, b"version https://git-lfs", "Git LFS pointer (the data itself was never downloaded)"),
@@ -124,27 +125,33 @@ def check_file(path: Path) -> str:
 
     Returns:
         One of ``PNG``, ``JPEG``, ``BMP``, ``TIFF``, ``NIfTI``, ``gzipped NIfTI``,
-        ``NumPy array``, ``zip archive``.
+        ``NumPy array``, ``zip archive``, ``DICOM file`` (whatever its extension).
 
     Raises:
         ScanError: no such file, a folder, an empty file, an unknown extension, or content of
             another kind than the extension says. Raster formats may stand in for one another
             (a JPEG called .png is common and harmless).
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         _refuse_missing(path)
     known = ", ".join(EXTENSIONS)
     kind = sniff(path)
     suffix = extension(path)
     if kind == "empty":
         raise ScanError(f"{path}: the file is empty (0 bytes). Copy it again from its source.")
+    if kind == "DICOM file":
+        return kind
     if suffix not in EXTENSIONS:
-        hint = " Convert the series to NIfTI with dcm2niix." if kind == "DICOM file" else ""
         what = f"'{suffix}'" if suffix else "no extension"
-        raise ScanError(f"{path}: {what} is none of the formats known here: {known}.{hint}")
+        raise ScanError(
+            f"{path}: {what} is none of the formats known here: {known}, and its content is no "
+            "DICOM."
+        )
     if suffix in _READABLE_AS.get(kind, ()):
         return kind
     mend = "Rename it to what it is" if kind in _READABLE_AS else "Convert it to one of " + known
+    if kind.startswith("damaged"):
+        mend = "Copy it again from its source"
     if kind.startswith("Git LFS"):
         mend = "Fetch the data with 'git lfs pull'"
     article = "an" if kind.startswith("HDF5") else "a"
@@ -152,12 +159,14 @@ def check_file(path: Path) -> str:
 
 
 def _refuse_missing(path: Path) -> NoReturn:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ScanError(f"{path}: is a folder. Give the image file itself, or read a Cohort.")
-    if path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ScanError(f"{path}: is a link to nothing. Give the image file itself.")
+    if os.path.exists(path):
         raise ScanError(f"{path}: is not a regular file. Give an image file.")
     hint = f" There is no folder {path.parent}."
-    if path.parent.is_dir():
+    if os.path.isdir(path.parent):
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(5000), entries, strict=False)]
         hint = nearest(path.name, sorted(names))
@@ -193,10 +202,27 @@ def _kind_of(head: bytes) -> str:
     for offset, magic, kind in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return kind
+    if is_bare_dicom(head):
+        return "DICOM file"
     if head.lstrip()[:1] == b"<":
         return "web page or XML text"
     printable = sum(32 <= byte < 127 or byte in (9, 10, 13) for byte in head)
     return "text file" if head and printable > 0.95 * len(head) else "file of unknown kind"
+
+
+def is_bare_dicom(head: bytes) -> bool:
+    """Tell whether bytes start as a DICOM data set that has no preamble: low tags that grow."""
+    for order in ("<", ">"):
+        if len(head) < 16 or struct.unpack(order + "H", head[:2])[0] not in (2, 8):
+            continue
+        first = struct.unpack(order + "HH", head[:4])
+        if head[4:6].isalpha() and head[4:6].isupper():  # explicit: the kind of value is spelt out
+            return first[1] <= 0x70
+        length = struct.unpack(order + "I", head[4:8])[0]
+        following = head[8 + length : 12 + length]
+        if len(following) == 4 and first < struct.unpack(order + "HH", following) < (0x20, 0):
+            return True
+    return False
 
 
 def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:

@@ -28,6 +28,9 @@ GEOMETRY_FIELDS = (
 )  # fmt: skip
 
 
+LARGEST_MM = 1e6  # nothing that is imaged lies further away
+
+
 def read_nifti(path: Path) -> Decoded:
     """Decode a NIfTI file.
 
@@ -134,13 +137,21 @@ def _header(file: IO[bytes], path: Path) -> Any:
     header = kind(block[: kind.sizeof_hdr], check=False)
     offset = float(header["vox_offset"])
     if not 0 <= offset <= 2**28:
-        raise ScanError(f"{path}: the header puts the data at byte {offset:g}; it is damaged.")
+        raise ScanError(
+            f"{path}: the header puts the data at byte {offset:g}; it is damaged. Copy it again."
+        )
     return header
 
 
 def _stored_shape(header: Any, path: Path) -> tuple[int, ...]:
     stored = tuple(int(n) for n in header.get_data_shape())
-    check_size(path, stored, header.get_data_dtype())
+    dtype = header.get_data_dtype()
+    if dtype.kind == "V" and not dtype.names:
+        raise ScanError(
+            f"{path}: the header names the data type {int(header['datatype'])}, which can't be read "
+            "here. Save the image as whole numbers or float32."
+        )
+    check_size(path, stored, dtype)
     spatial = _spatial(stored)
     if len(spatial) > 3:
         raise ScanError(
@@ -163,10 +174,11 @@ def _spatial(stored: tuple[int, ...]) -> tuple[int, ...]:
 def _affine(header: Any, path: Path) -> np.ndarray:
     with decoding(path, "NIfTI header"):
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    sound = bool((np.abs(affine) < LARGEST_MM).all())  # False for NaN too
+    if not sound or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ScanError(
-            f"{path}: the affine in the header is singular or not finite, so the voxels have no "
-            "size. Repair its sform, qform and pixdim (for example with nibabel)."
+            f"{path}: the affine in the header is singular, not finite or beyond {LARGEST_MM:g} mm, "
+            "so the voxels have no size. Repair its sform, qform and pixdim (for example with nibabel)."
         )
     return affine
 

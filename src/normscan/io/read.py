@@ -14,7 +14,7 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.address import split_address, whole_number
-from normscan.io.files import Decoded, Header, check_file
+from normscan.io.files import EXTENSIONS, Decoded, Header, check_file, extension, sniff
 from normscan.scan import Scan
 
 PathLike = str | os.PathLike[str]
@@ -27,13 +27,15 @@ LARGEST_LABEL = 31
 def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | None = None) -> Scan:
     """Read one image or volume, or several files as the channels of one scan.
 
-    NIfTI (.nii, .nii.gz), PNG, JPEG, BMP, TIFF, .npy and .npz. Values stay in the units of the file
+    DICOM (a file, a folder, a .zip; see ``normscan.io.dicom.read_dicom``), NIfTI (.nii, .nii.gz),
+    PNG, JPEG, BMP, TIFF, .npy and .npz. Values stay in the units of the file
     (a NIfTI slope is applied) as float32, which is exact up to 2**24. Nothing is reoriented, except
     that a picture's EXIF orientation is applied. RGB with three equal channels is read as one
     channel ``grey``; alpha is dropped. A TIFF of several grey pages is a volume (pages, H, W), and
     so is a three-dimensional .npy. Pictures have a spacing of 1; NIfTI, .npz and metric TIFF have
     their own. ``volume.nii.gz#slice=80`` is one slice of a volume, along the last axis of the file
-    unless ``&axis=`` says another; NIfTI slices are read through a memory map.
+    unless ``&axis=`` says another; NIfTI slices are read through a memory map. ``study#series=3`` is
+    one series of a DICOM folder, ``clip.dcm#frame=7`` one frame of a multi-frame file.
 
     Args:
         path: a file, or a list of files of one channel each, on the same grid.
@@ -117,9 +119,13 @@ def probe(path: PathLike) -> Header:
             ``read_scan`` only.
     """
     file, chosen = split_address(path)
-    kind = check_file(file)
     if "slice" in chosen:
-        return _cut_header(probe(file), whole_number(file, chosen, "axis", 2))
+        return _cut_header(probe(_without_slice(path)), whole_number(file, chosen, "axis", 2))
+    if is_dicom(file):
+        from normscan.io.dicom import probe_dicom
+
+        return probe_dicom(file, **_selected(file, chosen))
+    kind = check_file(file)
     if "NIfTI" in kind:
         from normscan.io.nifti import probe_nifti
 
@@ -140,13 +146,20 @@ def probe(path: PathLike) -> Header:
 def content_hash(path: PathLike) -> str:
     """Return the SHA-256 of the bytes of a file, as 64 hexadecimal digits.
 
+    Of a DICOM series in a folder or an archive it is that of its files' hashes, sorted.
+
     Raises:
         ScanError: the file can't be read.
     """
     file, chosen = split_address(path)
     try:
         state = file.stat()
-        digest = _file_hash(file, state.st_size, state.st_mtime_ns)
+        if file.is_dir() or ("series" in chosen and is_dicom(file)):
+            from normscan.io.dicom import hash_dicom
+
+            digest = hash_dicom(file, **_selected(file, chosen))
+        else:
+            digest = _file_hash(file, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
     if not chosen:
@@ -183,6 +196,8 @@ def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> f
 
 
 def _decode(path: Path, kind: str) -> Decoded:
+    if kind == "DICOM file":
+        raise ScanError(f"{path}: a mask as DICOM isn't read. Save it as NIfTI or PNG.")
     if "NIfTI" in kind:
         from normscan.io.nifti import read_nifti
 
@@ -202,6 +217,8 @@ def _decode(path: Path, kind: str) -> Decoded:
 
 def _decode_at(path: Path, kind: str, chosen: dict[str, str]) -> Decoded:
     """Decode a file, or the slice of it that its address chose."""
+    if "series" in chosen or "frame" in chosen:
+        raise ScanError(f"{path}: is no DICOM, so #series= and #frame= select nothing in it.")
     if "slice" not in chosen:
         return _decode(path, kind)
     from normscan.io.volumes import open_volume, take
@@ -227,18 +244,65 @@ def _cut_header(header: Header, axis: int) -> Header:
 
 def _read_one(address: PathLike) -> Scan:
     path, chosen = split_address(address)
+    if is_dicom(path):
+        return _read_dicom(address, path, chosen)
     decoded = _decode_at(path, check_file(path), chosen)
     data = decoded.data
-    if float(data.min()) == float(data.max()):
-        raise ScanError(
-            f"{path}: every pixel is {float(data.flat[0]):g}, so there is nothing to see. "
-            "Check the export, or leave this scan out."
-        )
+    _refuse_constant(data, path)
     affine = decoded.affine
     if affine is None:
         affine = Scan.from_array(data[0]).affine
     source = Path(address)
     return Scan(data, affine, decoded.channels, source, decoded.dtype, dict(decoded.extra))
+
+
+def _refuse_constant(data: np.ndarray, path: Path) -> None:
+    if float(data.min()) == float(data.max()):
+        raise ScanError(
+            f"{path}: every pixel is {float(data.flat[0]):g}, so there is nothing to see. "
+            "Check the export, or leave this scan out."
+        )
+
+
+def is_dicom(path: Path) -> bool:
+    """Tell whether a path is a DICOM file, a folder that may hold some, or an archive of some.
+
+    A .npz is an archive too, of arrays: extensions of other formats are believed.
+    """
+    if os.path.isdir(path):
+        return True
+    if not os.path.isfile(path):
+        return False
+    kind = sniff(path)
+    archive = kind == "zip archive" and extension(path) not in EXTENSIONS
+    return kind == "DICOM file" or archive
+
+
+def _selected(path: Path, chosen: dict[str, str]) -> dict[str, Any]:
+    """Return the selectors of a DICOM address as the arguments of its reader."""
+    frame = whole_number(path, chosen, "frame") if "frame" in chosen else None
+    return {"series": chosen.get("series"), "frame": frame}
+
+
+def _read_dicom(address: PathLike, path: Path, chosen: dict[str, str]) -> Scan:
+    from normscan.io.dicom import read_dicom
+
+    scan = replace(read_dicom(path, **_selected(path, chosen)), source=Path(address))
+    if "slice" in chosen:
+        from normscan.io.volumes import take
+
+        index, axis = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
+        data, affine = take(scan.data[0], scan.affine, index, axis, path)
+        scan = replace(scan, data=data[None], affine=affine, series=None)
+    _refuse_constant(scan.data, path)
+    return scan
+
+
+def _without_slice(path: PathLike) -> str:
+    """Return the address of the volume that a slice is cut from."""
+    base, _, fragment = os.fspath(path).rpartition("#")
+    kept = "&".join(p for p in fragment.split("&") if p.partition("=")[0] not in ("slice", "axis"))
+    return f"{base}#{kept}" if kept else base
 
 
 def _named(scan: Scan, channels: tuple[str, ...] | None) -> Scan:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 _UNIT_TAG = {3: 10.0, 4: 1.0, 5: 1e-3}
 _UNIT_NAME = {"mm": 1.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
 MINISWHITE, MINISBLACK, RGB = 0, 1, 2
+# Packings of at most 1032 to 1: none, deflate (two codes), PackBits.
+_BOUNDED = (1, 8, 32946, 32773)
+# tifffile tells of each odd tag on standard error; what matters is checked and raised here.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def read_tiff(path: Path) -> Decoded:
@@ -113,14 +119,35 @@ def write_tiff(path: Path, array: np.ndarray, like: Scan) -> None:
 
 
 def _series(tif: Any, path: Path) -> tuple[Any, Any]:
+    if not len(tif.pages) or not tif.series:
+        raise ScanError(f"{path}: this TIFF holds no image: it is damaged. Copy it again.")
     if len(tif.series) != 1:
         raise ScanError(
             f"{path}: {len(tif.series)} images of different size or type in one TIFF. "
             "Save the wanted page as a file of its own."
         )
     series = tif.series[0]
-    check_size(path, series.shape)
-    return series, series.keyframe
+    page = series.keyframe
+    # Of pixels below a byte each, a packed byte may hold eight times as many.
+    bounded = int(page.compression) in _BOUNDED and int(page.bitspersample) >= 8
+    check_size(path, series.shape, page.dtype if bounded else None)
+    _check_end(tif, path)
+    return series, page
+
+
+def _check_end(tif: Any, path: Path) -> None:
+    """Refuse a stack whose last page names a next one: tifffile reads what is there and goes on."""
+    form, file = tif.tiff, tif.filehandle
+    start = tif.pages[-1].offset
+    file.seek(start)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(start + form.tagnosize + tags * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    if following:
+        raise ScanError(
+            f"{path}: this TIFF is truncated behind page {len(tif.pages)} or runs in a circle. Copy "
+            "it again from its source."
+        )
 
 
 def _through_pillow(path: Path, pages: int) -> Decoded:

@@ -88,7 +88,7 @@ class Working:
         same = self.scan.shape == self.origin_shape
         if same and np.allclose(self.index_map, np.eye(4), atol=1e-6):
             return np.asarray(array, np.float32)
-        return sample(array, self.index_map, self.origin_shape, order)
+        return sample(array, self.index_map, self.origin_shape, order, mean=order > 0)
 
     def onward(self, array: np.ndarray, order: int = 0) -> np.ndarray:
         """Bring (C, *origin_shape), such as a lesion mask, onto the present grid."""
@@ -96,7 +96,11 @@ class Working:
 
 
 def sample(
-    array: np.ndarray, index_map: np.ndarray, shape: tuple[int, ...], order: int = 1
+    array: np.ndarray,
+    index_map: np.ndarray,
+    shape: tuple[int, ...],
+    order: int = 1,
+    mean: bool = False,
 ) -> np.ndarray:
     """Sample (C, *old) at ``index_map @ index`` for every index of a new grid.
 
@@ -104,8 +108,9 @@ def sample(
         array: two or three spatial axes.
         index_map: (4, 4) index of the new grid to index of the old one.
         shape: of the new grid.
-        order: 0 nearest, 1 linear, 3 cubic spline. Above 0, a new voxel that spans several old ones
-            is the mean over it, so that nothing small between two of them is lost.
+        order: 0 nearest, 1 linear, 3 cubic spline.
+        mean: a new voxel that spans several old ones is the mean over it, so that nothing small
+            between two places is lost; otherwise the value at its centre.
 
     Returns:
         (C, *shape) float32, zero outside the old grid.
@@ -113,8 +118,10 @@ def sample(
     from scipy.ndimage import affine_transform
 
     dims = len(shape)
+    # Rounding must not push a place on the border out of the grid.
+    index_map = np.round(index_map, 10)
     matrix, offset = index_map[:dims, :dims], index_map[:dims, 3]
-    spans = np.linalg.norm(matrix, axis=0) if order else np.ones(dims)
+    spans = np.linalg.norm(matrix, axis=0) if mean else np.ones(dims)
     counts = [int(n) for n in np.clip(np.ceil(spans - 0.5), 1, MOST_SAMPLES)]
     places = itertools.product(*([(k + 0.5) / n - 0.5 for k in range(n)] for n in counts))
     shifts = [matrix @ np.array(place) for place in places]

@@ -1,0 +1,340 @@
+"""What one DICOM file says of itself: which series, where its planes lie, how its pixels are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normscan.errors import ScanError
+from normscan.io.dicom.source import Source, parsing, read_header
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+LARGEST_MM = 1e5  # no patient is longer
+PROJECTIONS = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA", "US", "IVUS", "ES", "XC", "OP", "GM")
+"""Modalities whose single images are pictures; the planes of the others stand in space."""
+
+_NO_IMAGE = {
+    "1.2.840.10008.5.1.4.1.1.66": "a registration, segmentation or raw data, no image",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map, not the image itself",
+    "1.2.840.10008.5.1.4.1.1.67": "a mapping of values, no image",
+    "1.2.840.10008.5.1.4.1.1.88": "a report, no image",
+    "1.2.840.10008.5.1.4.1.1.11": "a presentation state, no image",
+    "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object, no image",
+    "1.2.840.10008.5.1.4.1.1.104": "a document, no image",
+    "1.2.840.10008.5.1.4.1.1.9": "a waveform, no image",
+    "1.2.840.10008.1.3.10": "an index (DICOMDIR), no image",
+}
+_SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
+_LOSSY_SYNTAXES = (
+    "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81",
+)  # fmt: skip
+_OPEN_SYNTAXES = ("1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.203")  # lossy or not
+
+# What tells images at one place apart: name, functional group, keywords.
+_MARKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("stack", "FrameContentSequence", ("StackID",)),
+    ("type", "MRImageFrameTypeSequence", ("FrameType",)),
+    ("type", "CTImageFrameTypeSequence", ("FrameType",)),
+    ("type", "", ("ImageType",)),
+    ("echo time", "MREchoSequence", ("EffectiveEchoTime", "EchoTime")),
+    ("echo", "", ("EchoNumbers",)),
+    ("b-value", "MRDiffusionSequence", ("DiffusionBValue",)),
+    ("inversion time", "MRModifierSequence", ("InversionTimes", "InversionTime")),
+    ("trigger delay", "CardiacSynchronizationSequence",
+     ("NominalCardiacTriggerDelayTime", "TriggerTime")),
+    ("temporal position", "FrameContentSequence",
+     ("TemporalPositionIndex", "TemporalPositionIdentifier")),
+    ("tube voltage", "", ("KVP",)),
+    ("kernel", "CTReconstructionSequence", ("ConvolutionKernel",)),
+    ("acquisition", "FrameContentSequence", ("FrameAcquisitionNumber", "AcquisitionNumber")),
+    ("acquisition time", "", ("AcquisitionTime",)),
+    ("content time", "", ("ContentTime",)),
+)  # fmt: skip
+
+
+class Groups:
+    """The functional groups of a multi-frame file: what holds for a frame, for all, for the file."""
+
+    def __init__(self, data: Dataset) -> None:
+        shared = fetch(data, "SharedFunctionalGroupsSequence") or []
+        self.data = data
+        self.shared = shared[0] if shared else {}
+        self.frames = list(fetch(data, "PerFrameFunctionalGroupsSequence") or [])
+
+    def get(self, frame: int, sequence: str, *keywords: str) -> Any:
+        """Return the first of the values that stands in the frame, in all frames, in the file."""
+        for keyword in keywords:
+            for item in self.items(frame, sequence):
+                value = fetch(item, keyword)
+                if value is not None and value != "":
+                    return value
+        return None
+
+    def items(self, frame: int, sequence: str) -> Iterator[Any]:
+        """Iterate over the items in which a value may stand, the frame's own first."""
+        for place in (self.frames[frame] if frame < len(self.frames) else {}, self.shared):
+            found = fetch(place, sequence) if sequence else None
+            if found:
+                yield found[0]
+        yield self.data
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """The facts of a file; no name, date or description of a patient is kept.
+
+    Attributes:
+        source: where it lies.
+        uid: SOP Instance UID.
+        series: Series Instance UID.
+        number: Series Number, or an empty string.
+        order: Instance Number.
+        subject: hash of the Patient ID, or an empty string.
+        modality: CT, MR, DX, ...
+        reason: why it is no image that can be read, or an empty string.
+        kind: ``plane`` (its frames lie in space), ``picture`` or ``clip`` (frames without a place).
+        secondary: a secondary capture.
+        localiser: a scout.
+        rows, columns, samples, frames: of the pixels.
+        dtype: type in which the pixels are stored.
+        positions: (frames, 3) LPS mm of the first pixel's centre.
+        orientations: (frames, 6) row and column direction.
+        spacings: (frames, 2) between rows, between columns; of a picture one row or none.
+        marks: per frame what could tell it from others at the same place.
+        frame_of_reference: its UID, or an empty string.
+        lossy: whether values were lost in compression.
+        note: what is to be known of the spacing.
+    """
+
+    source: Source
+    uid: str = ""
+    series: str = ""
+    number: str = ""
+    order: int = 0
+    subject: str = ""
+    modality: str = ""
+    reason: str = ""
+    kind: str = "picture"
+    secondary: bool = False
+    localiser: bool = False
+    rows: int = 0
+    columns: int = 0
+    samples: int = 1
+    frames: int = 1
+    dtype: str = ""
+    positions: Any = None
+    orientations: Any = None
+    spacings: Any = None
+    marks: tuple[dict[str, str], ...] = ()
+    frame_of_reference: str = ""
+    lossy: bool = False
+    note: str = ""
+
+
+def describe(source: Source) -> Instance:
+    """Read the facts of a file from its header.
+
+    Raises:
+        ScanError: no DICOM, damaged, nested too deeply. What is DICOM but no image that can be read
+            comes back with a ``reason``.
+    """
+    data, pixel_bytes = read_header(source)
+    with parsing(source):
+        return _facts(source, data, pixel_bytes)
+
+
+def _facts(source: Source, data: Dataset, pixel_bytes: int | None) -> Instance:
+    sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
+    patient = text(data, "PatientID")
+    known: dict[str, Any] = {
+        "source": source,
+        "uid": text(data, "SOPInstanceUID"),
+        "series": text(data, "SeriesInstanceUID"),
+        "number": whole(fetch(data, "SeriesNumber")),
+        "order": int(whole(fetch(data, "InstanceNumber")) or 0),
+        "subject": hashlib.sha256(patient.encode()).hexdigest()[:8] if patient else "",
+        "modality": (text(data, "Modality") or "OT")[:16].upper(),
+        "secondary": sop_class.startswith(_SECONDARY),
+        "localiser": "LOCALIZER" in words(fetch(data, "ImageType")),
+        "frame_of_reference": text(data, "FrameOfReferenceUID"),
+    }
+    if not known["modality"].isalnum():
+        known["modality"] = "OT"
+    for prefix, reason in _NO_IMAGE.items():
+        if sop_class == prefix or sop_class.startswith(prefix + "."):
+            return Instance(**known, reason=reason)
+    rows, columns = (int(number(fetch(data, k)) or 0) for k in ("Rows", "Columns"))
+    if "MOSAIC" in words(fetch(data, "ImageType")):
+        reason = "a mosaic: many planes side by side in one picture. Convert it with dcm2niix"
+        return Instance(**known, reason=reason)
+    if pixel_bytes is None or rows < 1 or columns < 1:
+        return Instance(**known, reason="holds no pixels")
+    frames = int(number(fetch(data, "NumberOfFrames")) or 1)
+    known |= {"rows": rows, "columns": columns, "frames": max(1, frames)}
+    try:
+        known |= _pixels(data, known, pixel_bytes) | _place(data, known)
+    except ScanError as error:
+        return Instance(**known, reason=str(error))
+    return Instance(**known)
+
+
+def _pixels(data: Dataset, known: dict[str, Any], pixel_bytes: int) -> dict[str, Any]:
+    """Check how the pixels are stored; a ScanError holds the reason alone."""
+    samples = int(number(fetch(data, "SamplesPerPixel")) or 1)
+    allocated = int(number(fetch(data, "BitsAllocated")) or 0)
+    if samples not in (1, 3) or allocated not in (1, 8, 16, 32, 64):
+        raise ScanError(f"stores {samples} samples of {allocated} bits a pixel, which is no image")
+    declared = known["rows"] * known["columns"] * known["frames"] * samples
+    needed = declared * allocated // 8
+    if text(data, "PhotometricInterpretation") == "YBR_FULL_422":
+        needed = needed * 2 // 3
+    if pixel_bytes >= 0 and pixel_bytes < needed:
+        raise ScanError(
+            f"truncated, or contradicts itself: {known['frames']} x {known['rows']} x "
+            f"{known['columns']} pixels of {allocated} bits take {needed} bytes, it has {pixel_bytes}"
+        )
+    signed = int(number(fetch(data, "PixelRepresentation")) or 0) == 1
+    kind = "iu"[not signed] + str(max(allocated, 8) // 8)
+    name = np.dtype(kind).name
+    if "BitsStored" not in data and allocated in (32, 64):
+        name = f"float{allocated}"
+    syntax = text(data.file_meta, "TransferSyntaxUID")
+    flag = text(data, "LossyImageCompression")
+    lossy = flag == "01" or syntax in _LOSSY_SYNTAXES or (syntax in _OPEN_SYNTAXES and flag != "00")
+    return {"samples": samples, "dtype": name, "lossy": lossy}
+
+
+def _place(data: Dataset, known: dict[str, Any]) -> dict[str, Any]:
+    """Find where the frames lie; a ScanError holds the reason alone."""
+    groups, count = Groups(data), known["frames"]
+    if groups.frames and len(groups.frames) != count:
+        raise ScanError(
+            f"contradicts itself: {count} frames, but functional groups for {len(groups.frames)}"
+        )
+    single = count == 1 or bool(groups.frames)
+    first = groups.get(0, "PlanePositionSequence", "ImagePositionPatient") if single else None
+    if first is None:
+        spacing, note = _picture_spacing(data)
+        spacings = None if spacing is None else np.array([spacing])
+        kind = "picture" if count == 1 else "clip"
+        return {"kind": kind, "spacings": spacings, "note": note}
+    rows = [_plane(groups, frame) for frame in range(count)]
+    return {
+        "kind": "plane",
+        "positions": np.array([r[0] for r in rows]),
+        "orientations": np.array([r[1] for r in rows]),
+        "spacings": np.array([r[2] for r in rows]),
+        "marks": tuple(_marks(groups, frame) for frame in range(count)),
+    }
+
+
+def _plane(groups: Groups, frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    position = numbers(groups.get(frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
+    both = numbers(groups.get(frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    spacing = numbers(groups.get(frame, "PixelMeasuresSequence", "PixelSpacing"), 2)
+    if position is None or np.abs(position).max() > LARGEST_MM:
+        raise ScanError("Image Position (Patient) isn't three numbers in mm")
+    if both is None or spacing is None:
+        missing = "Image Orientation (Patient)" if both is None else "Pixel Spacing"
+        raise ScanError(f"{missing} is missing or damaged, so its plane can't be placed")
+    if not (spacing > 1e-6).all() or spacing.max() > LARGEST_MM:
+        raise ScanError("Pixel Spacing isn't positive, so its pixels have no size")
+    row, column = both[:3], both[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(n - 1) for n in lengths) > 0.01 or abs(float(row @ column)) > 0.01:
+        raise ScanError("Image Orientation (Patient) isn't two directions at a right angle")
+    if max(abs(n - 1) for n in lengths) > 1e-4:  # beyond rounding; else what the header says
+        both = np.concatenate([row / lengths[0], column / lengths[1]])
+    return position, both, spacing
+
+
+def _picture_spacing(data: Dataset) -> tuple[np.ndarray | None, str]:
+    """Return row and column spacing in mm, or None, and what is to be said of it."""
+    for keyword, note in (
+        ("PixelSpacing", ""),
+        ("ImagerPixelSpacing", "The spacing is that at the detector, not in the patient."),
+        ("NominalScannedPixelSpacing", "The spacing is that of the scanned film or plate."),
+    ):
+        spacing = numbers(fetch(data, keyword), 2)
+        if spacing is not None and (spacing > 1e-6).all() and spacing.max() < LARGEST_MM:
+            return spacing, note
+    regions = fetch(data, "SequenceOfUltrasoundRegions") or []
+    steps = set()
+    for region in regions:
+        units = [fetch(region, f"PhysicalUnits{axis}Direction") for axis in "XY"]
+        delta = numbers([fetch(region, f"PhysicalDelta{axis}") for axis in "YX"], 2)
+        if units == [3, 3] and delta is not None:  # centimetres
+            steps.add(tuple(np.abs(delta) * 10))
+    if len(steps) == 1 and min(max(steps)) > 1e-6:
+        return np.array(max(steps)), ""
+    return None, "The file gives no pixel spacing; 1 is taken for it."
+
+
+def _marks(groups: Groups, frame: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, sequence, keywords in _MARKS:
+        value = groups.get(frame, sequence, *keywords)
+        if value is not None:
+            found.setdefault(name, "\\".join(words(value)))
+    for item in groups.items(frame, "MRDiffusionSequence"):
+        way = fetch(item, "DiffusionGradientDirectionSequence") or [item]
+        value = fetch(way[0], "DiffusionGradientOrientation")
+        if value is not None:
+            found.setdefault("direction", "\\".join(words(value)))
+    indices = groups.get(frame, "FrameContentSequence", "DimensionIndexValues")
+    return found | {f"dimension {n}": value for n, value in enumerate(words(indices), 1)}
+
+
+def fetch(data: Any, keyword: str) -> Any:
+    """Return a value, or None where there is none that can be parsed."""
+    try:
+        return data.get(keyword)
+    except RecursionError:
+        raise
+    except Exception:  # pydicom raises anything on a damaged value
+        return None
+
+
+def text(data: Any, keyword: str) -> str:
+    """Return a value as stripped text, or an empty string."""
+    value = fetch(data, keyword)
+    return "" if value is None else str(value).strip(" \0")
+
+
+def words(value: Any) -> list[str]:
+    """Return one value or several as texts."""
+    if value is None:
+        return []
+    many = not isinstance(value, str | bytes) and hasattr(value, "__iter__")
+    return [str(v).strip() for v in (value if many else [value])]
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number, or None."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(value: Any) -> str:
+    """Return a whole number from 0 up as text, or an empty string."""
+    found = number(value)
+    return str(int(found)) if found is not None and 0 <= found < 1e12 else ""
+
+
+def numbers(value: Any, count: int) -> np.ndarray | None:
+    """Return so many finite numbers as float64, or None."""
+    if value is None or isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        return None
+    found = [number(v) for v in value]
+    good = [v for v in found if v is not None]
+    return np.array(good) if len(good) == count == len(found) else None
