@@ -87,7 +87,7 @@ def real_iad(tree: Tree, rows: list[Row], work: Callable[[], Path]) -> list[Row]
     for path, names in tree.match("{_at:(?:realiad_jsons/){0,2}}{category}.json"):
         try:
             for part, entry in _listed(tree.root / path):
-                listed[names["category"], entry["image_path"]] = (part, entry)
+                listed[names["category"], str(entry["image_path"])] = (part, entry)
         except ScanError as error:
             tree.notes.append(str(error))
     there = set(tree.paths)
@@ -97,10 +97,12 @@ def real_iad(tree: Tree, rows: list[Row], work: Callable[[], Path]) -> list[Row]
         if not part:
             continue
         kind = str(entry["anomaly_class"])
+        piece = Path(row["category"], row["_inner"]).parent.as_posix().replace("/", "-")
         mask = row["path"].removesuffix(row["_inner"]) + str(entry.get("mask_path") or "")
         has = kind != "OK" and mask in there
         made.append(
             {**row, "split": part, "kind": kind, "label": int(kind != "OK")}
+            | {"subject": piece, "view": "".join(re.findall(r"_(C\d)_", row["_inner"])[-1:])}
             | {"mask": [mask] if has else [], "_wants_mask": True}
         )
     return made
@@ -112,7 +114,8 @@ def digit_anatomy(tree: Tree, rows: list[Row], work: Callable[[], Path]) -> list
     Anomalies (one cell each, two where cells are swapped, the mask holds the cells): a digit is
     missing, two are swapped, one is mirrored (digits whose mirror image differs), one is a 0.
     Training pictures use MNIST's training digits, test pictures its test digits. Always the same
-    pictures: seed 0. The numbers are normscan's choice, SQUID composes without end.
+    pictures: seed 0. The numbers are normscan's choice, SQUID composes without end; never more of
+    a kind than the rarest digit has pictures.
 
     Args:
         tree: of MNIST as PNG.
@@ -129,9 +132,10 @@ def digit_anatomy(tree: Tree, rows: list[Row], work: Callable[[], Path]) -> list
         pools.setdefault(key, []).append(tree.root / row["path"])
     plan = [("train", "normal", 400), ("testi", "normal", 100)]
     plan += [("testi", kind, 25) for kind in ("missing", "swapped", "mirrored", "novel")]
+    rarest = min(map(len, pools.values()), default=0)
     made: list[Row] = []
-    for part, kind, count in plan if rows else ():
-        for i in range(count):
+    for part, kind, count in plan:
+        for i in range(min(count, rarest)):
             split = part.removesuffix("i")
             target = work() / "grids" / f"{split}_{kind}_{i:03d}.png"
             grid, mask = _grid(pools, part, kind, rng)
@@ -194,6 +198,7 @@ def fairvlmed(tree: Tree, rows: list[Row], work: Callable[[], Path]) -> list[Row
             made.append({**row, "path": str(target), "label": int(label.item() > 0)})
         except ScanError as error:
             tree.notes.append(str(error))
+            made.append(row)
     return made
 
 
@@ -266,7 +271,7 @@ def _digit(
     pixels = _pixels(pool[int(rng.integers(len(pool)))])
     flat = pixels.max(axis=-1) if pixels.ndim == 3 else pixels
     size = int(rng.integers(24, 33))  # the digits vary in size, as in SQUID
-    small = np.asarray(Image.fromarray(flat).resize((size, size)))
+    small = np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BILINEAR))
     cell = np.zeros((32, 32), np.uint8)
     start = (32 - size) // 2
     cell[start : start + size, start : start + size] = small
@@ -303,7 +308,7 @@ def _listed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for entry in data[part]:
                 entry["image_path"], entry["anomaly_class"]  # both there, else KeyError
                 yield part, entry
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ScanError(f"{path}: is no list of Real-IAD ({str(error)[:100]}).") from error
 
 
