@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from normscan.errors import ScanError
-from normscan.io.files import sniff
+from normscan.io.files import sniff, walk_files
 
 MAX_FRAMES = 5000  # of a clip, each of which becomes a row
 _LOOKED_AT = 50
@@ -16,19 +17,9 @@ _LOOKED_AT = 50
 
 def may_hold_dicom(folder: Path) -> bool:
     """Tell whether one of the first files below a folder is DICOM."""
-    looked = 0
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            file = Path(here) / name
-            if name.startswith(".") or not file.is_file():
-                continue
-            if sniff(file) == "DICOM file":
-                return True
-            looked += 1
-            if looked >= _LOOKED_AT:
-                return False
-    return False
+    files = (folder / name for name in walk_files(folder))
+    looked = itertools.islice((f for f in files if f.is_file()), _LOOKED_AT)
+    return any(sniff(file) == "DICOM file" for file in looked)
 
 
 def dicom_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from normscan.cohort_dicom import dicom_rows, may_hold_dicom
 from normscan.cohort_table import EXAMPLE
 from normscan.errors import CohortError
 from normscan.io.address import split_address
-from normscan.io.files import EXTENSIONS, extension, stem
+from normscan.io.files import EXTENSIONS, extension, stem, walk_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,22 +137,7 @@ def _notes(rows: list[dict[str, str]], others: set[str], masks: _Masks) -> list[
 
 def _walk(folder: Path) -> list[str]:
     """List the image files below, sorted; hidden files and link loops are left out."""
-    found = []
-    seen: set[str] = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        relative = Path(here).relative_to(folder)
-        found += [
-            (relative / name).as_posix()
-            for name in names
-            if not name.startswith(".") and extension(name) in EXTENSIONS
-        ]
-    return sorted(found)
+    return sorted(name for name in walk_files(folder) if extension(name) in EXTENSIONS)
 
 
 def _describe(path: str) -> _File:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from normscan.errors import CohortError
+from normscan.io.files import walk_files
 
 Groups = dict[str, str]
 
@@ -145,18 +146,7 @@ def _walk(root: Path) -> list[str]:
     """List the files in natural order; hidden ones and loops of links are left out."""
     if not root.is_dir():
         raise CohortError(f"{root}: is no folder. Give the folder of the download.")
-    found: list[str] = []
-    seen: set[str] = set()
-    for here, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        relative = Path(here).relative_to(root)
-        found += [(relative / n).as_posix() for n in names if not n.startswith(".")]
-    return sorted(found, key=natural)
+    return sorted(walk_files(root), key=natural)
 
 
 def natural(path: str) -> list[tuple[int, int, str]]:

@@ -117,6 +117,25 @@ def stem(path: str | os.PathLike[str]) -> str:
     return (name[:-cut] if cut else name) + (f"_{chosen}" if chosen else "")
 
 
+def walk_files(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, relative to it, with slashes; links are followed once.
+
+    Hidden files and folders and the leftovers of a Mac's archives are passed over.
+    """
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        relative = Path(here).relative_to(folder)
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield (relative / name).as_posix()
+
+
 def check_file(path: Path) -> str:
     """Check that a file can be tried as an image, and return the kind its content says.
 
@@ -239,7 +258,10 @@ def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = N
     """
     sizes = [int(n) for n in shape]
     if not sizes or min(sizes) <= 0:
-        raise ScanError(f"{path}: the header declares the shape {tuple(sizes)}, without any pixel.")
+        raise ScanError(
+            f"{path}: the header declares the shape {tuple(sizes)}, without any pixel: it is "
+            "damaged. Copy it again from its source."
+        )
     voxels = math.prod(sizes)
     if voxels > MAX_VOXELS:
         raise ScanError(

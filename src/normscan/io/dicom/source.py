@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from normscan.errors import ScanError
-from normscan.io.files import decoding, is_bare_dicom
+from normscan.io.files import decoding, is_bare_dicom, walk_files
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -214,26 +214,15 @@ def _of_file(path: Path) -> Source | None:
 
 
 def _walk(folder: Path) -> Iterator[Source]:
-    seen: set[str] = set()
-    count = 0
-    for here, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        for name in sorted(names):
-            if name.startswith(".") or name.upper() == "DICOMDIR":
-                continue
-            count += 1
-            if count > MAX_FILES:
-                raise ScanError(
-                    f"{folder}: holds more than {MAX_FILES} files. Name a folder further down."
-                )
-            source = _of_file(Path(here) / name)
-            if source is not None and source.size > 0:
-                yield source
+    names = (n for n in walk_files(folder) if Path(n).name.upper() != "DICOMDIR")
+    for count, name in enumerate(names, start=1):
+        if count > MAX_FILES:
+            raise ScanError(
+                f"{folder}: holds more than {MAX_FILES} files. Name a folder further down."
+            )
+        source = _of_file(folder / name)
+        if source is not None and source.size > 0:
+            yield source
 
 
 def _members(path: Path) -> list[Source]:
