@@ -12,6 +12,8 @@ from normscan.errors import ScanError, nearest
 from normscan.io.files import Decoded, Header, as_float32, check_size, decoding
 from normscan.scan import Scan
 
+LONGEST_HEADER = 2**16  # bytes; an array of plain numbers needs 128
+
 
 def read_array(path: Path) -> Decoded:
     """Decode a .npy or .npz file; pickled objects are refused.
@@ -93,9 +95,15 @@ def _declared(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[An
     reader = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     if version[0] not in reader:
         raise ScanError(f"{path}: NumPy format {version} is not known here. Save plain numbers.")
+    start = file.tell()
+    if version[0] == 2 and int.from_bytes(file.read(4), "little") > LONGEST_HEADER:
+        raise ScanError(f"{path}: its NumPy header is damaged. Copy it again from its source.")
+    file.seek(start)
     shape, _, dtype = reader[version[0]](file)
     if dtype.hasobject:
-        raise ScanError(f"{path}: holds Python objects (pickle), which are never loaded. Save numbers.")
+        raise ScanError(
+            f"{path}: holds Python objects (pickle), which are never loaded. Save numbers."
+        )
     check_size(path, shape, dtype)
     return shape, dtype
 
@@ -106,13 +114,13 @@ def _members(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
         names = [n.removesuffix(".npy") for n in archive.namelist()]
         if "image" not in names:
             raise ScanError(
-                f"{path}: has no array `image`, only {', '.join(sorted(names)[:8]) or 'nothing'}."
-                + nearest("image", names)
+                f"{path}: has no array `image`, only {', '.join(sorted(names)[:8]) or 'nothing'}. "
+                "Save the pixels as `image`." + nearest("image", names)
             )
         for name in {"spacing", "affine", "channels"} & set(names):
             with archive.open(f"{name}.npy") as file:
                 shape, dtype = _declared(file, path)
             if int(np.prod(shape)) * dtype.itemsize > 2**20:
-                raise ScanError(f"{path}: `{name}` has the shape {shape}; that is not geometry.")
+                raise ScanError(f"{path}: `{name}` has the shape {shape}; that is no geometry.")
         with archive.open("image.npy") as file:
             return _declared(file, path)

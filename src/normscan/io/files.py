@@ -120,10 +120,21 @@ def stem(path: str | os.PathLike[str]) -> str:
 def walk_files(folder: Path) -> Iterator[str]:
     """Yield the files below a folder, relative to it, with slashes; links are followed once.
 
-    Hidden files and folders and the leftovers of a Mac's archives are passed over.
+    Hidden files and folders and the leftovers of a Mac's archives are passed over, and so are
+    folders in it that can't be read.
+
+    Raises:
+        ScanError: the folder itself can't be read.
     """
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename or "") == folder:
+            raise ScanError(
+                f"{folder}: can't be read ({error.strerror}). Check the rights of the folder."
+            ) from error
+
     seen: set[str] = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:
             folders.clear()
@@ -186,8 +197,13 @@ def _refuse_missing(path: Path) -> NoReturn:
         raise ScanError(f"{path}: is not a regular file. Give an image file.")
     hint = f" There is no folder {path.parent}."
     if os.path.isdir(path.parent):
-        with os.scandir(path.parent) as entries:
-            names = [entry.name for _, entry in zip(range(5000), entries, strict=False)]
+        try:
+            with os.scandir(path.parent) as entries:
+                names = [entry.name for _, entry in zip(range(5000), entries, strict=False)]
+        except OSError as error:
+            raise ScanError(
+                f"{path}: its folder can't be read ({error.strerror}). Check its rights."
+            ) from error
         hint = nearest(path.name, sorted(names))
     raise ScanError(f"{path}: no such file.{hint}")
 

@@ -159,7 +159,7 @@ def _stored_shape(header: Any, path: Path) -> tuple[int, ...]:
             "(for example with nibabel.four_to_three) and give one file, or one per channel."
         )
     if len(spatial) < 2:
-        raise ScanError(f"{path}: shape {stored} is no image: it needs 2 or 3 axes.")
+        raise ScanError(f"{path}: shape {stored} is no image, which needs 2 or 3 axes.")
     return stored
 
 

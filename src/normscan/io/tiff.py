@@ -132,6 +132,9 @@ def _series(tif: Any, path: Path) -> tuple[Any, Any]:
     bounded = int(page.compression) in _BOUNDED and int(page.bitspersample) >= 8
     check_size(path, series.shape, page.dtype if bounded else None)
     _check_end(tif, path)
+    longest = max(max(one.databytecounts, default=0) for one in series.pages if one is not None)
+    if longest > path.stat().st_size:
+        raise ScanError(f"{path}: this TIFF is damaged or truncated. Copy it again.")
     return series, page
 
 

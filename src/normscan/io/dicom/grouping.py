@@ -182,15 +182,15 @@ def _parts(uid: str, heap: list[Instance], notes: list[str]) -> list[SeriesInfo]
     for reason, some in _grouped(heap, lambda i: i.reason).items():
         if reason:
             parts.append(_info(uid, [Plane(i, 0) for i in some], "picture", reason))
+    apart = len(parts)
     good = [i for i in heap if not i.reason]
     lost = len(heap) - len(good)
     for file in good:
         if file.kind != "plane":
             parts.append(_info(uid, [Plane(file, 0)], file.kind, _bare(file)))
     planes = [Plane(i, f) for i in good if i.kind == "plane" for f in range(i.frames)]
-    placed = _mixed([p for block in _blocks(planes) for p in _volumes(uid, block)])
-    aside = [p for p in placed if not p.usable]
-    parts += placed
+    parts += _mixed([p for block in _blocks(planes) for p in _volumes(uid, block)])
+    aside = [p for p in parts[apart:] if not p.usable]
     notes = [*copies, *notes]
     if aside:
         count = sum(p.images for p in aside)

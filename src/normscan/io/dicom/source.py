@@ -201,7 +201,9 @@ def find_sources(path: PathLike | Sequence[PathLike]) -> list[Source]:
         with place.open("rb") as file:
             packed = file.read(4) == b"PK\x03\x04"
     except OSError as error:
-        raise ScanError(f"{place}: can't be read ({error.strerror}).") from error
+        raise ScanError(
+            f"{place}: can't be read ({error.strerror}). Check the rights of what is in it."
+        ) from error
     return _members(place) if packed else [source]
 
 
