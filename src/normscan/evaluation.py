@@ -18,7 +18,8 @@ from normscan.detector import Detector
 from normscan.errors import CohortError, NormscanError, nearest
 from normscan.finding import Finding
 from normscan.io import atomic_path
-from normscan.metrics import PixelScores, image_metrics
+from normscan.metrics import PixelScores, calibration, image_metrics
+from normscan.metrics.segmentation import SegmentationScores
 from normscan.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,8 +40,17 @@ METRICS: dict[str, tuple[str, str, bool]] = {
     "aupro": ("AUPRO(0.3)", "mean overlap of lesions up to 30 % false-positive pixels", False),
     "dice": ("Dice", "pooled, at the threshold from healthy scans", False),
     "subject_dice": ("Dice per subject", "mean over subjects, at the same threshold", False),
+    "lesion_sensitivity": ("Lesion sensitivity", "lesions that the segmentation touches", False),
+    "lesion_precision": ("Lesion precision", "segmented components that touch a lesion", False),
+    "lesion_f1": ("Lesion F1", "of lesion sensitivity and precision", False),
+    "hd95": ("HD95 (mm)", "95 % Hausdorff distance, mean over segmented scans", False),
     "best_dice": ("Best Dice", "pooled, at the best of all thresholds", True),
     "image_f1_max": ("Image F1-max", "at the best of all thresholds", True),
+    "image_sensitivity_at_95_specificity": (
+        "Sensitivity at 95 % specificity",
+        "of scans, at a threshold from the healthy test scans",
+        True,
+    ),
 }
 
 
@@ -51,6 +61,7 @@ class Scores:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     pixels: PixelScores = field(default_factory=PixelScores)
+    segmentations: SegmentationScores = field(default_factory=SegmentationScores)
     groups: dict[str, PixelScores] = field(default_factory=dict)
     masked: int = 0
     unmasked: int = 0
@@ -79,6 +90,9 @@ class Scores:
             return
         where = finding.foreground if region == "foreground" else None
         self.pixels.add(finding.map, mask, row.subject, where)
+        if (found := finding.segmentation) is not None:
+            spacing = finding.scan.spacing
+            self.segmentations.add(found, finding.map, mask, row.subject, spacing, where)
         self.masked += bool(mask.any())
         if group and mask.any():
             value = str(row.columns.get(group, ""))
@@ -124,7 +138,8 @@ def summarise(
             seed=seed,
         )
         found |= {"image_auroc": image.auroc, "image_ap": image.ap, "image_f1_max": image.f1_max}
-    pixels = None
+        found["image_sensitivity_at_95_specificity"] = image.sensitivity_at_specificity
+    pixels: dict[str, Any] | None = None
     if masks and scores.masked:
         result = scores.pixels.evaluate(threshold, seed=seed)
         found |= {"pixel_auroc": result.auroc, "pixel_ap": result.ap, "aupro": result.aupro}
@@ -140,6 +155,11 @@ def summarise(
             "scans_without_mask": scores.unmasked,
             "best_dice_threshold": result.best_dice_threshold,
         }
+        if len(scores.segmentations):
+            parts = scores.segmentations.evaluate(seed=seed)
+            found |= {"lesion_sensitivity": parts.lesions.sensitivity, "hd95": parts.hd95}
+            found |= {"lesion_precision": parts.lesions.precision, "lesion_f1": parts.lesions.f1}
+            pixels["segmentation"] = parts.to_dict()
     metrics = {}
     for name, (title, description, oracle) in METRICS.items():
         if name in found:
@@ -293,6 +313,7 @@ def _results(
             "warning": None if threshold.certified else threshold.describe(),
             "flagged_anomalous": _flagged(scores, 1),
             "flagged_healthy": _flagged(scores, 0),
+            "calibration": _calibration(scores),
         },
         "pixels": pixels,
         "quality_gate": _gate_counts(scores),
@@ -307,6 +328,15 @@ def _gate_counts(scores: Scores) -> dict[str, int] | None:
     """How many scans the quality gate lets pass, flags and would refuse; None without a gate."""
     verdicts = [r["quality"] for r in scores.rows if "quality" in r]
     return {s: verdicts.count(s) for s in ("ok", "flag", "refuse")} if verdicts else None
+
+
+def _calibration(scores: Scores) -> dict[str, Any] | None:
+    """Calibration of the p-values of healthy subjects, each with its lowest, as at the threshold."""
+    lowest: dict[str, float] = {}
+    for row in scores.rows:
+        if row["label"] == 0 and row["p_value"] is not None:
+            lowest[row["subject"]] = min(row["p_value"], lowest.get(row["subject"], 1.0))
+    return calibration(list(lowest.values())).to_dict() if lowest else None
 
 
 def _flagged(scores: Scores, label: int) -> int:
@@ -410,8 +440,9 @@ def text_summary(results: dict[str, Any]) -> str:
     """Return the figures of an evaluation as a few lines for a terminal."""
     lines = []
     names = {name: m["title"] for name, m in results["metrics"].items()}
+    width = max([16, *map(len, names.values())]) + 2
     for name, metric in results["metrics"].items():
-        line = f"  {names[name]:<18}{_interval(metric):<24}"
+        line = f"  {names[name]:<{width}}{_interval(metric):<24}"
         beside = [
             f"{b} {metrics[name]['value']:.3f}"
             for b, metrics in results.get("baselines", {}).items()
@@ -423,19 +454,19 @@ def text_summary(results: dict[str, Any]) -> str:
     decision = results["decision"]
     split = results["cohort"]["counts"].get(results["cohort"]["split"], {})
     lines.append(
-        f"  flagged           {decision['flagged_anomalous']} of {split.get('anomalous', 0)} anomalous, "
+        f"  {'flagged':<{width}}{decision['flagged_anomalous']} of {split.get('anomalous', 0)} anomalous, "
         f"{decision['flagged_healthy']} of {split.get('healthy', 0)} healthy scans"
     )
     if decision["warning"]:
-        lines.append(f"  note              {decision['warning']}")
+        lines.append(f"  {'note':<{width}}{decision['warning']}")
     gate = results["quality_gate"]
     if gate and (gate["flag"] or gate["refuse"]):
         lines.append(
-            f"  quality gate      flags {gate['flag']} and would refuse {gate['refuse']} of these "
+            f"  {'quality gate':<{width}}flags {gate['flag']} and would refuse {gate['refuse']} of these "
             "scans, see scans.csv; all were scored"
         )
     if results["failures"]:
-        lines.append(f"  left out          {len(results['failures'])} scans, see results.json")
+        lines.append(f"  {'left out':<{width}}{len(results['failures'])} scans, see results.json")
     return "\n".join(lines)
 
 

@@ -2,27 +2,59 @@
 
 Scores are higher where more anomalous; labels are 0 (healthy) or 1 (anomalous). Where only one
 class is present a metric is NaN, never 0. Figures that choose their threshold with the test labels
-(`f1_max`, `best_dice`) are oracles: report them beside the deployable ones, never alone.
+(`f1_max`, `accuracy_max`, `best_dice`, `best_iou`) are oracles: report them beside the deployable
+ones, never alone. Forms that single repositories compute differently are in `variants`.
 """
 
 from __future__ import annotations
 
+from normscan.metrics.agreement import (
+    VolumeAgreement,
+    mean_defined,
+    surface_distances,
+    volume_agreement,
+)
+from normscan.metrics.calibration import Calibration, calibration
 from normscan.metrics.curves import aupro, auroc, average_precision, best_dice
 from normscan.metrics.estimates import Estimate, bootstrap, resamples
-from normscan.metrics.images import ImageMetrics, bootstrap_difference, image_metrics
+from normscan.metrics.images import ImageMetrics, bootstrap_difference, fpr_at, image_metrics
+from normscan.metrics.lesions import (
+    RULES,
+    LesionMetrics,
+    LesionScores,
+    MatchRule,
+    froc,
+    match_lesions,
+)
 from normscan.metrics.pixels import PixelMetrics, PixelScores
+from normscan.metrics.streaming import StreamingMetrics, StreamingPixelScores
 
 __all__ = [
+    "RULES",
+    "Calibration",
     "Estimate",
     "ImageMetrics",
+    "LesionMetrics",
+    "LesionScores",
+    "MatchRule",
     "PixelMetrics",
     "PixelScores",
+    "StreamingMetrics",
+    "StreamingPixelScores",
+    "VolumeAgreement",
     "aupro",
     "auroc",
     "average_precision",
     "best_dice",
     "bootstrap",
     "bootstrap_difference",
+    "calibration",
+    "fpr_at",
+    "froc",
     "image_metrics",
+    "match_lesions",
+    "mean_defined",
     "resamples",
+    "surface_distances",
+    "volume_agreement",
 ]

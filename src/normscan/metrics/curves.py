@@ -23,6 +23,8 @@ Scores = npt.NDArray[np.floating[Any]]
 # Quantile edges: positives over all ranks; negatives over the ranks below the AUPRO limit, and
 # in geometric steps from the very top, where a handful of false positives moves the precision.
 POSITIVE_EDGES, NEGATIVE_EDGES, TOP_EDGES = 2048, 1536, 512
+# Rates such as 1 - 0.95 carry rounding errors far below one scan.
+_SLACK = 1e-9
 
 
 def exact_edges(positives: Scores) -> Scores:
@@ -102,7 +104,7 @@ def auroc(positives: Floats, negatives: Floats) -> Floats:
     """
     above = np.cumsum(positives, axis=-1) - positives / 2
     wins = np.sum(above * negatives, axis=-1)
-    return _divide(wins, positives.sum(-1) * negatives.sum(-1), np.nan)
+    return divide(wins, positives.sum(-1) * negatives.sum(-1), np.nan)
 
 
 def average_precision(positives: Floats, negatives: Floats) -> Floats:
@@ -115,8 +117,8 @@ def average_precision(positives: Floats, negatives: Floats) -> Floats:
         negatives: mass of the negatives per cell (..., K).
     """
     true = np.cumsum(positives, axis=-1)
-    precision = _divide(true, true + np.cumsum(negatives, axis=-1), 0.0)
-    value = _divide(np.sum(positives * precision, axis=-1), positives.sum(-1), np.nan)
+    precision = divide(true, true + np.cumsum(negatives, axis=-1), 0.0)
+    value = divide(np.sum(positives * precision, axis=-1), positives.sum(-1), np.nan)
     return _both_classes(value, positives, negatives)
 
 
@@ -132,7 +134,7 @@ def best_dice(positives: Floats, negatives: Floats) -> tuple[Floats, npt.NDArray
     """
     true = np.cumsum(positives, axis=-1)
     predicted = true + np.cumsum(negatives, axis=-1)
-    dice = _divide(2 * true, predicted + true[..., -1:], 0.0)
+    dice = divide(2 * true, predicted + true[..., -1:], 0.0)
     return _both_classes(dice.max(-1), positives, negatives), dice.argmax(-1)
 
 
@@ -149,19 +151,70 @@ def aupro(regions: Floats, negatives: Floats, limit: float = 0.3) -> Floats:
         limit: false-positive rate in (0, 1] to integrate to.
     """
     count = regions.sum(-1, keepdims=True)
-    width = _divide(negatives, negatives.sum(-1, keepdims=True), np.nan)
+    width = divide(negatives, negatives.sum(-1, keepdims=True), np.nan)
     end = np.cumsum(width, axis=-1)
     inside = np.minimum(end, limit) - np.minimum(end - width, limit)
     # Overlap in the middle of the part of the segment that lies inside the limit.
     before = np.cumsum(regions, axis=-1) - regions
-    middle = before + regions * _divide(inside, width, 0.0) / 2
-    return _divide(np.sum(inside * middle, axis=-1), count[..., 0] * limit, np.nan)
+    middle = before + regions * divide(inside, width, 0.0) / 2
+    return divide(np.sum(inside * middle, axis=-1), count[..., 0] * limit, np.nan)
 
 
-def _divide(above: Floats, below: Floats, otherwise: float) -> Floats:
+def divide(above: Floats, below: Floats, otherwise: float) -> Floats:
     """Return above / below, and another value where the denominator is not positive."""
     out = np.full(np.broadcast_shapes(above.shape, below.shape), otherwise, dtype=np.float64)
     return np.divide(above, below, out=out, where=below > 0)
+
+
+def sensitivity_at(positives: Floats, negatives: Floats, specificity: float = 0.95) -> Floats:
+    """Return the highest TPR over thresholds with FPR <= 1 - specificity; NaN with one class.
+
+    Not interpolated: a point of the curve, which a threshold reaches (0 where only the threshold
+    above all scores does).
+
+    Args:
+        positives: mass of the positives per cell (..., K).
+        negatives: mass of the negatives per cell (..., K).
+        specificity: in [0, 1].
+    """
+    total = negatives.sum(-1, keepdims=True)
+    allowed = np.cumsum(negatives, axis=-1) <= (1 - specificity) * total + _SLACK
+    found = np.max(np.cumsum(positives, axis=-1) * allowed, axis=-1)
+    value = divide(found, positives.sum(-1), np.nan)
+    return _both_classes(value, positives, negatives)
+
+
+def specificity_at(positives: Floats, negatives: Floats, sensitivity: float = 0.95) -> Floats:
+    """Return the highest 1 - FPR over thresholds with TPR >= sensitivity; NaN with one class.
+
+    Not interpolated. One minus it is the FPR at that sensitivity, FPR95 at 0.95.
+
+    Args:
+        positives: mass of the positives per cell (..., K).
+        negatives: mass of the negatives per cell (..., K).
+        sensitivity: in [0, 1].
+    """
+    total = positives.sum(-1, keepdims=True)
+    enough = np.cumsum(positives, axis=-1) >= sensitivity * total - _SLACK
+    false = np.where(enough, np.cumsum(negatives, axis=-1), np.inf).min(-1)
+    if sensitivity <= 0:
+        false = np.zeros_like(false)  # the threshold above all scores
+    value = 1 - divide(false, negatives.sum(-1), np.nan)
+    return _both_classes(value, positives, negatives)
+
+
+def best_accuracy(positives: Floats, negatives: Floats) -> Floats:
+    """Return max over thresholds of (TP + TN) / (P + N), an oracle; NaN with one class.
+
+    Args:
+        positives: mass of the positives per cell (..., K).
+        negatives: mass of the negatives per cell (..., K).
+    """
+    gain = np.cumsum(positives, axis=-1) - np.cumsum(negatives, axis=-1)
+    healthy = negatives.sum(-1)
+    right = healthy + np.maximum(gain.max(-1), 0)  # 0: nothing is called anomalous
+    value = divide(right, positives.sum(-1) + healthy, np.nan)
+    return _both_classes(value, positives, negatives)
 
 
 def _both_classes(value: Floats, positives: Floats, negatives: Floats) -> Floats:

@@ -31,7 +31,8 @@ def checked_map(map: npt.ArrayLike, region: npt.ArrayLike | None) -> tuple[Singl
         inside = checked_mask(region, values.shape, "evaluation region")
     if not inside.any():
         raise ArgumentError("No pixel of the anomaly map is inside the evaluation region.")
-    bad = int(np.isnan(values[inside]).sum())
+    missing = np.isnan(values)
+    bad = int((missing & inside).sum()) if missing.any() else 0
     if bad:
         raise ArgumentError(
             f"{bad} of {int(inside.sum())} evaluated pixels of the anomaly map are NaN."

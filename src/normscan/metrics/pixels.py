@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normscan.errors import ArgumentError
-from normscan.metrics import curves
+from normscan.metrics import counting, curves
 from normscan.metrics.curves import Floats
 from normscan.metrics.estimates import Estimate, bootstrap, to_json
 from normscan.metrics.maps import Mask, Singles, checked_map, checked_mask
@@ -27,9 +27,12 @@ class PixelMetrics:
         ap: pooled step-wise average precision; random maps reach `prevalence`.
         aupro: area under the per-region overlap up to `limit`, divided by it.
         best_dice: best pooled Dice over all thresholds; an oracle, it uses the masks.
+        best_iou: the IoU at the same threshold, the best of all; an oracle.
         best_dice_threshold: `map > best_dice_threshold` reaches it.
         threshold: the threshold that was given, if any.
         dice: pooled Dice of `map > threshold`.
+        iou: pooled intersection over union of `map > threshold`.
+        sensitivity: pooled fraction of lesion pixels in `map > threshold`.
         subject_dice: mean over subjects of the Dice of `map > threshold`; 1 where both the
             prediction and the mask of a subject are empty.
         limit: false-positive rate up to which `aupro` integrates.
@@ -45,9 +48,12 @@ class PixelMetrics:
     ap: Estimate
     aupro: Estimate
     best_dice: Estimate
+    best_iou: Estimate
     best_dice_threshold: float
     threshold: float | None
     dice: Estimate | None
+    iou: Estimate | None
+    sensitivity: Estimate | None
     subject_dice: Estimate | None
     limit: float
     prevalence: float
@@ -64,7 +70,7 @@ class PixelMetrics:
 
 @dataclass(frozen=True)
 class _Scan:
-    """Sorted scores of one scan: healthy pixels, lesion pixels, and 1/area of their component."""
+    """Scores of one scan: healthy pixels, lesion pixels, and 1/area of the component of these."""
 
     subject: int
     negatives: Singles
@@ -110,20 +116,14 @@ class PixelScores:
             ArgumentError: NaN in the evaluated map, shapes that differ, or an empty region.
         """
         values, inside = checked_map(map, region)
-        scores, components = values[inside], np.zeros(int(inside.sum()), np.int64)
-        if mask is not None:
-            lesion = checked_mask(mask, values.shape, "lesion mask")
-            components = _components(lesion)[inside]
-        is_lesion = components > 0
-        _, member, area = np.unique(components[is_lesion], return_inverse=True, return_counts=True)
-        order = np.argsort(scores[is_lesion])
+        negatives, positives, weights, regions = split_scores(values, inside, mask)
         self._scans.append(
             _Scan(
                 subject=self._subjects.setdefault(subject, len(self._subjects)),
-                negatives=np.sort(scores[~is_lesion]),
-                positives=scores[is_lesion][order],
-                weights=(1 / area)[member][order],
-                regions=area.size,
+                negatives=negatives,
+                positives=positives,
+                weights=weights,
+                regions=regions,
                 restricted=region is not None,
             )
         )
@@ -168,6 +168,8 @@ class PixelScores:
             best_dice_threshold=best_threshold,
             threshold=threshold,
             dice=fixed.get("dice"),
+            iou=fixed.get("iou"),
+            sensitivity=fixed.get("sensitivity"),
             subject_dice=fixed.get("subject_dice"),
             limit=limit,
             prevalence=prevalence,
@@ -183,13 +185,12 @@ class PixelScores:
     ) -> tuple[dict[str, Estimate], float, float, int]:
         """Return the threshold-free metrics, the best threshold, the prevalence and the pixels."""
         positives = np.concatenate([scan.positives for scan in self._scans])
-        negatives = np.concatenate([scan.negatives for scan in self._scans])
         order = np.argsort(positives)
         positives, weights = positives[order], self._weights()[order]
-        negatives.sort()  # in place: the largest array of all
+        healthy = [scan.negatives for scan in self._scans]
 
         edges = curves.exact_edges(positives)
-        counts = curves.cells(positives, edges), curves.cells(negatives, edges)
+        counts = curves.cells(positives, edges), counting.unsorted_cells(healthy, edges)
         point = _ranking_metrics(*counts, curves.cells(positives, edges, weights), limit)
         best_cell = curves.best_dice(*counts)[1]
         # Scores at or above the edge are predicted; with a strict `>` that is the float below it.
@@ -197,17 +198,18 @@ class PixelScores:
         if math.isnan(point["best_dice"]):
             best = math.nan
 
-        coarse = curves.quantile_edges(positives, negatives, limit)
-        tables = self._histograms(coarse) if options["replicates"] else []
+        tables, cells = [], len(self._subjects)
+        if options["replicates"]:
+            coarse = curves.quantile_edges(positives, np.sort(np.concatenate(healthy)), limit)
+            tables, cells = self._histograms(coarse), max(coarse.size, cells)
 
         def metrics(subjects: Floats) -> dict[str, Floats]:
             positives, negatives, regions = (subjects @ table for table in tables)
             return _ranking_metrics(positives, negatives, regions, limit)
 
-        size = max(coarse.size, len(self._subjects))
         exact = {name: float(value) for name, value in point.items()}
-        estimates = bootstrap(metrics, exact, len(self._subjects), cells=size, **options)
-        pixels = positives.size + negatives.size
+        estimates = bootstrap(metrics, exact, len(self._subjects), cells=cells, **options)
+        pixels = positives.size + sum(scores.size for scores in healthy)
         return estimates, best, positives.size / pixels, pixels
 
     def _weights(self) -> Floats:
@@ -217,37 +219,68 @@ class PixelScores:
         """Return positives, negatives and region weight (subjects, K) of every subject."""
         tables = [np.zeros((len(self._subjects), edges.size)) for _ in range(3)]
         for scan in self._scans:
-            tables[0][scan.subject] += curves.cells(scan.positives, edges)
-            tables[1][scan.subject] += curves.cells(scan.negatives, edges)
-            tables[2][scan.subject] += curves.cells(scan.positives, edges, scan.weights)
+            order = np.argsort(scan.positives)
+            positives, weights = scan.positives[order], scan.weights[order]
+            tables[0][scan.subject] += curves.cells(positives, edges)
+            tables[1][scan.subject] += curves.cells(np.sort(scan.negatives), edges)
+            tables[2][scan.subject] += curves.cells(positives, edges, weights)
         return tables
 
     def _at(self, threshold: np.float32, options: dict[str, Any]) -> dict[str, Estimate]:
-        """Return pooled and mean per-subject Dice of `score > threshold`, exact."""
+        """Return the pooled metrics and the mean per-subject Dice of `score > threshold`, exact."""
         true, false, lesion, healthy = np.zeros((4, len(self._subjects)))
         for scan in self._scans:
             for scores, above, count in (
                 (scan.positives, true, lesion),
                 (scan.negatives, false, healthy),
             ):
-                below = np.searchsorted(scores, threshold, side="right")
-                above[scan.subject] += scores.size - below
+                above[scan.subject] += np.count_nonzero(scores > threshold)
                 count[scan.subject] += scores.size
         size = true + false + lesion
         each = np.where(size > 0, 2 * true / np.maximum(size, 1), 1.0)
 
         def metrics(weights: Floats) -> dict[str, Floats]:
             defined = (weights @ lesion > 0) & (weights @ healthy > 0)
-            pooled = 2 * (weights @ true) / np.maximum(weights @ size, 1)
-            mean = weights @ each / weights.sum(-1)
-            return {"dice": np.where(defined, pooled, np.nan), "subject_dice": mean}
+            found, mean = weights @ true, weights @ each / weights.sum(-1)
+            pooled = 2 * found / np.maximum(weights @ size, 1)
+            return {
+                "dice": np.where(defined, pooled, np.nan),
+                "iou": np.where(defined, pooled / (2 - pooled), np.nan),
+                "sensitivity": curves.divide(found, weights @ lesion, np.nan),
+                "subject_dice": mean,
+            }
 
         subjects = len(self._subjects)
         point = {name: float(v[0]) for name, v in metrics(np.ones((1, subjects))).items()}
         return bootstrap(metrics, point, subjects, cells=subjects, **options)
 
 
-def _components(mask: Mask) -> npt.NDArray[Any]:
+def split_scores(
+    values: Singles, inside: Mask, mask: npt.ArrayLike | None
+) -> tuple[Singles, Singles, Floats, int]:
+    """Return the evaluated scores of healthy and of lesion pixels, 1/area, and the components.
+
+    Args:
+        values: anomaly map (H, W) or (D, H, W).
+        inside: pixels that count, same shape.
+        mask: lesion mask of the same shape, or None.
+
+    Returns:
+        Healthy scores (n,), lesion scores (p,), 1 / visible area of the component of each lesion
+        pixel (p,), and the number of visible components.
+    """
+    if mask is not None:
+        lesion = checked_mask(mask, values.shape, "lesion mask")
+        if lesion.any():
+            components = connected(lesion)
+            shown = inside & lesion
+            member = components[shown]
+            area = np.bincount(member.ravel())
+            return values[inside & ~lesion], values[shown], 1 / area[member], int((area > 0).sum())
+    return values[inside], np.empty(0, np.float32), np.empty(0), 0
+
+
+def connected(mask: Mask) -> npt.NDArray[Any]:
     """Return connected component labels, 0 outside: 8-connected in 2D, 26-connected in 3D."""
     if mask.ndim == 2:
         return cc3d.connected_components(mask, connectivity=8, return_N=False)
@@ -258,9 +291,11 @@ def _ranking_metrics(
     positives: Floats, negatives: Floats, regions: Floats, limit: float
 ) -> dict[str, Floats]:
     """Return the metrics that need no threshold, from mass per cell (..., K)."""
+    best = curves.best_dice(positives, negatives)[0]
     return {
         "auroc": curves.auroc(positives, negatives),
         "ap": curves.average_precision(positives, negatives),
         "aupro": curves.aupro(regions, negatives, limit),
-        "best_dice": curves.best_dice(positives, negatives)[0],
+        "best_dice": best,
+        "best_iou": best / (2 - best),  # grows with Dice, so the same threshold is the best
     }

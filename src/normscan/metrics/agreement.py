@@ -1,0 +1,152 @@
+"""Agreement of predicted and true masks beyond overlap: surface distances and volumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from normscan.errors import ArgumentError
+from normscan.metrics.estimates import to_json
+from normscan.metrics.maps import checked_mask
+
+
+def surface_distances(
+    prediction: npt.ArrayLike, mask: npt.ArrayLike, spacing: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % Hausdorff distance and the average symmetric surface distance.
+
+    Computed by MONAI. The Hausdorff distance is the larger of the two directed 95th percentiles;
+    the average runs over the surface points of both masks.
+
+    Args:
+        prediction: predicted mask (H, W) or (D, H, W).
+        mask: true mask of the same shape.
+        spacing: mm for each axis; None gives pixels.
+
+    Returns:
+        Both distances in mm; NaN where the prediction or the mask is empty, which has no surface.
+        Average over what is defined with `mean_defined`, and report how many were left out.
+
+    Raises:
+        ArgumentError: shapes that differ, another number of dimensions, or a spacing that isn't
+            one positive number for each axis.
+    """
+    predicted = np.asarray(prediction).astype(bool)
+    truth = checked_mask(mask, predicted.shape, "true mask")
+    if predicted.ndim not in (2, 3):
+        raise ArgumentError(f"A mask has 2 or 3 dimensions, not shape {predicted.shape}.")
+    steps = [1.0] * predicted.ndim if spacing is None else [float(step) for step in spacing]
+    if len(steps) != predicted.ndim or not all(0 < step < math.inf for step in steps):
+        raise ArgumentError(
+            f"The spacing must be {predicted.ndim} positive numbers, not {spacing}."
+        )
+    if not predicted.any() or not truth.any():
+        return math.nan, math.nan
+    import warnings
+
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    # Only the box around both matters; a margin keeps the surface of what touches it closed.
+    box = tuple(
+        slice(max(0, int(where.min()) - 1), int(where.max()) + 2)
+        for where in np.nonzero(predicted | truth)
+    )
+    pair = [torch.from_numpy(np.pad(part[box], 1))[None, None] for part in (predicted, truth)]
+    options: dict[str, Any] = {"include_background": True, "spacing": steps}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 warns of its own arguments
+        furthest = compute_hausdorff_distance(*pair, percentile=95, **options)
+        average = compute_average_surface_distance(*pair, symmetric=True, **options)
+    return float(furthest), float(average)
+
+
+def mean_defined(values: Iterable[float]) -> tuple[float, int, int]:
+    """Return the mean of the values that aren't NaN, and how many are defined and undefined.
+
+    Args:
+        values: numbers, NaN where a metric has no value; the mean of none is NaN.
+    """
+    numbers = np.array(list(values), np.float64)
+    defined = numbers[~np.isnan(numbers)]
+    mean = float(defined.mean()) if defined.size else math.nan
+    return mean, defined.size, numbers.size - defined.size
+
+
+@dataclass(frozen=True)
+class VolumeAgreement:
+    """How predicted volumes agree with true ones, subject by subject.
+
+    Attributes:
+        bias: mean of predicted minus true, in the unit given.
+        low: lower limit of agreement, bias - 1.96 standard deviations of the differences.
+        high: upper limit of agreement.
+        pearson: correlation; NaN where one side doesn't vary. Blind to a bias.
+        icc: intraclass correlation ICC(2,1): absolute agreement, two-way random, single measures.
+        n: number of subjects.
+    """
+
+    bias: float
+    low: float
+    high: float
+    pearson: float
+    icc: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, None for NaN."""
+        return to_json(self)
+
+
+def volume_agreement(predicted: npt.ArrayLike, true: npt.ArrayLike) -> VolumeAgreement:
+    """Return bias and limits of agreement, correlation and ICC of two lists of volumes.
+
+    Args:
+        predicted: volume of each subject (n,), such as ml.
+        true: true volume of each subject (n,) in the same unit.
+
+    Raises:
+        ArgumentError: no volumes, lengths that differ, or a volume that isn't finite.
+
+    Note:
+        Bland and Altman, Lancet 1986; Shrout and Fleiss, Psychological Bulletin 1979.
+    """
+    pair = [np.asarray(part, np.float64) for part in (predicted, true)]
+    if pair[0].ndim != 1 or pair[0].shape != pair[1].shape or not pair[0].size:
+        raise ArgumentError(
+            f"Volumes must come in pairs, not as arrays of shapes {pair[0].shape} and "
+            f"{pair[1].shape}."
+        )
+    table = np.stack(pair, axis=1)
+    if not np.isfinite(table).all():
+        raise ArgumentError("A volume isn't finite; leave that subject out and report it.")
+    differences = table[:, 0] - table[:, 1]
+    bias, n = float(differences.mean()), len(table)
+    spread = 1.96 * float(differences.std(ddof=1)) if n > 1 else math.nan
+    varies = n > 1 and all(side.min() < side.max() for side in pair)
+    pearson = float(np.corrcoef(table[:, 0], table[:, 1])[0, 1]) if varies else math.nan
+    return VolumeAgreement(bias, bias - spread, bias + spread, pearson, icc(table), n)
+
+
+def icc(ratings: npt.ArrayLike) -> float:
+    """Return ICC(2,1) of ratings (subjects, raters); NaN without variance or with one of either.
+
+    Absolute agreement of single measures in a two-way random model (Shrout and Fleiss 1979).
+    """
+    table = np.asarray(ratings, np.float64)
+    n, k = table.shape
+    if n < 2 or k < 2:
+        return math.nan
+    mean = table.mean()
+    by_row, by_column = np.mean(table, axis=1), np.mean(table, axis=0)
+    rows = k * np.sum((by_row - mean) ** 2) / (n - 1)
+    columns = n * np.sum((by_column - mean) ** 2) / (k - 1)
+    total = np.sum((table - mean) ** 2)
+    rest = (total - rows * (n - 1) - columns * (k - 1)) / ((n - 1) * (k - 1))
+    below = rows + (k - 1) * rest + k * (columns - rest) / n
+    return float((rows - rest) / below) if total > 0 and below > 0 else math.nan

@@ -1,0 +1,96 @@
+"""Predictive values against Bayes' rule, simulation and published examples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from normscan.errors import ArgumentError
+from normscan.metrics.predictive import decision_metrics, proportion, shift_prevalence
+
+
+def counted(tp, fp, fn, tn):
+    decisions = np.repeat([1, 1, 0, 0], [tp, fp, fn, tn])
+    return decisions, np.repeat([1, 0, 1, 0], [tp, fp, fn, tn])
+
+
+def test_likelihood_ratios_of_a_published_example():
+    # Canadian Medical Association Journal tutorial on likelihood ratios (PMC2517891, table 5).
+    for cells, published in (
+        ((20, 15, 10, 55), (3.1, 1.9, 5.2, 0.42, 0.25, 0.71)),
+        ((15, 5, 8, 52), (7.4, 3.0, 18.0, 0.38, 0.22, 0.67)),
+    ):
+        found = decision_metrics(*counted(*cells))
+        plus, minus = found.lr_positive, found.lr_negative
+        values = [plus.value, plus.low, plus.high, minus.value, minus.low, minus.high]
+        np.testing.assert_allclose(values, published, rtol=0.025)
+
+
+def test_predictive_values_follow_bayes_and_monte_carlo():
+    found = decision_metrics(*counted(240, 87, 178, 288), prevalence=0.03)
+    se, sp = 240 / 418, 288 / 375
+    assert found.ppv.value == pytest.approx(0.03 * se / (0.03 * se + 0.97 * (1 - sp)))
+    assert found.npv.value == pytest.approx(0.97 * sp / (0.97 * sp + 0.03 * (1 - se)))
+    assert found.flagged.value == pytest.approx(0.03 * se + 0.97 * (1 - sp))
+    rng = np.random.default_rng(0)
+    a, b = rng.beta(240.5, 178.5, 200_000), rng.beta(288.5, 87.5, 200_000)
+    drawn = {
+        "ppv": 0.03 * a / (0.03 * a + 0.97 * (1 - b)),
+        "npv": 0.97 * b / (0.97 * b + 0.03 * (1 - a)),
+        "lr_positive": a / (1 - b),
+        "lr_negative": (1 - a) / b,
+        "flagged": 0.03 * a + 0.97 * (1 - b),
+    }
+    for name, values in drawn.items():
+        estimate = getattr(found, name)
+        expected = np.quantile(values, [0.025, 0.975])
+        np.testing.assert_allclose([estimate.low, estimate.high], expected, rtol=0.012)
+    own = decision_metrics(*counted(240, 87, 178, 288))
+    assert own.ppv.value == pytest.approx(240 / 327) and own.prevalence == 418 / 793
+
+
+def test_empty_cells_one_class_and_repeated_scans():
+    found = decision_metrics(*counted(20, 0, 5, 40), prevalence=0.1)
+    assert found.ppv.value == 1 and 0 < found.ppv.low < 1 and "empty" in found.ppv.reason
+    assert math.isinf(found.lr_positive.value) and math.isfinite(found.lr_positive.low)
+    healthy = decision_metrics([0, 1, 0], [0, 0, 0])
+    assert math.isnan(healthy.ppv.low) and healthy.specificity.low > 0
+    assert math.isnan(healthy.sensitivity.value)
+    decisions, labels = counted(20, 6, 5, 40)
+    thrice = decision_metrics(np.tile(decisions, 3), np.tile(labels, 3), np.tile(np.arange(71), 3))
+    naive = decision_metrics(np.tile(decisions, 3), np.tile(labels, 3))
+    once = decision_metrics(decisions, labels)
+    assert thrice.sensitivity.method == "bca" and thrice.sensitivity.value == 0.8
+    width = {
+        k: v.sensitivity.high - v.sensitivity.low
+        for k, v in {"thrice": thrice, "naive": naive, "once": once}.items()
+    }
+    assert width["naive"] < 0.7 * width["once"] and abs(width["thrice"] / width["once"] - 1) < 0.2
+    with pytest.raises(ArgumentError, match="prevalence"):
+        decision_metrics(decisions, labels, prevalence=1.0)
+
+
+def test_proportions_are_wilson_and_clopper_pearson():
+    wilson, exact = proportion(10, 20), proportion(10, 20, "exact")
+    np.testing.assert_allclose([wilson.low, wilson.high], [0.299, 0.701], atol=5e-4)
+    expected = [stats.beta.ppf(0.025, 10, 11), stats.beta.ppf(0.975, 11, 10)]
+    np.testing.assert_allclose([exact.low, exact.high], expected, rtol=1e-9)
+    assert math.isnan(proportion(0, 0).value)
+    with pytest.raises(ArgumentError, match="successes"):
+        proportion(3, 2)
+
+
+@given(st.floats(0, 1), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_shifted_probabilities_keep_the_likelihood_ratio(p, prevalence, target):
+    moved = float(shift_prevalence(p, prevalence, target))
+    assert 0 <= moved <= 1
+    back = float(shift_prevalence(moved, target, prevalence))
+    assert back == pytest.approx(p, abs=1e-9)
+    if 0.001 < p < 0.999:
+        odds = (p / (1 - p)) / (prevalence / (1 - prevalence))
+        assert moved / (1 - moved) == pytest.approx(odds * target / (1 - target), rel=1e-6)
