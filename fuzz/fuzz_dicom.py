@@ -30,10 +30,11 @@ with atheris.instrument_imports(include=["normscan.io", "pydicom"]):
     from normscan.io.dicom import find_series, read_dicom
 
 import numpy as np
-from harness import SECRET, fuzz
 from pydicom import uid
 from tests import dicom_files as D
 from tests import dicom_planes as G
+
+from harness import SECRET, fuzz
 
 MARK = b"\xfa\xce\xfa\xce"
 """Parts the three files of a folder."""

@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["normscan.io", "normscan.scan", "nibabe
     from normscan.io import nifti, probe, read_mask, read_scan, volumes  # noqa: F401
 
 import numpy as np
+
 from harness import SECRET, fuzz
 
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
+    "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
+    "limits": "the smallest and faintest lesion found: normscan limits RUN --cohort C",
     "preprocess": "prepare a cohort: normscan preprocess COHORT --preset P --out FOLDER",
     "steps": "list the preprocessing steps and presets",
     "methods": "list the methods",
@@ -51,6 +53,7 @@ Research use. Not for diagnosis.
 POSITIONAL = {
     "predict": "run",
     "evaluate": "run",
+    "limits": "run",
     "cohort": "path",
     "preprocess": "cohort",
     "bids": "path",
@@ -58,7 +61,9 @@ POSITIONAL = {
 
 STOPPED = {
     "fit": "stopped. Training goes on from its last checkpoint (one a minute) with --resume.",
+    "benchmark": "stopped. The cells that are done are kept; the same command goes on from there.",
     "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
+    "limits": "stopped. The lesions that are done are kept; the same command goes on from there.",
 }
 
 USAGE_ERROR = 2
@@ -195,7 +200,11 @@ def build_parser(
             "action", nargs="?", default="list", help="list, show, prepare, download"
         )
         parser.add_argument("id", nargs="?", help="id of the data set")
+    if name == "benchmark":
+        parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
     skip = {positional, "scans", "progress"} - {None}
+    if name == "benchmark":
+        skip |= {"protocol"}
     if name == "datasets":
         skip |= {"action", "id"}
     if card is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -11,9 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from normscan.benchmark.command import benchmark as benchmark
 from normscan.cohort import Cohort
+from normscan.commands_data import bids as bids
+from normscan.commands_data import cohort as cohort
+from normscan.commands_data import dump
+from normscan.commands_data import preprocess as preprocess
+from normscan.commands_data import steps as steps
 from normscan.datasets.command import datasets as datasets
-from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
+from normscan.errors import NormscanError, OutputError, ScanError
 from normscan.progress import Progress
 
 
@@ -199,87 +204,56 @@ def evaluate(
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
 
 
-def preprocess(
-    cohort: str,
-    out: str,
-    preset: str | None = None,
-    steps: list[str | dict[str, Any]] | None = None,
+def limits(
+    run: str,
+    cohort: str | None = None,
+    phantom: str | None = None,
+    out: str | None = None,
     root: str | None = None,
-    workers: int = 1,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    split: str = "test",
+    kind: str = "blob",
+    sizes: list[float] | None = None,
+    contrasts: list[float] | None = None,
+    count: int = 20,
+    overlap: float = 0.1,
     seed: int = 0,
+    replicates: int = 200,
+    device: str = "auto",
 ) -> None:
-    """Take a cohort through preprocessing steps and write it as a cohort of its own.
+    """Plant lesions into healthy scans: the smallest and the faintest that the detector finds.
 
     Args:
-        cohort: table (CSV, TSV, Parquet) or folder.
-        out: folder for images, masks, transforms and cohort.csv; finished scans in it are kept.
-        preset: brain-mri, brain-ct, chest-xray, ...; `normscan steps` lists them.
-        steps: instead of those of the preset, such as '["n4", {"resample": {"spacing": 1.0}}]'.
+        run: run folder of the detector.
+        cohort: table (CSV, TSV, Parquet) or folder with healthy scans in test or val.
+        phantom: instead of a cohort, a simulated one, of which new subjects are drawn.
+        out: folder for limits.html, .json, .csv, .png and .svg; RUN/limits by default.
         root: folder of the table's relative paths.
-        workers: processes.
-        fractions: healthy subjects for train, val and test, where the cohort gives no split.
-        seed: of the split, where none is given.
+        split: part of the cohort.
+        kind: blob, or with --phantom also wmh, tumour, infarct, bleed.
+        sizes: diameters in mm, such as '[4, 8, 16]'; six that suit the scans by default.
+        contrasts: of blobs in robust standard deviations of the foreground, negative for darker
+            ones, such as '[-2, 1, 2]'; of the other kinds parts of their usual change.
+        count: lesions of each size and contrast, in as many scans as there are.
+        overlap: least part of a lesion that must be newly segmented.
+        seed: of places and shapes.
+        replicates: bootstrap resamples for the intervals.
+        device: auto, cpu or cuda.
     """
-    from functools import partial
+    from normscan.detector import load
+    from normscan.limits import detection_limits
 
-    from normscan.preprocess.cohort import prepare_cohort
-    from normscan.preprocess.pipeline import expanded
-    from normscan.storage import build_preprocess
-
-    given = {"preset": preset} | ({} if steps is None else {"steps": steps})
-    settings = expanded(given)
-    if not settings.get("steps"):
-        raise ArgumentError("name a --preset or --steps; `normscan steps` lists them.")
-    chosen = build_preprocess(settings)
-    table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
-    bar = Progress()
-    with bar:
-        track = partial(bar.track, name="prepare", total=len(table))
-        done = prepare_cohort(table, chosen, Path(out), workers, track=track)
-    for scan, reason in done.failures:
-        print(f"{scan}: left out: {reason}", file=sys.stderr)
-    for scan, note in done.notes:
-        print(f"{scan}: note: {note}", file=sys.stderr)
-    before = f", {done.kept} were there already" if done.kept else ""
-    left = f", {len(done.failures)} left out" if done.failures else ""
-    print(f"{done.written} of {len(table)} scans prepared{before}{left}")
-    # The grid and scaling that belong to the preset are the detector's.
-    rest = {k: v for k, v in settings.items() if k not in ("steps", "preset")}
-    more = f" --preprocess {shlex.quote(json.dumps(rest))}" if rest else ""
-    print(f"cohort: {done.table}\nnext: normscan fit dae --cohort {done.table} --out RUN{more}")
-
-
-def steps(json: bool = False) -> None:
-    """List the preprocessing steps and the presets made of them.
-
-    Args:
-        json: print JSON for machines.
-    """
-    import inspect
-
-    from normscan.preprocess import load_steps
-    from normscan.preprocess.presets import PRESETS
-    from normscan.preprocess.steps import STEPS
-
-    load_steps()
-    rows = []
-    for name, found in sorted(STEPS.items()):
-        parameters = list(inspect.signature(found.function).parameters.values())[1:]
-        summary = (inspect.getdoc(found.function) or "").partition("\n")[0]
-        rows.append({"step": name, "arguments": [p.name for p in parameters], "summary": summary})
-    if json:
-        print(_dump({"steps": rows, "presets": PRESETS}))
-        return
-    print("steps")
-    for row in rows:
-        print(f"  {row['step']:<20}{row['summary']}")
-        if row["arguments"]:
-            print(f"  {'':<20}arguments: {', '.join(row['arguments'])}")
-    print("\npresets")
-    for name, settings in PRESETS.items():
-        names = [s if isinstance(s, str) else next(iter(s)) for s in settings.get("steps", [])]
-        print(f"  {name:<20}{', '.join(names)}")
+    detector = load(run, device)
+    table = None if cohort is None else Cohort.read(cohort, root=root, seed=detector.seed)
+    folder = Path(out) if out else Path(run) / "limits"
+    found = detection_limits(
+        detector, table, phantom=phantom, kind=kind, sizes=sizes, contrasts=contrasts, count=count,
+        split=split, overlap=overlap, seed=seed, out=folder, replicates=replicates,
+        command=_command_line(), progress=True,
+    )  # fmt: skip
+    found.write(folder)
+    for failure in found.failures:
+        print(f"left out: {failure['scan']}: {failure['reason']}", file=sys.stderr)
+    print(f"{found}\nresults: {folder / 'limits.json'}\npage:    {folder / 'limits.html'}")
 
 
 def methods(json: bool = False) -> None:
@@ -303,7 +277,7 @@ def methods(json: bool = False) -> None:
         for card in load_all().values()
     ]
     if json:
-        print(_dump(rows))
+        print(dump(rows))
         return
     columns = ("id", "family", "regime", "dims", "paper")
     table = [columns] + [
@@ -313,85 +287,6 @@ def methods(json: bool = False) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:
         print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2)
-
-
-def cohort(
-    path: str,
-    root: str | None = None,
-    seed: int = 0,
-    slices: str | None = None,
-    axis: int = 2,
-    out: str | None = None,
-    json: bool = False,
-) -> None:
-    """Say what is in a table or folder: counts, sizes, channels, masks, copies, bad files.
-
-    Args:
-        path: table (CSV, TSV, Parquet) or folder.
-        root: folder of the table's relative paths.
-        seed: of the split, where none is given.
-        slices: take these slices of the volumes as scans, such as 60:100 or 0:150:3.
-        axis: of the file, along which slices are counted.
-        out: write the table there (CSV, TSV, Parquet), with its splits.
-        json: print JSON for machines.
-    """
-    table = Cohort.read(path, root=root, seed=seed)
-    if slices is not None:
-        first, last, step = _range(slices)
-        table = table.slices(first, last, step, axis, Progress().track)
-    if out is not None:
-        print(f"cohort: {table.write(out)}", file=sys.stderr)
-    summary = table.summary(Progress().track)
-    print(_dump(summary.to_dict()) if json else summary)
-
-
-def _range(text: str) -> tuple[int, int | None, int]:
-    """Read ``first:last`` or ``first:last:step`` as Python does, without negative numbers."""
-    parts = text.split(":")
-    if not 2 <= len(parts) <= 3 or not all(p == "" or p.isdecimal() for p in parts):
-        raise ArgumentError(f"slices '{text}' is no range. Write first:last, such as 60:100.")
-    first, last, step = (int(p) if p else None for p in (*parts, "")[:3])
-    return first or 0, last, 1 if step is None else step
-
-
-def bids(
-    path: str,
-    out: str,
-    suffix: str | None = None,
-    label: str | None = None,
-    filters: dict[str, Any] | None = None,
-    derivatives: str | None = None,
-    space: str | None = None,
-    masks: dict[str, Any] | None = None,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-    seed: int = 0,
-) -> None:
-    """Write a BIDS data set as a cohort table.
-
-    Args:
-        path: root of the data set.
-        out: table to write (CSV, TSV, Parquet).
-        suffix: images, such as T1w; several, which become channels, joined by commas.
-        label: column and who is healthy in it, such as 'group:control=0,patient=1'; * for others.
-        filters: entities that images must have, such as '{"acq": "mprage", "ce": null}'.
-        derivatives: take the images from this folder of derivatives/.
-        space: space of the images.
-        masks: as filters, for lesion masks.
-        fractions: healthy subjects for train, val and test.
-        seed: of the split.
-    """
-    from normscan.bids import read_bids
-
-    table = read_bids(
-        path, suffix.split(",") if suffix else None, filters, derivatives, space, label, masks,
-        seed, fractions,
-    )  # fmt: skip
-    print("\n".join(table.notes))
-    print(f"cohort: {table.write(out)}\nnext: normscan cohort {out}")
 
 
 def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:

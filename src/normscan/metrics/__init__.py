@@ -15,6 +15,15 @@ from normscan.metrics.agreement import (
     volume_agreement,
 )
 from normscan.metrics.calibration import Calibration, calibration
+from normscan.metrics.comparisons import (
+    Comparison,
+    compare_scores,
+    delong_test,
+    holm,
+    permutation_test,
+    rank_methods,
+    wilcoxon,
+)
 from normscan.metrics.curves import aupro, auroc, average_precision, best_dice
 from normscan.metrics.estimates import Estimate, bootstrap, resamples
 from normscan.metrics.images import ImageMetrics, bootstrap_difference, fpr_at, image_metrics
@@ -27,13 +36,17 @@ from normscan.metrics.lesions import (
     match_lesions,
 )
 from normscan.metrics.pixels import PixelMetrics, PixelScores
+from normscan.metrics.predictive import decision_metrics
+from normscan.metrics.statistics import Interval, bca, delong, over_seeds, scan_statistic
 from normscan.metrics.streaming import StreamingMetrics, StreamingPixelScores
 
 __all__ = [
     "RULES",
     "Calibration",
+    "Comparison",
     "Estimate",
     "ImageMetrics",
+    "Interval",
     "LesionMetrics",
     "LesionScores",
     "MatchRule",
@@ -45,16 +58,27 @@ __all__ = [
     "aupro",
     "auroc",
     "average_precision",
+    "bca",
     "best_dice",
     "bootstrap",
     "bootstrap_difference",
     "calibration",
+    "compare_scores",
+    "decision_metrics",
+    "delong",
+    "delong_test",
     "fpr_at",
     "froc",
+    "holm",
     "image_metrics",
     "match_lesions",
     "mean_defined",
+    "over_seeds",
+    "permutation_test",
+    "rank_methods",
     "resamples",
+    "scan_statistic",
     "surface_distances",
     "volume_agreement",
+    "wilcoxon",
 ]

@@ -160,12 +160,13 @@ def parsing(source: Source | Path) -> Iterator[None]:
             raise
         except MemoryError as error:
             raise ScanError(f"{source}: not enough memory to read this DICOM file.") from error
-        except RecursionError:
-            raise ScanError(
-                f"{source}: this DICOM file nests its sequences too deeply: it is damaged or "
-                "hostile. Export it again from its source."
-            ) from None
         except Exception as error:  # pydicom raises anything at all on a hostile file
+            # pydicom catches whatever happens while it reads an item, and raises an OSError.
+            if any(isinstance(e, RecursionError) for e in (error, error.__context__)):
+                raise ScanError(
+                    f"{source}: this DICOM file nests its sequences too deeply: it is damaged or "
+                    "hostile. Export it again from its source."
+                ) from None
             raise ScanError(
                 f"{source}: this DICOM file is damaged, truncated or of an unknown variant "
                 f"({type(error).__name__}). Copy or export it again from its source."
