@@ -14,8 +14,8 @@ test: check  ## lint, types, all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 check: $(STAMP)  ## lint and types
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs fuzz
+	$(BIN)/ruff format --check src tests benchmarks docs fuzz
 	$(BIN)/mypy
 
 format: $(STAMP)

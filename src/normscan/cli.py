@@ -26,6 +26,8 @@ COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
+    "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
+    "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
     "limits": "the smallest and faintest lesion found: normscan limits RUN --cohort C",
     "preprocess": "prepare a cohort: normscan preprocess COHORT --preset P --out FOLDER",
@@ -54,6 +56,7 @@ POSITIONAL = {
     "predict": "run",
     "evaluate": "run",
     "limits": "run",
+    "subgroups": "run",
     "cohort": "path",
     "preprocess": "cohort",
     "bids": "path",
@@ -193,6 +196,8 @@ def build_parser(
     if positional:
         text = "run folder of the detector" if positional == "run" else "table or folder"
         parser.add_argument(positional, help=text)
+    if name == "compare":
+        parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
     if name == "predict":
         parser.add_argument("scans", nargs="+", help="files to score")
     if name == "datasets":
@@ -202,7 +207,7 @@ def build_parser(
         parser.add_argument("id", nargs="?", help="id of the data set")
     if name == "benchmark":
         parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
-    skip = {positional, "scans", "progress"} - {None}
+    skip = {positional, "scans", "runs", "progress"} - {None}
     if name == "benchmark":
         skip |= {"protocol"}
     if name == "datasets":
