@@ -58,7 +58,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
     rows = pd.read_csv(out / "limits.csv")
     assert len(rows) == 4 * (1 + 9) and rows["scan"].str.startswith("test0").all()
     stored = strict(out / "limits.json")
-    assert stored["about"]["command"].startswith("normscan ") and stored["about"]["fpr_wanted"]
+    assert stored["about"]["command"].startswith("normscan") and stored["about"]["fpr_wanted"]
     assert sum(stored["gate"]["planted"].values()) == 36
     # The same places, planted by hand and predicted as any other scan.
     detector = ns.load(model)
