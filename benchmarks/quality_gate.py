@@ -1,6 +1,6 @@
 """Quality gate: who passes whose gate, what damage is found, and how long a check takes.
 
-    python benchmarks/quality_gate.py --data ../shared/data --work /tmp/quality_gate
+    python benchmarks/quality_gate.py --data ../shared/data --work WORK
 
 A gate is fitted on the healthy training scans of each set, with its healthy validation scans held
 out, and judges the test scans of every set, healthy and lesioned, and damaged copies of its own
