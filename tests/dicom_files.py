@@ -386,3 +386,16 @@ def write_mixed(folder: Path, planes: Planes, values: np.ndarray) -> dict[str, l
         "second": write_series(folder, half, values[::2], series="second", shuffle=2, first=200),
         "report": [write_report(folder / "IM0300")],
     }
+
+
+def edit(path: Path, **values) -> Path:
+    """Change or delete elements of a file as they are, right or wrong."""
+    data = pydicom.dcmread(path)
+    for name, value in values.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    with pydicom.config.disable_value_validation():
+        data.save_as(path)
+    return path

@@ -48,13 +48,13 @@ def compare(
         )
         auroc = delong([score], labels, subjects).interval()
         each.append({"run": name, "auroc": auroc, **_fields(decided)})
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for a, b in itertools.combinations(range(len(runs)), 2):
         by_rank = delong_test(scores[a], scores[b], labels, subjects)
         swapped = compare_scores(scores[a], scores[b], labels, subjects, seed=seed)
         pairs.append({"a": names[a], "b": names[b], "delong": by_rank, "permutation": swapped})
     for test in ("delong", "permutation"):
-        adjusted = holm([p[test].p_value for p in pairs])  # type: ignore[attr-defined]
+        adjusted = holm([p[test].p_value for p in pairs])
         for pair, value in zip(pairs, adjusted, strict=True):
             pair[f"{test}_holm"] = float(value)
     if json:
@@ -74,8 +74,7 @@ def compare(
     print()
     lines = [("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")]
     for p in pairs:
-        d: Any = p["delong"]
-        q: Any = p["permutation"]
+        d, q = p["delong"], p["permutation"]
         lines.append(
             (
                 f"{p['a']} - {p['b']}",

@@ -27,18 +27,6 @@ PLANES = G.make_planes()
 RAMP = PLANES.points[..., 2] * 3 + PLANES.points[..., 0]
 
 
-def edit(path: Path, **values) -> Path:
-    data = pydicom.dcmread(path)
-    for name, value in values.items():
-        if value is None:
-            delattr(data, name)
-        else:
-            setattr(data, name, value)
-    with pydicom.config.disable_value_validation():
-        data.save_as(path)
-    return path
-
-
 # Archives, addresses, hashes
 
 
@@ -59,7 +47,7 @@ def test_folder_and_zip_are_the_same(tmp_path):
     before = content_hash(tmp_path / "a")
     paths[0].rename(tmp_path / "a" / "zzz.renamed")
     assert content_hash(tmp_path / "a") == before
-    edit(paths[1], InstanceNumber="99")
+    D.edit(paths[1], InstanceNumber="99")
     assert content_hash(tmp_path / "a") != before
 
 
@@ -167,11 +155,11 @@ def test_contradictions_between_header_and_stream(tmp_path, rng, syntax):
     stored = rng.integers(0, 255, (64, 64)).astype("u1")
     path = D.write_image(tmp_path / "a.dcm", stored, "DX", syntax=syntax)
     good = path.read_bytes()
-    edit(path, Rows=128, Columns=128)
+    D.edit(path, Rows=128, Columns=128)
     says = "contradicts itself.*64 x 64" if syntax != U.RLELossless else "damaged"
     with pytest.raises(ScanError, match=says):
         read_dicom(path)
-    edit(path, Rows=60000, Columns=30000)
+    D.edit(path, Rows=60000, Columns=30000)
     with pytest.raises(ScanError, match="more than the file can hold"):
         read_dicom(path)
     path.write_bytes(good[: len(good) * 2 // 3])
@@ -212,8 +200,8 @@ def test_no_identity_in_messages_warnings_and_logs(tmp_path, rng, caplog, recwar
         with pydicom.config.disable_value_validation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             path = D.write_image(folder / "a.dcm", stored, "DX")
-            edit(path, **names, **change)
-            edit(D.write_series(folder, G.make_planes(count=1), RAMP[:1])[0], **names, **change)
+            D.edit(path, **names, **change)
+            D.edit(D.write_series(folder, G.make_planes(count=1), RAMP[:1])[0], **names, **change)
         for (
             file
         ) in folder.iterdir():  # numbers that are none, as pydicom would refuse to write them

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from normscan.errors import ArgumentError
 from normscan.metrics import curves
 from normscan.metrics.curves import Floats
-from normscan.metrics.estimates import number_subjects
+from normscan.metrics.estimates import check_bootstrap, number_subjects
 from normscan.metrics.images import Subjects, _checked
-from normscan.metrics.statistics import check_bootstrap, delong
+from normscan.metrics.statistics import delong
 
 Metric = Callable[[Floats, npt.NDArray[np.bool_]], float]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from normscan.errors import ArgumentError
 from normscan.metrics.curves import Floats
 
 # Cells (replicates x thresholds) worked on at once: 16 MiB per temporary array.
-_CHUNK_CELLS = 2**21
+CHUNK_CELLS = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,43 @@ def resamples(subjects: int, replicates: int, seed: int, chunk: int) -> Iterator
         yield generator.multinomial(subjects, chances, size=size).astype(np.float64)
 
 
+def draws(
+    statistics: Callable[[Floats], Mapping[str, Floats]],
+    names: Iterable[str],
+    subjects: int,
+    *,
+    cells: int = 1,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """Return the bootstrap replicates (replicates,) of each named statistic, NaN kept.
+
+    Args:
+        statistics: maps subject weights (r, subjects) to named values (r,); called in chunks.
+        names: the statistics to keep.
+        subjects: number of subjects.
+        cells: size of the largest row that `statistics` makes per replicate, to bound the memory.
+        replicates: number of resamples.
+        seed: seed of the resampling.
+    """
+    kept: dict[str, list[Floats]] = {name: [np.empty(0)] for name in names}
+    chunk = max(1, CHUNK_CELLS // max(cells, subjects))
+    for weights in resamples(subjects, replicates, seed, chunk):
+        values = statistics(weights)
+        for name, parts in kept.items():
+            parts.append(values[name])
+    return {name: np.concatenate(parts) for name, parts in kept.items()}
+
+
+def check_bootstrap(replicates: int, confidence: float) -> None:
+    """Refuse a negative number of replicates or a confidence outside (0, 1)."""
+    if replicates < 0 or not 0 < confidence < 1:
+        raise ArgumentError(
+            f"An interval needs replicates >= 0 and confidence between 0 and 1, "
+            f"not {replicates} and {confidence}."
+        )
+
+
 def bootstrap(
     statistics: Callable[[Floats], Mapping[str, Floats]],
     point: Mapping[str, float],
@@ -86,21 +123,13 @@ def bootstrap(
     Raises:
         ArgumentError: a negative number of replicates or a confidence outside (0, 1).
     """
-    if replicates < 0 or not 0 < confidence < 1:
-        raise ArgumentError(
-            f"A bootstrap needs replicates >= 0 and confidence between 0 and 1, "
-            f"not {replicates} and {confidence}."
-        )
-    drawn: dict[str, list[Floats]] = {name: [] for name in point}
-    if subjects > 1:
-        for weights in resamples(subjects, replicates, seed, max(1, _CHUNK_CELLS // cells)):
-            for name, values in statistics(weights).items():
-                drawn[name].append(values)
+    check_bootstrap(replicates, confidence)
+    many = replicates if subjects > 1 else 0
+    drawn = draws(statistics, point, subjects, cells=cells, replicates=many, seed=seed)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     estimates = {}
     for name, value in point.items():
-        values = np.concatenate([np.empty(0), *drawn[name]])
-        values = values[~np.isnan(values)]
+        values = drawn[name][~np.isnan(drawn[name])]
         low, high = np.quantile(values, tails) if values.size else (np.nan, np.nan)
         estimates[name] = Estimate(float(value), float(low), float(high), subjects, values.size)
     return estimates

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from normscan.errors import ArgumentError
 from normscan.metrics.curves import Floats
-from normscan.metrics.estimates import number_subjects, to_json
+from normscan.metrics.estimates import check_bootstrap, number_subjects, to_json
 from normscan.metrics.images import Subjects
-from normscan.metrics.statistics import Interval, bca, check_bootstrap
+from normscan.metrics.statistics import Interval, bca
 
 NAMES = ("sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative", "flagged")
 

@@ -14,14 +14,17 @@ import numpy.typing as npt
 
 from normscan.errors import ArgumentError, nearest
 from normscan.metrics.curves import Floats
-from normscan.metrics.estimates import Estimate, number_subjects, resamples
+from normscan.metrics.estimates import (
+    CHUNK_CELLS,
+    Estimate,
+    check_bootstrap,
+    draws,
+    number_subjects,
+)
 from normscan.metrics.images import Subjects, _checked, _Counts
 
 Statistics = Callable[[Floats], Mapping[str, Floats]]
 Statistic = Callable[[Floats], Floats]
-
-# Cells (replicates x width) worked on at once: 16 MiB per temporary array.
-_CHUNK_CELLS = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,36 +40,6 @@ class Interval(Estimate):
     reason: str = ""
 
 
-def draws(
-    statistics: Statistics,
-    names: Iterable[str],
-    subjects: int,
-    *,
-    cells: int = 1,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> dict[str, Floats]:
-    """Return the bootstrap replicates (replicates,) of each named statistic, NaN kept.
-
-    The same seed draws the same subjects as `estimates.bootstrap`.
-
-    Args:
-        statistics: maps subject weights (r, subjects) to named values (r,); called in chunks.
-        names: the statistics to keep.
-        subjects: number of subjects.
-        cells: size of the largest row that `statistics` makes per replicate, to bound the memory.
-        replicates: number of resamples.
-        seed: seed of the resampling.
-    """
-    kept: dict[str, list[Floats]] = {name: [np.empty(0)] for name in names}
-    chunk = max(1, _CHUNK_CELLS // max(cells, subjects))
-    for weights in resamples(subjects, replicates, seed, chunk):
-        values = statistics(weights)
-        for name, parts in kept.items():
-            parts.append(values[name])
-    return {name: np.concatenate(parts) for name, parts in kept.items()}
-
-
 def jackknife(
     statistics: Statistics, names: Iterable[str], subjects: int, *, cells: int = 1
 ) -> dict[str, Floats]:
@@ -79,7 +52,7 @@ def jackknife(
         cells: size of the largest row that `statistics` makes, to bound the memory.
     """
     kept: dict[str, list[Floats]] = {name: [] for name in names}
-    chunk = max(1, _CHUNK_CELLS // max(cells, subjects))
+    chunk = max(1, CHUNK_CELLS // max(cells, subjects))
     for start in range(0, subjects, chunk):
         out = np.arange(start, min(start + chunk, subjects))
         weights = np.ones((out.size, subjects))
@@ -392,12 +365,3 @@ def scan_statistic(
     if metric not in known:
         raise ArgumentError(f"Unknown metric '{metric}'.{nearest(metric, known)}")
     return lambda weights: counts.metrics(weights)[metric], count
-
-
-def check_bootstrap(replicates: int, confidence: float) -> None:
-    """Refuse a negative number of replicates or a confidence outside (0, 1)."""
-    if replicates < 0 or not 0 < confidence < 1:
-        raise ArgumentError(
-            f"An interval needs replicates >= 0 and confidence between 0 and 1, "
-            f"not {replicates} and {confidence}."
-        )

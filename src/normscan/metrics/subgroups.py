@@ -13,9 +13,9 @@ import numpy.typing as npt
 from normscan.errors import ArgumentError
 from normscan.metrics.comparisons import Comparison, holm
 from normscan.metrics.curves import Floats
-from normscan.metrics.estimates import number_subjects, to_json
+from normscan.metrics.estimates import check_bootstrap, draws, number_subjects, to_json
 from normscan.metrics.images import Subjects, _checked, _Counts
-from normscan.metrics.statistics import Interval, bca, check_bootstrap, draws
+from normscan.metrics.statistics import Interval, bca
 
 Rows = npt.NDArray[np.bool_]
 
