@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from normscan import cli, commands
 from normscan.registry import DETECTOR_KEYS, Card, load_all
 from normscan.scores.postprocess import _STEPS
 from normscan.scores.reductions import reduce_map
+from normscan.signatures import described
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
@@ -36,19 +36,8 @@ PRESETS = {
 
 def split_docstring(function: Any) -> tuple[str, dict[str, str]]:
     """Return the text of a Google docstring before its sections, and its ``Args`` by name."""
-    text, _, sections = (inspect.getdoc(function) or "").partition("\nArgs:\n")
-    arguments: dict[str, str] = {}
-    name = ""
-    for line in sections.splitlines():
-        if line and not line.startswith(" "):
-            break
-        start = re.match(r" {4}(\w+): *(.*)", line)
-        if start:
-            name = start[1]
-            arguments[name] = start[2]
-        elif name:
-            arguments[name] = f"{arguments[name]} {line.strip()}".strip()
-    return text.strip(), arguments
+    text = (inspect.getdoc(function) or "").partition("\nArgs:\n")[0]
+    return text.strip(), described(function)
 
 
 def code(value: Any) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normscan.errors import ArgumentError, nearest
+from normscan.signatures import Options, completed
 
 if TYPE_CHECKING:
     from normscan.methods.base import Method
@@ -119,8 +120,12 @@ def register(
     smallest_component: int = 0,
     preprocess: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
+    options: Options | None = None,
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
     """Register a function that builds a method; see ``Card`` for the arguments.
+
+    ``options`` are arguments that the function shares with others and takes as ``**options``: its
+    signature lists them, its docstring describes them (``normscan.signatures``).
 
     The presets ``paper`` and ``code`` always exist: without an entry they are the defaults, which
     for ``code`` says that the released code does what the article describes, or that there is none.
@@ -134,6 +139,7 @@ def register(
             raise ValueError(f"the method name '{id}' is taken by {_CARDS[id].build}")
         if regime not in REGIMES:
             raise ValueError(f"unknown regime '{regime}' of method '{id}'")
+        build = completed(build, options)
         card = Card(
             id=id,
             family=build.__module__.removeprefix("normscan.methods.").partition(".")[0],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.methods.schedule import Schedule, phase
 
 Corruption = Callable[[Batch], Tensor]
 Residual = Callable[[Tensor, Tensor], Tensor]
@@ -16,6 +18,11 @@ Residual = Callable[[Tensor, Tensor], Tensor]
 def absolute(x: Tensor, restored: Tensor) -> Tensor:
     """|x - x^| averaged over the channels, (B, 1, *spatial)."""
     return (x - restored).abs().mean(dim=1, keepdim=True)
+
+
+def positive(x: Tensor, restored: Tensor) -> Tensor:
+    """max(x - x^, 0) averaged over the channels, (B, 1, *spatial): what is brighter than healthy."""
+    return (x - restored).clamp_min(0).mean(dim=1, keepdim=True)
 
 
 def squared(x: Tensor, restored: Tensor) -> Tensor:
@@ -30,10 +37,11 @@ class Reconstruction(Method):
         network: image to restored image, (B, C, *spatial).
         loss: restored image and batch to named terms.
         residual: image and restored image to (B, 1, *spatial).
-        training: phases for the network.
+        training: the shared arguments of ``schedule``, or phases for the network.
         corrupt: batch to the network's input in training; the image itself by default.
         masked: the loss sees the foreground only, so outside it the image stands for its
             restoration.
+        centred: network, loss and residual see 2 x - 1, about -1 to 1.
     """
 
     def __init__(
@@ -41,9 +49,10 @@ class Reconstruction(Method):
         network: nn.Module,
         loss: Callable[[Tensor, Batch], dict[str, Tensor]],
         residual: Residual,
-        training: Callable[[nn.Module], list[Phase]],
+        training: Schedule | Callable[[nn.Module], list[Phase]],
         corrupt: Corruption | None = None,
         masked: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -52,17 +61,26 @@ class Reconstruction(Method):
         self._training = training
         self._corrupt = corrupt
         self._masked = masked
+        self._centred = centred
 
     def phases(self) -> list[Phase]:
-        return self._training(self.network)
+        training = self._training
+        return training(self.network) if callable(training) else [phase(self.network, training)]
+
+    def scaled(self, batch: Batch) -> Batch:
+        """The batch in the scale that the network works in."""
+        return replace(batch, image=2 * batch.image - 1) if self._centred else batch
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        batch = self.scaled(batch)
         x = self._corrupt(batch) if self._corrupt else batch.image
         return self._loss(self.network(x), batch)
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        restored = self.network(batch.image)
+        x = self.scaled(batch).image
+        restored = self.network(x)
         if self._masked:
-            restored = torch.where(batch.foreground, restored, batch.image)
-        return Maps(map=self._residual(batch.image, restored), reconstruction=restored)
+            restored = torch.where(batch.foreground, restored, x)
+        shown = (restored + 1) / 2 if self._centred else restored
+        return Maps(map=self._residual(x, restored), reconstruction=shown)

@@ -66,9 +66,6 @@ def denoising_autoencoder(
     noise and the network take a third axis and the rest is unchanged.
 
     Args:
-        dims: spatial axes, 2 or 3.
-        channels: of the image.
-        size: pixels along each axis.
         width: channels of the U-Net's first level.
         depth: levels of the U-Net.
         noise_std: standard deviation of the coarse noise (images are scaled to about 0..1).

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from normscan.methods.base import Batch, Method, Phase, Player, adam
+from normscan.methods.base import Batch, Method
 from normscan.methods.reconstruction import Reconstruction, absolute, squared
+from normscan.methods.schedule import Schedule, schedule
 from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder, Norm
 from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
@@ -16,6 +17,7 @@ Design = Literal["baur", "compact"]
 
 # The comparative study (Baur 2021) erodes the brain by 12 of its 128 pixels; scaled with the size.
 BAUR_POSTPROCESS = ("erode=12", "median=5")
+BAUR_TRAINING = schedule(lr=1e-4, beta1=0.5, batch_size=8, epochs=1000, patience=5)
 LAPTOP_POSTPROCESS = ("erode=2", "median=3")
 MEDIANOMALY = {
     "design": "compact",
@@ -64,31 +66,6 @@ def build_network(
     return CompactAutoencoder(dims, channels, size, latent, heads, width // 2)
 
 
-def plain_phase(
-    network: nn.Module,
-    lr: float,
-    beta1: float,
-    batch_size: int,
-    epochs: int,
-    steps: int | None,
-    patience: int | None,
-) -> list[Phase]:
-    """One phase with Adam that stops early on the healthy validation loss."""
-    player = Player("network", [network], adam(lr, betas=(beta1, 0.999)))
-    return [
-        Phase(
-            "reconstruct",
-            [player],
-            steps=steps,
-            epochs=epochs,
-            batch_size=batch_size,
-            validate_every="epoch" if steps is None else max(1, steps // 30),
-            keep="best" if patience or steps else "last",
-            patience=patience,
-        )
-    ]
-
-
 @register(
     "ae_dense",
     paper="Baur 2021",
@@ -98,6 +75,7 @@ def plain_phase(
     smallest_component=7,
     preprocess={"percentile": 99.8},
     tiny=TINY,
+    options=BAUR_TRAINING,
 )
 def dense_autoencoder(
     dims: int = 2,
@@ -108,12 +86,7 @@ def dense_autoencoder(
     width: int = 32,
     dropout: float = 0.2,
     norm: Norm = "batch",
-    lr: float = 1e-4,
-    beta1: float = 0.5,
-    batch_size: int = 8,
-    epochs: int = 1000,
-    steps: int | None = None,
-    patience: int | None = 5,
+    **training: Unpack[Schedule],
 ) -> Method:
     """Autoencoder with a dense code.
 
@@ -123,20 +96,10 @@ def dense_autoencoder(
     batch norms that never normalise, as the released graph does.
 
     Args:
-        dims: spatial axes, 2 or 3.
-        channels: of the image.
         size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error).
-        latent: numbers in the code.
-        width: channels of the first convolution.
+        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1).
         dropout: after the linear layers of ``baur``.
         norm: ``batch``, or ``affine`` for a learned scale and shift only.
-        lr: learning rate of Adam.
-        beta1: first momentum of Adam.
-        batch_size: images in an update.
-        epochs: passes over the training images at most.
-        steps: number of updates instead of ``epochs``.
-        patience: looks at the validation loss without gain before stopping; None for never.
     """
     network = build_network(design, dims, channels, size, latent, 1, width, dropout, norm)
     compact = design == "compact"
@@ -146,7 +109,5 @@ def dense_autoencoder(
             return {"l2": (restored - batch.image).square().mean()}
         return {"l1": per_image_sum((restored - batch.image).abs())}
 
-    def training(network: nn.Module) -> list[Phase]:
-        return plain_phase(network, lr, beta1, batch_size, epochs, steps, patience)
-
-    return Reconstruction(network, loss, squared if compact else absolute, training)
+    residual = squared if compact else absolute
+    return Reconstruction(network, loss, residual, training, centred=compact)

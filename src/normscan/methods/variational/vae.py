@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscan.methods.autoencoders.plain import (
     BAUR_POSTPROCESS,
+    BAUR_TRAINING,
     LAPTOP,
     MEDIANOMALY,
     TINY,
     Design,
     build_network,
-    plain_phase,
 )
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import absolute, squared
+from normscan.methods.schedule import Schedule, phase
 from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder, Norm
 from normscan.objectives.losses import kl_standard_normal, per_image_sum
 from normscan.registry import register
@@ -29,7 +30,7 @@ class VariationalAutoencoder(Method):
 
     def __init__(
         self, network: BaurAutoencoder | CompactAutoencoder, compact: bool, kl_weight: float, samples: int,
-        training: Callable[[nn.Module], list[Phase]],
+        training: Schedule,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network: BaurAutoencoder | CompactAutoencoder = network
@@ -39,7 +40,7 @@ class VariationalAutoencoder(Method):
         self._training = training
 
     def phases(self) -> list[Phase]:
-        return self._training(self.network)
+        return [phase(self.network, self._training)]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the code, (B, latent) each."""
@@ -47,7 +48,11 @@ class VariationalAutoencoder(Method):
         # Baur's second head is log sigma; Cai's is log sigma^2.
         return mean, spread / 2 if self.compact else spread
 
+    def _scaled(self, x: Tensor) -> Tensor:
+        return 2 * x - 1 if self.compact else x
+
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        batch = replace(batch, image=self._scaled(batch.image))
         mean, log_std = self.encode(batch.image)
         z = mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean)
         restored = self.network.decode(z)
@@ -60,13 +65,15 @@ class VariationalAutoencoder(Method):
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        mean, log_std = self.encode(batch.image)
+        x = self._scaled(batch.image)
+        mean, log_std = self.encode(x)
         codes = [mean] if self.samples == 0 else [
             mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean) for _ in range(self.samples)
         ]  # fmt: skip
         restored = torch.stack([self.network.decode(z) for z in codes]).mean(0)
         residual = squared if self.compact else absolute
-        return Maps(map=residual(batch.image, restored), reconstruction=restored)
+        shown = (restored + 1) / 2 if self.compact else restored
+        return Maps(map=residual(x, restored), reconstruction=shown)
 
 
 @register(
@@ -82,6 +89,7 @@ class VariationalAutoencoder(Method):
     smallest_component=7,
     preprocess={"percentile": 99.8},
     tiny=TINY,
+    options=BAUR_TRAINING,
 )
 def variational_autoencoder(
     dims: int = 2,
@@ -95,12 +103,7 @@ def variational_autoencoder(
     kl_weight: float = 1.0,
     inference: Literal["sample", "mean"] = "sample",
     samples: int = 1,
-    lr: float = 1e-4,
-    beta1: float = 0.5,
-    batch_size: int = 8,
-    epochs: int = 1000,
-    steps: int | None = None,
-    patience: int | None = 5,
+    **training: Unpack[Schedule],
 ) -> Method:
     """Variational autoencoder.
 
@@ -110,29 +113,15 @@ def variational_autoencoder(
     squared error and the weight 0.005 of Cai et al. 2025.
 
     Args:
-        dims: spatial axes, 2 or 3.
-        channels: of the image.
         size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error, means).
-        latent: numbers in the code.
-        width: channels of the first convolution.
+        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1, means).
         dropout: after the linear layers of ``baur``.
         norm: ``batch``, or ``affine`` for a learned scale and shift only.
         kl_weight: weight of the divergence.
         inference: ``sample`` draws the code at test as both released codes do; ``mean`` takes its
             mean.
         samples: restorations averaged at test where the code is drawn.
-        lr: learning rate of Adam.
-        beta1: first momentum of Adam.
-        batch_size: images in an update.
-        epochs: passes over the training images at most.
-        steps: number of updates instead of ``epochs``.
-        patience: looks at the validation loss without gain before stopping; None for never.
     """
     network = build_network(design, dims, channels, size, latent, 2, width, dropout, norm)
-
-    def training(network: nn.Module) -> list[Phase]:
-        return plain_phase(network, lr, beta1, batch_size, epochs, steps, patience)
-
     draws = samples if inference == "sample" else 0
     return VariationalAutoencoder(network, design == "compact", kl_weight, draws, training)
