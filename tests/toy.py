@@ -42,11 +42,13 @@ def toy_scan(rng: np.random.Generator, dims: int, channels: int, lesion: bool):
 def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
     """Write .npz scans and a table; return the table's path."""
     rng = np.random.default_rng(7)
-    counts = {"train": 48, "val": 6, "test": 10} if dims == 2 else {"train": 8, "val": 4, "test": 4}
+    counts = {"train": 48, "val": 6, "test": 10, "extra": 16}
+    if dims == 3:
+        counts = {"train": 8, "val": 4, "test": 4, "extra": 4}
     rows = []
     names = [f"path_c{c}" for c in range(channels)]
     for split, n in counts.items():
-        for label in (0, 1) if split == "test" else (0,):
+        for label in (0, 1) if split in ("test", "extra") else (0,):
             for i in range(n):
                 scan = f"{split}{label}{i:02d}"
                 image, mask = toy_scan(rng, dims, channels, bool(label))

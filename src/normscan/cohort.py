@@ -351,8 +351,8 @@ class Cohort:
         return self._of(table, self.root, [*self.notes, *notes, *more])
 
     def digest(self) -> str:
-        """Return a hash of what the table says of the scans in train and val."""
-        part = self.table[self.table["split"].isin(["train", "val"])]
+        """Return a hash of what the table says of the scans that a detector may learn from."""
+        part = self.table[self.table["split"].isin(["train", "val", "extra"])]
         return hashlib.sha256(part.to_csv(index=False).encode()).hexdigest()
 
     def require_healthy(self) -> None:

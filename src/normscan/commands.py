@@ -48,6 +48,7 @@ def fit(
     workers: int = 1,
     resume: bool = False,
     gate: bool = True,
+    wrappers: list[str] | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -73,6 +74,7 @@ def fit(
         workers: processes that prepare scans.
         resume: go on with the run in the folder.
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
+        wrappers: what is put around the method, such as '["ensemble=3"]' or '["monte_carlo=20"]'.
         arguments: of the method.
     """
     from torch import cuda
@@ -82,7 +84,8 @@ def fit(
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
-        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate, **(arguments or {}),
+        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate,
+        wrappers=wrappers, **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
     finished = resume and (Path(out) / DETECTOR).exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from normscan.scan import Scan
 from normscan.scores.postprocess import apply_chain, parse
 from normscan.scores.reductions import check_reduction, reduce_map
 from normscan.survey import Survey, survey
-from normscan.training.data import PreparedSet, prepare_sets
+from normscan.training.data import PreparedSet, prepare_sets, select_part
 from normscan.training.loop import Trainer, closed_form, seeded
+from normscan.wrappers import check_wrappers, wrap
 
 
 class Detector:
@@ -51,6 +52,8 @@ class Detector:
         seed: of everything random.
         cache: keep the results of preprocessing steps on disk; not saved with the detector.
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
+        wrappers: what is put around the method, the innermost first, such as ``("ensemble=3",)``;
+            see ``normscan.wrappers``; the preset's own by default.
         arguments: of the method.
 
     Attributes:
@@ -78,6 +81,7 @@ class Detector:
         seed: int = 0,
         cache: bool = True,
         gate: bool = True,
+        wrappers: Iterable[str] | None = None,
         **arguments: Any,
     ) -> None:
         self.card = registry.card(method)
@@ -99,12 +103,12 @@ class Detector:
                 raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
         self.fpr, self.pixel_fpr, self.patch, self.seed = fpr, pixel_fpr, patch, seed
         self.cache, self.gated = cache, gate
+        wrapped = wrappers if wrappers is not None else chosen.get("wrappers", ())
+        self.wrappers = check_wrappers(wrapped)
         if patch is not None:
             if not 1 <= patch <= self.preprocess.size:
-                raise ArgumentError(
-                    f"patch is {patch}; it must lie in 1..{self.preprocess.size}, the size that "
-                    "scans are brought to (preprocess.size)."
-                )
+                most = f"1..{self.preprocess.size}, the size that scans are brought to"
+                raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
             self.arguments["size"] = patch
         for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0)):
             count = self.arguments.get(name)
@@ -192,50 +196,51 @@ class Detector:
         train, val = cohort.part("train"), cohort.part("val")
         if not len(val):
             raise CohortError(
-                "the cohort has no healthy scans in the split 'val', which sets the threshold. Give "
-                "some training subjects to it."
+                "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
             )
         self.scan_threshold = self.gate = None
         problem: NormscanError | None = None
+        prepared = folder / "cache"
         if fabric.is_global_zero:
             try:
                 # The method is built before the scans are prepared: a wrong argument shows at once.
                 seen = survey(list(train), self.preprocess, self.cache)
                 self._settle(seen)
                 self._build()
+                parts = {name: select_part(cohort, name) for name in self._parts()}
                 self.preprocess = self.preprocess.learn(list(train), workers, self.cache)
-                sets = prepare_sets(
-                    folder / "cache", (train, val), self._preparation(), self.patch, workers, bar
-                )
+                sets = prepare_sets(prepared, parts, self._preparation(), self.patch, workers, bar)
                 if self.gated:
                     track = partial(bar.track, name="quality gate")
                     self.gate = Gate.of_cohort(list(train), list(val), workers, track)
-                storage.write_json(folder / "cache" / "survey.json", vars(seen))
+                storage.write_json(prepared / "survey.json", vars(seen))
             except NormscanError as error:
                 problem = error
         if fabric.broadcast(problem is not None):
             raise problem or SystemExit(1)  # the first process says what is wrong, the others end
         if not fabric.is_global_zero:
-            seen = Survey(**storage.tupled(storage.read_json(folder / "cache" / "survey.json")))
+            seen = Survey(**storage.tupled(storage.read_json(prepared / "survey.json")))
             self._settle(seen)
             self._build()
-            sets = [PreparedSet.open(folder / "cache" / p, self.patch) for p in ("train", "val")]
+            sets = {p: PreparedSet.open(prepared / p, self.patch) for p in self._parts()}
         assert self.method is not None
-        bar.say(f"{self.card.id}: {len(sets[0])} training and {len(sets[1])} validation samples")
-        trainer = Trainer(self.method, sets[0], sets[1], folder, fabric, self.seed, bar.update)
+        numbers = ", ".join(f"{len(s)} {name}" for name, s in sets.items())
+        bar.say(f"{self.card.id}: samples: {numbers}")
+        trainer = Trainer(self.method, sets, sets["val"], folder, fabric, self.seed, bar.update)
         seconds = trainer.run()
         if self.method.fits:
             started = time.monotonic()
-            closed_form(self.method, sets[0], fabric.device, self.seed)
+            closed_form(self.method, sets["healthy"], fabric.device, self.seed)
             seconds["fit"] = time.monotonic() - started
         self.method.eval().requires_grad_(False)
-        failures = [scan for s in sets for scan, _ in s.failures]
+        failures = [scan for s in sets.values() for scan, _ in s.failures]
+        extra = {name: len(s) for name, s in sets.items() if name not in ("healthy", "val")}
         self.training = {
             "cohort_size": {"train": len(train), "val": len(val)},
             "subjects": {
                 n: len({r.subject for r in p}) for n, p in (("train", train), ("val", val))
             },
-            "samples": {"train": len(sets[0]), "val": len(sets[1])},
+            "samples": {"train": len(sets["healthy"]), "val": len(sets["val"]), **extra},
             "left_out": failures,
             "seconds": {k: round(v, 3) for k, v in seconds.items()},
             "device": str(fabric.device),
@@ -244,10 +249,16 @@ class Detector:
             self.calibrate(val, bar)
         self.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
 
+    def _parts(self) -> list[str]:
+        """The parts of the cohort that the method draws from, and the one for the threshold."""
+        assert self.method is not None
+        asked = {name for phase in self.method.phases() for name in phase.part.split("+")}
+        return ["healthy", "val", *sorted(asked - {"healthy"})]
+
     def _build(self) -> None:
         try:
             with seeded(derive_seed(self.seed, "weights")):
-                self.method = self.card.create(**self.arguments)
+                self.method = wrap(self.card, self.arguments, self.wrappers)
         except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ArgumentError(
@@ -286,9 +297,7 @@ class Detector:
                 if result.map is not None:
                     pixels.add(result.map)
         if not scores:
-            raise CohortError(
-                "no healthy validation scan could be predicted, so there is no threshold."
-            )
+            raise CohortError("no healthy validation scan could be predicted: no threshold.")
         self.scan_threshold = ScanThreshold.fit(scores, self.fpr, subjects)
         self.pixel_threshold = pixels.threshold if len(pixels) else None
         self.training["calibration"] = self.scan_threshold.describe()
@@ -306,6 +315,7 @@ class Detector:
         foreground: np.ndarray | None = None,
         details: bool = True,
         force: bool = False,
+        columns: Mapping[str, Any] | None = None,
     ) -> Finding:
         """Score a scan and map where it departs from healthy.
 
@@ -315,6 +325,7 @@ class Detector:
             foreground: (*scan.shape) bool; computed if not given.
             details: also bring the restoration back to the scan's grid.
             force: score it whatever the quality gate says.
+            columns: what the cohort says of it (age, sex, ...), for methods that use it.
 
         Raises:
             ScanError: the scan can't be read, doesn't fit the detector, or the quality gate refuses
@@ -339,7 +350,7 @@ class Detector:
         size = 16 if self.arguments["dims"] == 2 else 1
         slices = preparation.slices(prepared)
         predictor = Predictor(self.method, slices, self.patch, size, self.seed)
-        stitched = predictor(prepared)
+        stitched = predictor(prepared, columns)
         finding = Finding(scan, None, self._score(stitched, prepared), quality=verdict)
         if stitched.map is not None:
             finding.map = prepared.back(stitched.map[None])[0]
@@ -386,7 +397,8 @@ class Detector:
         for row in rows:
             try:
                 scan = row.load()
-                yield row, self.predict(scan, row.load_foreground(scan), details, force)
+                foreground = row.load_foreground(scan)
+                yield row, self.predict(scan, foreground, details, force, row.columns)
             except NormscanError as error:
                 yield row, error
             except OSError as error:
@@ -407,6 +419,7 @@ class Detector:
                 "fpr": self.fpr,
                 "pixel_fpr": self.pixel_fpr,
                 "patch": self.patch,
+                "wrappers": self.wrappers,
                 "seed": self.seed,
             }
         )
@@ -458,6 +471,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
                 k: setup[k]
                 for k in ("postprocess", "reduction", "fpr", "pixel_fpr", "patch", "seed")
             },
+            wrappers=setup.get("wrappers", ()),
         )
         detector.arguments = {k: storage.tupled(v) for k, v in setup["arguments"].items()}
         detector.preprocess = storage.build_preprocess(setup["preprocess"])
@@ -476,10 +490,9 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
         raise OutputError(
             f"{folder / storage.DETECTOR} is damaged ({reason}). Train again."
         ) from error
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        detector.method.to(device)
+        detector.method.to(chosen if device == "auto" else device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ArgumentError(f"device '{device}' can't be used here: {reason}") from error

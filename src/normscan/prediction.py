@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,15 +70,17 @@ class Predictor:
             torch.device("cpu"),
         )
 
-    def __call__(self, prepared: Prepared) -> Stitched:
-        """Predict a scan."""
+    def __call__(self, prepared: Prepared, columns: Mapping[str, Any] | None = None) -> Stitched:
+        """Predict a scan; ``columns`` is what the cohort says of it."""
         samples = self._samples(prepared)
         sums: dict[str, np.ndarray] = {}
         weights = np.zeros(prepared.grid.shape, np.float32)
         scores: list[float] = []
         for start in range(0, len(samples), self.batch_size):
             part = samples[start : start + self.batch_size]
-            maps = self._run(self._batch(prepared, part))
+            batch = self._batch(prepared, part)
+            batch.columns = [dict(columns or {}) for _ in part]
+            maps = self._run(batch)
             if maps.score is not None:
                 scores += maps.score.double().cpu().tolist()
             self._add(part, maps, sums, weights, prepared)

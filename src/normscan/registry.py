@@ -26,7 +26,7 @@ REGIMES = (
 )
 
 # Keys that a preset may set beside the method's own arguments: they belong to the detector.
-DETECTOR_KEYS = ("preprocess", "postprocess", "reduction")
+DETECTOR_KEYS = ("preprocess", "postprocess", "reduction", "wrappers")
 
 
 @dataclass(frozen=True)

@@ -276,9 +276,10 @@ def read_method(detector: Detector, folder: Path) -> Method:
 
     from normscan.networks.backbones import weights_from_state
     from normscan.training.loop import seeded
+    from normscan.wrappers import wrap
 
     with seeded(detector.seed), weights_from_state():
-        method = detector.card.create(**detector.arguments)
+        method = wrap(detector.card, detector.arguments, detector.wrappers)
     try:
         method.load_weights(load_file(folder / WEIGHTS))
     except Exception as error:

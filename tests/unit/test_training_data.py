@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from normscan.cohort import CohortRow
-from normscan.errors import ScanError
+from normscan.cohort import Cohort, CohortRow
+from normscan.errors import CohortError, ScanError
 from normscan.preprocess import Prepared
 from normscan.preprocess.grid import Grid
 from normscan.rng import Rng
-from normscan.training.data import EMPTY_SLICE, Draws, PreparedSet, split_slices
+from normscan.training.data import EMPTY_SLICE, Draws, PreparedSet, select_part, split_slices
+
+PARTS = ("healthy", "val", "unlabelled", "anomalous")
 
 
 def prepared(image, foreground=None):
@@ -137,6 +140,82 @@ def test_columns_become_plain_values(tmp_path):
     assert data.columns == [
         {"age": 40, "site": "a", "dose": 1.5, "count": 3, "who": None, "path": str(tmp_path)}
     ]
+
+
+# --- parts of the cohort
+
+
+def part_of(tmp_path, name, images, masks=None, shape=(6, 5), slices=False):
+    """A set of one part; ``masks`` by scan, None for a scan without one."""
+    masks = masks or {}
+
+    class Row(CohortRow):
+        def load(self):
+            return None
+
+        def load_mask(self, scan):
+            return masks.get(self.scan)
+
+    made = [
+        Row(scan, scan, (), mask=tmp_path / "m" if scan in masks else None, columns={"who": scan})
+        for scan in images
+    ]
+    prepare = lambda row: prepared(numbered(images[row.scan], shape))  # noqa: E731
+    return PreparedSet.create(tmp_path / name, made, prepare, lambda p: slices, part=name)
+
+
+def test_labels_and_lesions_of_a_part(tmp_path, rng):
+    mask = rng.uniform(size=(6, 5)) > 0.5
+    data = part_of(tmp_path, "anomalous", {"a": 1, "b": 2}, {"a": mask})
+    batch = data.batch([1, 0], Rng(0))
+    assert batch.label.tolist() == [1, 1] and batch.index.tolist() == [1, 0]
+    np.testing.assert_array_equal(batch.lesion[1, 0], mask)
+    assert not batch.lesion[0].any()
+    hidden = part_of(tmp_path, "unlabelled", {"a": 1}, {"a": mask})
+    assert hidden.batch([0], Rng(0)).label.tolist() == [-1] and hidden.lesions is None
+    assert make(tmp_path).batch([0], Rng(0)).label.tolist() == [0]
+
+
+def test_slices_without_lesion_of_a_lesioned_volume_are_healthy(tmp_path):
+    mask = np.zeros((4, 3, 5), bool)
+    mask[1, 1, 3] = True
+    data = part_of(tmp_path, "anomalous", {"a": 1}, {"a": mask}, (4, 3, 5), slices=True)
+    assert data.labels.tolist() == [0, 0, 0, 1, 0]
+    assert data.lesions.sum() == 1 and data.lesions[3, 1, 1]
+
+
+def test_joined_parts_are_their_samples_in_order(tmp_path, rng):
+    mask = rng.uniform(size=(6, 5)) > 0.5
+    healthy = part_of(tmp_path, "healthy", {"a": 1, "b": 2})
+    lesioned = part_of(tmp_path, "anomalous", {"c": 3}, {"c": mask})
+    joined = PreparedSet.join([healthy, lesioned])
+    assert len(joined) == 3 and PreparedSet.join([healthy]) is healthy
+    batch = joined.batch([2, 0, 1, 2], Rng(0))
+    expected = [numbered(i, (6, 5)) for i in (3, 1, 2, 3)]
+    np.testing.assert_array_equal(batch.image, np.stack(expected).astype(np.float32))
+    assert [c["who"] for c in batch.columns] == ["c", "a", "b", "c"]
+    assert batch.label.tolist() == [1, 0, 0, 1] and batch.index.tolist() == [2, 0, 1, 2]
+    assert batch.lesion.flatten(1).any(1).tolist() == [True, False, False, True]
+
+
+def test_parts_are_taken_from_extra():
+    table = pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(6)],
+            "label": [0, 0, 0, 1, 1, None],
+            "split": ["train", "val", "extra", "extra", "test", "extra"],
+        }
+    )
+    cohort = Cohort(table)
+    scans = {n: [r.paths[0].name for r in select_part(cohort, n)] for n in PARTS}
+    assert scans == {
+        "healthy": ["0.png"],
+        "val": ["1.png"],
+        "unlabelled": ["2.png", "3.png", "5.png"],
+        "anomalous": ["3.png"],
+    }
+    with pytest.raises(CohortError, match=r"learns from unlabelled scans.*split 'extra'"):
+        select_part(cohort.select([True, True, False, False, True, False]), "unlabelled")
 
 
 # --- patches

@@ -24,9 +24,12 @@ class Batch:
         foreground: (B, 1, *spatial) bool.
         rng: source of all randomness.
         position: (B,) place of the slice or patch in its subject, 0 to 1.
-        label: (B,) 0 healthy, 1 anomalous; where the regime allows it.
-        lesion: (B, 1, *spatial) bool; where the regime allows it.
-        columns: the cohort's columns, one dictionary per sample.
+        label: (B,) 0 healthy, 1 anomalous, -1 not told; in training.
+        lesion: (B, 1, *spatial) bool, where the phase draws from ``anomalous``; empty where the
+            label is not 1 or nobody drew one.
+        index: (B,) number of each sample in the part that the phase draws from; in training.
+        columns: the cohort's columns, one dictionary per sample; empty ones for a scan that comes
+            without a cohort.
     """
 
     image: Tensor
@@ -35,6 +38,7 @@ class Batch:
     position: Tensor
     label: Tensor | None = None
     lesion: Tensor | None = None
+    index: Tensor | None = None
     columns: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -102,7 +106,9 @@ class Phase:
         players: who is trained; everything else is frozen and in evaluation mode.
         steps: number of steps; ``epochs`` counts passes over the training part instead.
         batch_size: samples in a step, over all processes.
-        part: part of the cohort that the batches are drawn from.
+        part: part of the cohort that the batches are drawn from: ``healthy``, ``unlabelled`` (all
+            of ``extra``, its labels hidden), ``anomalous`` (what is lesioned in ``extra``, with
+            masks), or several with a plus between, mixed in proportion to their sizes.
         validate_every: steps between looks at the healthy validation loss, or once an ``epoch``;
             0 for none (the loss of an adversarial phase says nothing).
         keep: ``last`` or ``best`` by validation loss.

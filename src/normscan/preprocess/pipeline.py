@@ -47,6 +47,12 @@ class Prepared:
         array = self.grid.backward(array)
         return array if self.working is None else self.working.back(array)
 
+    def onward(self, mask: np.ndarray) -> np.ndarray:
+        """Bring booleans on the grid of the scan as it came in, such as a lesion, onto this one."""
+        array = mask[None].astype(np.float32)
+        array = array if self.working is None else self.working.onward(array)
+        return np.asarray(self.grid.forward(array)[0] > 0.5)
+
     @property
     def voxel(self) -> float:
         """Voxels of the scan as it came in that one voxel of the working grid covers."""

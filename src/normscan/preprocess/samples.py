@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 # A slice with less foreground than this share of its grid shows no anatomy.
 EMPTY_SLICE = 0.01
 
-# Image (C, *size), foreground (*size), place in the volume from 0 to 1.
-Sample = tuple[np.ndarray, np.ndarray, float]
+
+class Sample(NamedTuple):
+    """Attributes: image (C, *size), foreground (*size), place in the volume from 0 to 1, lesion.
+
+    ``lesion`` (*size) is None where it was not asked for.
+    """
+
+    image: np.ndarray
+    foreground: np.ndarray
+    position: float
+    lesion: np.ndarray | None = None
 
 
 def split_slices(prepared: Prepared) -> list[tuple[int, float]]:
@@ -82,20 +91,30 @@ class Sampling:
     Attributes:
         prepare: reads and prepares a scan.
         slices: whether a prepared volume is cut into slices.
+        lesions: bring the lesion masks along; where there is none, an empty one.
     """
 
     prepare: Callable[[CohortRow], Prepared]
     slices: Callable[[Prepared], bool]
+    lesions: bool = False
 
     def __call__(self, row: CohortRow) -> list[Sample] | NormscanError | OSError:
         """Return the samples of a scan, or why there are none."""
         try:
             prepared = self.prepare(row)
+            mask = row.load_mask(row.load()) if self.lesions else None
         except (NormscanError, OSError) as error:
             return error
+        image, foreground = prepared.image, prepared.foreground
+        lesion = None
+        if self.lesions:
+            lesion = np.zeros(foreground.shape, bool) if mask is None else prepared.onward(mask)
         if not self.slices(prepared):
-            return [(prepared.image, prepared.foreground, 0.5)]
+            return [Sample(image, foreground, 0.5, lesion)]
         return [
-            (prepared.image[..., k], prepared.foreground[..., k], position)
+            Sample(
+                image[..., k], foreground[..., k], position,
+                None if lesion is None else lesion[..., k],
+            )
             for k, position in split_slices(prepared)
-        ]
+        ]  # fmt: skip

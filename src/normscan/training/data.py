@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from normscan.errors import ScanError
+from normscan.errors import CohortError, ScanError
 from normscan.methods.base import Batch
 from normscan.parallel import each
 from normscan.preprocess import Prepared
@@ -24,7 +24,26 @@ from normscan.rng import Rng, derive_seed
 if TYPE_CHECKING:
     from normscan.cohort import Cohort, CohortRow
 
-__all__ = ["EMPTY_SLICE", "Draws", "PreparedSet", "prepare_sets", "split_slices"]
+__all__ = ["EMPTY_SLICE", "Draws", "PreparedSet", "prepare_sets", "select_part", "split_slices"]
+
+
+class Stack:
+    """Arrays on disk, one after the other, read by sample numbers."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self.arrays = arrays
+        self.starts = np.cumsum([0, *map(len, arrays)])
+        self.shape = (int(self.starts[-1]), *arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Samples (len(indices), ...)."""
+        which = np.searchsorted(self.starts, indices, "right") - 1
+        return np.stack(
+            [self.arrays[w][i - self.starts[w]] for w, i in zip(which, indices, strict=True)]
+        )
 
 
 @dataclass
@@ -39,15 +58,19 @@ class PreparedSet:
         columns: the cohort's columns of each scan.
         failures: (scan, reason) of scans that could not be prepared.
         patch: side of random patches that training draws; None for whole samples.
+        labels: (N,) 0 healthy, 1 anomalous, -1 not told.
+        lesions: (N, *size) bool, memory-mapped, or None.
     """
 
-    images: np.ndarray
-    foregrounds: np.ndarray
+    images: np.ndarray | Stack
+    foregrounds: np.ndarray | Stack
     positions: np.ndarray
     rows: np.ndarray
     columns: list[dict[str, Any]]
     failures: list[tuple[str, str]]
     patch: int | None = None
+    labels: np.ndarray | None = None
+    lesions: np.ndarray | Stack | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,6 +85,7 @@ class PreparedSet:
         patch: int | None = None,
         workers: int = 1,
         track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+        part: str = "healthy",
     ) -> PreparedSet:
         """Prepare scans and write them one at a time; a bad scan is noted and passed over.
 
@@ -73,6 +97,7 @@ class PreparedSet:
             patch: see the attribute.
             workers: processes that prepare; the files are the same for any number.
             track: passes scans on as they are done and shows their number.
+            part: what the rows are: ``healthy``, ``unlabelled``, or ``anomalous`` with lesions.
 
         Raises:
             ScanError: none of the scans could be prepared.
@@ -81,12 +106,14 @@ class PreparedSet:
         folder.mkdir(parents=True)
         rows = list(rows)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
+        index["labels"], drawn = [], part == "anomalous"
         shape: tuple[int, ...] | None = None
         with (
             (folder / "images.raw").open("wb") as images,
             (folder / "masks.raw").open("wb") as masks,
+            (folder / "lesions.raw").open("wb") as lesions,
         ):
-            results = track(each(Sampling(prepare, slices), rows, workers))
+            results = track(each(Sampling(prepare, slices, drawn), rows, workers))
             for row, samples in zip(rows, results, strict=True):
                 if isinstance(samples, Exception):
                     index["failures"].append((row.scan, str(samples)))
@@ -98,11 +125,14 @@ class PreparedSet:
                     index["failures"].append((row.scan, reason))
                     continue
                 shape = samples[0][0].shape
-                for image, foreground, position in samples:
+                for image, foreground, position, lesion in samples:
                     images.write(np.ascontiguousarray(image, "<f4").tobytes())
                     masks.write(np.ascontiguousarray(foreground, bool).tobytes())
+                    if lesion is not None:
+                        lesions.write(np.ascontiguousarray(lesion, bool).tobytes())
                     index["positions"].append(position)
                     index["rows"].append(len(index["columns"]))
+                    index["labels"].append(_label(part, row, lesion, len(samples)))
                 index["columns"].append({k: _plain(v) for k, v in row.columns.items()})
         if shape is None:
             first = index["failures"][0][1] if index["failures"] else "it has no scans"
@@ -116,6 +146,7 @@ class PreparedSet:
         """Open a folder that ``create`` wrote."""
         index = json.loads((folder / "index.json").read_text())
         n, shape = len(index["positions"]), tuple(index["shape"])
+        drawn = (folder / "lesions.raw").stat().st_size > 0
         return cls(
             np.memmap(folder / "images.raw", "<f4", "r", shape=(n, *shape)),
             np.memmap(folder / "masks.raw", bool, "r", shape=(n, *shape[1:])),
@@ -124,34 +155,73 @@ class PreparedSet:
             index["columns"],
             [(scan, reason) for scan, reason in index["failures"]],
             patch,
+            np.asarray(index["labels"]),
+            np.memmap(folder / "lesions.raw", bool, "r", shape=(n, *shape[1:])) if drawn else None,
         )
+
+    @classmethod
+    def join(cls, sets: Sequence[PreparedSet]) -> PreparedSet:
+        """Return several sets as one, with the samples in their order; nothing is copied."""
+        if len(sets) == 1:
+            return sets[0]
+        starts = np.cumsum([0, *(len(s.columns) for s in sets)])
+        lesions = None
+        if any(s.lesions is not None for s in sets):
+            # Zeros that take no room: a broadcast value.
+            nothing = [np.broadcast_to(np.False_, s.foregrounds.shape) for s in sets]
+            lesions = Stack(
+                [
+                    none if s.lesions is None else s.lesions
+                    for s, none in zip(sets, nothing, strict=True)
+                ]
+            )
+        return cls(
+            Stack([s.images for s in sets]),
+            Stack([s.foregrounds for s in sets]),
+            np.concatenate([s.positions for s in sets]),
+            np.concatenate([s.rows + start for s, start in zip(sets, starts, strict=False)]),
+            [c for s in sets for c in s.columns],
+            [f for s in sets for f in s.failures],
+            sets[0].patch,
+            np.concatenate([s.told for s in sets]),
+            lesions,
+        )
+
+    @property
+    def told(self) -> np.ndarray:
+        """(N,) labels; healthy where none are stored."""
+        return np.zeros(len(self), int) if self.labels is None else self.labels
 
     def batch(self, indices: Sequence[int] | np.ndarray, rng: Rng, crop: bool = True) -> Batch:
         """Return samples by number; random patches of them where ``patch`` is set."""
         indices = np.asarray(indices)
         images, masks = self.images[indices], self.foregrounds[indices]
+        lesions = None if self.lesions is None else self.lesions[indices]
         if self.patch and crop:
-            images, masks = self._crop(images, masks, rng)
+            images, masks, lesions = self._crop(images, masks, lesions, rng)
         return Batch(
             image=torch.from_numpy(np.array(images)),
             foreground=torch.from_numpy(np.array(masks))[:, None],
             rng=rng,
             position=torch.from_numpy(self.positions[indices]),
-            label=torch.zeros(len(indices), dtype=torch.long),
+            label=torch.from_numpy(self.told[indices]),
+            lesion=None if lesions is None else torch.from_numpy(np.array(lesions))[:, None],
+            index=torch.from_numpy(indices),
             columns=[self.columns[r] for r in self.rows[indices]],
         )
 
     def _crop(
-        self, images: np.ndarray, masks: np.ndarray, rng: Rng
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, images: np.ndarray, masks: np.ndarray, lesions: np.ndarray | None, rng: Rng
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         assert self.patch is not None
         room = np.maximum(np.array(images.shape[2:]) - self.patch, 0)
         corners = (rng.uniform((len(images), len(room))).numpy() * (room + 1)).astype(int)
         windows = [tuple(slice(c, c + self.patch) for c in corner) for corner in corners]
-        return (
-            np.stack([x[(slice(None), *w)] for x, w in zip(images, windows, strict=True)]),
-            np.stack([m[w] for m, w in zip(masks, windows, strict=True)]),
-        )
+
+        def cut(arrays: np.ndarray) -> np.ndarray:
+            return np.stack([a[(..., *w)] for a, w in zip(arrays, windows, strict=True)])
+
+        return cut(images), cut(masks), None if lesions is None else cut(lesions)
 
     def passes(self, batch_size: int, seed: int) -> Iterator[Batch]:
         """One pass over all samples in order."""
@@ -160,22 +230,42 @@ class PreparedSet:
             yield self.batch(indices, Rng(derive_seed(seed, "pass", start)))
 
 
+def select_part(cohort: Cohort, name: str) -> Cohort:
+    """Return the scans of a part that phases draw from, see ``Phase.part``.
+
+    Raises:
+        CohortError: it has none; says how to give some.
+    """
+    if name in ("healthy", "val"):
+        return cohort.part("train" if name == "healthy" else "val")
+    extra = cohort.part("extra")
+    if name == "anomalous":
+        extra = extra.select((extra.table["label"] == 1).fillna(False))
+    if not len(extra):
+        raise CohortError(
+            f"this method also learns from {name} scans, and the cohort has none. Give them the "
+            "split 'extra' in its table; none of their subjects may be in test."
+        )
+    return extra
+
+
 def prepare_sets(
     folder: Path,
-    parts: tuple[Cohort, Cohort],
+    parts: Mapping[str, Cohort],
     preparation: Preparation,
     patch: int | None,
     workers: int,
     bar: Progress,
-) -> list[PreparedSet]:
-    """Prepare the scans of train and val under ``folder``; see ``PreparedSet.create``."""
-    sets = []
-    for name, part in zip(("train", "val"), parts, strict=True):
+) -> dict[str, PreparedSet]:
+    """Prepare parts of a cohort, each in its folder under ``folder``; see ``PreparedSet.create``."""
+    sets = {}
+    for name, part in parts.items():
         track = partial(bar.track, name=f"prepare {name}", total=len(part))
+        kind = "healthy" if name == "val" else name
         made = PreparedSet.create(
-            folder / name, part, preparation, preparation.slices, patch, workers, track
+            folder / name, part, preparation, preparation.slices, patch, workers, track, kind
         )
-        sets.append(made)
+        sets[name] = made
         for scan, reason in made.failures:
             bar.say(f"left out {scan}: {reason}")
     return sets
@@ -206,3 +296,12 @@ def _plain(value: Any) -> Any:
     """Numbers and text as JSON knows them."""
     value = value.item() if hasattr(value, "item") else value
     return value if isinstance(value, int | float | bool | str) or value is None else str(value)
+
+
+def _label(part: str, row: CohortRow, lesion: np.ndarray | None, samples: int) -> int:
+    """What a sample is told to be: of a lesioned volume only the slices with lesion are so."""
+    if part != "anomalous":
+        return 0 if part == "healthy" else -1
+    if row.mask is not None and samples > 1 and lesion is not None:
+        return int(lesion.any())
+    return 1

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from normscan.errors import ArgumentError, NormscanError
+from normscan.errors import NormscanError
 from normscan.methods.base import Batch, Method, Phase, Player
 from normscan.rng import Rng, derive_seed
 from normscan.storage import CHECKPOINT, LOG
@@ -44,11 +44,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class Trainer:
-    """Trains the phases of a method on healthy samples.
+    """Trains the phases of a method on the parts of a cohort that they ask for.
 
     Args:
         method: what is trained, in place.
-        healthy: training samples.
+        parts: training samples by the name of their part: ``healthy`` and what else is asked for.
         validation: healthy samples for the validation loss, or None.
         folder: run folder for the log and the checkpoint.
         fabric: device, precision and processes.
@@ -60,7 +60,7 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        healthy: PreparedSet,
+        parts: Mapping[str, PreparedSet],
         validation: PreparedSet | None,
         folder: Path,
         fabric: Fabric,
@@ -69,7 +69,7 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.method = method
-        self.healthy = healthy
+        self.parts = parts
         self.validation = validation
         self.folder = folder
         self.fabric = fabric
@@ -101,12 +101,8 @@ class Trainer:
         return self.seconds
 
     def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
-        if phase.part != "healthy":
-            raise ArgumentError(
-                f"phase '{phase.name}' asks for the part '{phase.part}' of the cohort; "
-                "only 'healthy' can be drawn from so far."
-            )
-        steps = phase.total_steps(len(self.healthy))
+        part = PreparedSet.join([self.parts[name] for name in phase.part.split("+")])
+        steps = phase.total_steps(len(part))
         optimizers = {p.name: p.optimizer(p.parameters()) for p in phase.players}
         self.memory = {"best": None, "best_loss": None, "waited": 0, "ema": None}
         begin = 0
@@ -118,8 +114,8 @@ class Trainer:
         elif phase.ema:
             self.memory["ema"] = cpu_state(self.method)
         wrapped = {n: self.fabric.setup_optimizers(o) for n, o in optimizers.items()}
-        data = Draws(self.healthy, phase.batch_size, derive_seed(self.seed, index, "data"))
-        epoch = max(1, len(self.healthy) // phase.batch_size)
+        data = Draws(part, phase.batch_size, derive_seed(self.seed, index, "data"))
+        epoch = max(1, len(part) // phase.batch_size)
         every = epoch if phase.validate_every == "epoch" else phase.validate_every
         self._roles(phase)
         started = saved = time.monotonic()
