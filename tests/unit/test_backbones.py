@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import time
 
@@ -12,7 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError, WeightsError
-from normscan.networks.backbones import Backbone, import_timm, read_weights, weights_from_state
+from normscan.networks.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    import_timm,
+    read_weights,
+    weights_from_state,
+)
 
 NAME, TAPS = "resnet18.tv_in1k", ("layer2", "layer3")
 FILE = "resnet18_imagenet1k_v1_bnfolded_conv1_to_layer3.pth"
@@ -81,8 +89,98 @@ def test_grey_is_repeated_and_two_channels_are_refused(random_net):
     grey = torch.rand(1, 1, 32, 32)
     a, b = random_net(grey), random_net(grey.repeat(1, 3, 1, 1))
     assert all(torch.equal(a[t], b[t]) for t in TAPS)
-    with pytest.raises(ArgumentError, match="1 or 3 channels, not 2"):
+    with pytest.raises(ArgumentError, match="1 or 3 channels, not 2.*channels=2"):
         random_net(torch.rand(1, 2, 32, 32))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_numbers_of_channels_repeat_the_filters(real, channels):
+    """The same grey image in every channel gives what it gives in three, but for the scaling."""
+    grey = torch.rand(1, 1, 32, 32)
+    options = {"scaling": "none"}
+    wide = Backbone(NAME, TAPS, str(real), channels=channels, **options)
+    three = Backbone(NAME, TAPS, str(real), **options)
+    weight, given = wide.network.conv1.weight, three.network.conv1.weight
+    assert weight.shape[1] == channels
+    cycle = [k % 3 for k in range(channels)]
+    torch.testing.assert_close(weight, given[:, cycle] * 3 / channels)
+    assert wide(grey.repeat(1, channels, 1, 1))["layer3"].shape == (1, 256, 2, 2)
+
+
+def test_a_trainable_one_learns_and_can_keep_its_batch_norm():
+    for mode in ("frozen", "train"):
+        net = Backbone(NAME, ("layer1",), "random", trainable=True, batch_norm=mode).train()
+        assert all(p.requires_grad for p in net.parameters()) and net.network.layer1.training
+        norm = net.network.bn1
+        assert norm.training == (mode == "train")
+        before = norm.running_mean.clone()
+        net(torch.rand(2, 3, 32, 32))["layer1"].sum().backward()
+        assert torch.equal(norm.running_mean, before) == (mode == "frozen")
+        assert net.network.conv1.weight.grad.abs().sum() > 0
+        assert not net.eval().network.layer1.training
+
+
+def test_scalings():
+    x = torch.rand(1, 3, 32, 32)
+    nets = {}
+    for scaling in ("imagenet", "centred", "none"):
+        torch.manual_seed(0)
+        nets[scaling] = Backbone(NAME, ("act1",), "random", scaling=scaling)
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    plain = nets["none"]
+    for scaling, scaled in (("imagenet", (x - mean) / std), ("centred", 2 * x - 1)):
+        torch.testing.assert_close(nets[scaling](x)["act1"], plain(scaled)["act1"])
+
+
+def test_tokens_of_a_vision_transformer():
+    """Against the blocks called one by one; sides are cut to whole patches."""
+    backbone = Backbone("vit_tiny_patch16_224", ("blocks.1", "blocks.2"), "random", scaling="none")
+    assert backbone.channels == [192, 192] and backbone.strides == [16, 16]
+    x = torch.rand(2, 1, 50, 64)
+    vit = backbone.network
+    assert len(vit.blocks) == 3 and backbone.prefix == 1
+    with torch.no_grad():
+        cut = x[..., :48, :].expand(-1, 3, -1, -1)
+        t = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(cut))))
+        for i, block in enumerate(vit.blocks):
+            t = block(t)
+            if i:
+                features, prefix = backbone.tokens(x)[f"blocks.{i}"]
+                torch.testing.assert_close(prefix, t[:, :1])
+                expected = t[:, 1:].reshape(2, 3, 4, 192).permute(0, 3, 1, 2)
+                torch.testing.assert_close(features, expected)
+
+
+def test_normalised_tokens_with_registers():
+    backbone = Backbone("vit_small_patch14_reg4_dinov2.lvd142m", ("norm",), "random")
+    features, prefix = backbone.tokens(torch.rand(1, 1, 28, 42))["norm"]
+    assert features.shape == (1, 384, 2, 3) and prefix.shape == (1, 5, 384)
+    torch.testing.assert_close(features.mean(1), torch.zeros(1, 2, 3), atol=1e-4, rtol=0)
+    with pytest.raises(ArgumentError, match=r"no stage 'block.3'; it has blocks\.0"):
+        Backbone("vit_tiny_patch16_224", ("block.3",), "random")
+
+
+def test_transformers_of_the_other_library():
+    name = "hf:facebook/dinov2-with-registers-small"
+    backbone = Backbone(name, ("blocks.0",), "random")
+    assert backbone.strides == [14] and backbone.prefix == 5
+    assert len(backbone.network.encoder.layer) == 1
+    x = torch.rand(1, 3, 28, 42)
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        states = backbone.network((x - mean) / std, output_hidden_states=True).hidden_states
+    expected = states[1][:, 5:].reshape(1, 2, 3, 384).permute(0, 3, 1, 2)
+    torch.testing.assert_close(backbone(x)["blocks.0"], expected)
+    with pytest.raises(ArgumentError, match="Did you mean"):
+        Backbone("hf:facebook/dinov2-smal", ("norm",), "random")
+
+
+def test_a_copy_has_its_own_weights():
+    first = Backbone(NAME, ("act1",), "random", trainable=True)
+    second = copy.deepcopy(first)
+    torch.nn.init.zeros_(second.network.conv1.weight)
+    x = torch.rand(1, 3, 32, 32)
+    assert first(x)["act1"].std() > 0 and second(x)["act1"].std() == 0
 
 
 def test_it_is_frozen_and_stays_in_evaluation_mode(random_net):

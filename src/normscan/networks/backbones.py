@@ -1,4 +1,4 @@
-"""Frozen pretrained backbones: named taps, exact weights, from the hub or from a local file."""
+"""Pretrained backbones: named taps, exact weights, from the hub or from a local file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from normscan.errors import ArgumentError, WeightsError, nearest
+from normscan.errors import ArgumentError, WeightsError
+from normscan.networks.taps import hub_transformer, import_timm, tapped
+
+__all__ = ["Backbone", "import_timm", "read_weights", "weights_from_state"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,77 +32,73 @@ def weights_from_state() -> Iterator[None]:
         _from_state.reset(token)
 
 
-def import_timm() -> Any:
-    """Import timm, also where torchvision's compiled operators don't load.
-
-    timm imports torchvision, whose operators are missing beside a torch of another build
-    (``operator torchvision::nms does not exist``). timm's models never call them, so declaring the
-    two schemas that torchvision registers metadata for is enough.
-    """
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        name = schema.partition("(")[0]
-        if not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _libraries.append(library)
-    import timm
-
-    return timm
-
-
-_libraries: list[Any] = []  # A library that is collected takes its schemas along.
-
-
 class Backbone(nn.Module):
-    """Feature maps of a frozen timm network up to its last tap.
+    """Feature maps of a pretrained network at named places, up to the last of them.
+
+    Convolutional networks come from timm and are tapped at their stages (``layer1`` ...; an error
+    lists them). Vision transformers come from timm (``vit_small_patch14_dinov2.lvd142m``) or, with
+    the prefix ``hf:``, from transformers (``hf:facebook/dinov2-small``); their taps are
+    ``blocks.N``, the tokens as block N leaves them, or ``norm``, the last ones normalised.
 
     Args:
-        name: timm name with its weight tag, for example ``resnet18.tv_in1k``.
-        taps: names of the stages, such as ``layer2``.
-        weights: ``hub`` loads the tag's weights through timm from the Hugging Face hub or its
-            cache; ``random`` keeps the initial ones (for tests); anything else is the path of a
-            ``.safetensors`` or PyTorch state dict, which must hold every layer up to the last tap.
+        name: timm name with its weight tag, for example ``resnet18.tv_in1k``, or ``hf:`` and a name.
+        taps: places, in the order of the network.
+        weights: ``hub`` loads the tag's weights from the Hugging Face hub or its cache; ``random``
+            keeps the initial ones (for tests); anything else is the path of a ``.safetensors`` or
+            PyTorch state dict, which must hold every layer up to the last tap.
+        channels: of the image. One is repeated to three; for other numbers the first layer's
+            filters are repeated and scaled, as timm does.
+        trainable: learn its weights; else they are frozen.
+        batch_norm: ``frozen`` keeps the statistics and normalises with them, also while the weights
+            train; ``train`` follows the module's mode.
+        scaling: ``imagenet`` subtracts its mean and divides by its deviation; ``centred`` is 2x - 1;
+            ``none`` takes the image as it is.
+
+    Attributes:
+        channels: of the features, by tap.
+        strides: pixels to a cell, by tap.
+        prefix: class and register tokens that a transformer puts before its patch tokens.
 
     Raises:
         ArgumentError: unknown network or tap.
         WeightsError: weights that aren't there or don't fit; says what to fetch and where to put it.
     """
 
-    def __init__(self, name: str, taps: Sequence[str], weights: str = "hub") -> None:
+    def __init__(
+        self,
+        name: str,
+        taps: Sequence[str],
+        weights: str = "hub",
+        *,
+        channels: int = 3,
+        trainable: bool = False,
+        batch_norm: Literal["frozen", "train"] = "frozen",
+        scaling: Literal["imagenet", "centred", "none"] = "imagenet",
+    ) -> None:
         super().__init__()
-        timm = import_timm()
-        stem = name.partition(".")[0]
-        if not timm.is_model(stem):
-            known = timm.list_models()
-            raise ArgumentError(f"timm has no network '{stem}'.{nearest(stem, known)}")
-        with torch.random.fork_rng(devices=[]):
-            probe = timm.create_model(stem, features_only=True)
-        stages = [info["module"] for info in probe.feature_info.info]
-        missing = [t for t in taps if t not in stages]
-        if missing:
-            raise ArgumentError(f"{stem} has no stage '{missing[0]}'; it has {', '.join(stages)}.")
-        indices = tuple(stages.index(t) for t in taps)
-        self.taps = tuple(taps)
-        self.network = timm.create_model(stem, features_only=True, out_indices=indices)
-        self.channels = [probe.feature_info.info[i]["num_chs"] for i in indices]
-        self.strides = [probe.feature_info.info[i]["reduction"] for i in indices]
+        self.taps, self.batch_norm, self.scaling = tuple(taps), batch_norm, scaling
+        self.trainable = trainable
+        self.inputs = 3 if channels == 1 else channels
+        self.network, self.reader = tapped(name, self.taps, self.inputs)
+        self.prefix = self.reader.prefix
         if not _from_state.get() and weights != "random":
-            self._load(timm, name, weights)
-        self.register_buffer(
-            "mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False
-        )
-        self.requires_grad_(False)
-        self.eval()
+            self._load(name, weights)
+        cycle = [k % 3 for k in range(self.inputs)]
+        for key, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            tensor = torch.tensor([values[k] for k in cycle]).reshape(1, -1, 1, 1)
+            self.register_buffer(key, tensor, persistent=False)
+        self.requires_grad_(trainable)
+        self.train(False)
+        with torch.no_grad():
+            side = 2 * self.reader.patch if self.reader.patch else 64
+            probe = self.reader(self.network, torch.zeros(1, self.inputs, side, side))
+        self.channels = [f.shape[1] for f, _ in probe]
+        self.strides = [side // f.shape[-1] for f, _ in probe]
 
-    def _load(self, timm: Any, name: str, weights: str) -> None:
-        state = _hub_weights(timm, name) if weights == "hub" else read_weights(Path(weights), name)
+    def _load(self, name: str, weights: str) -> None:
+        state = _hub_weights(name) if weights == "hub" else read_weights(Path(weights), name)
         wanted = self.network.state_dict()
+        state = fitted_input(state, wanted, self.inputs)
         lacking = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
         lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
         if lacking:
@@ -110,28 +109,66 @@ class Backbone(nn.Module):
         self.network.load_state_dict({k: state.get(k, v) for k, v in wanted.items()})
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode: a frozen network keeps its batch norm statistics."""
-        return super().train(False)
+        """Change the mode; what is frozen stays in evaluation mode."""
+        super().train(mode and self.trainable)
+        if self.batch_norm == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps (B, channels, H / stride, W / stride) by tap.
 
         Args:
-            x: (B, 1 or 3, H, W) in about 0..1; grey is repeated.
+            x: (B, C, H, W) in about 0..1. A transformer's sides are cut down to whole patches.
 
         Raises:
             ArgumentError: another number of channels.
         """
-        if x.shape[1] not in (1, 3):
+        return {tap: features for tap, (features, _) in self.tokens(x).items()}
+
+    def tokens(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Like ``forward``, with a transformer's class and register tokens (B, prefix, channels)."""
+        if x.shape[1] not in (1, self.inputs):
             raise ArgumentError(
-                f"a backbone takes 1 or 3 channels, not {x.shape[1]}. Choose one modality."
+                f"this backbone takes 1 or {self.inputs} channels, not {x.shape[1]}. Choose one "
+                f"modality, or build it with channels={x.shape[1]}."
             )
+        x = x.expand(-1, self.inputs, -1, -1)
         assert isinstance(self.mean, Tensor) and isinstance(self.std, Tensor)
-        x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
-        return dict(zip(self.taps, self.network(x), strict=True))
+        if self.scaling == "imagenet":
+            x = (x - self.mean) / self.std
+        elif self.scaling == "centred":
+            x = 2 * x - 1
+        if patch := self.reader.patch:
+            x = x[..., : x.shape[-2] // patch * patch, : x.shape[-1] // patch * patch]
+        return dict(zip(self.taps, self.reader(self.network, x), strict=True))
 
 
-def _hub_weights(timm: Any, name: str) -> dict[str, Tensor]:
+def fitted_input(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], channels: int
+) -> dict[str, Tensor]:
+    """Return weights whose first convolution takes so many channels, if it is the one that differs.
+
+    Its filters are repeated over the channels and scaled so that their sum stays.
+    """
+    from timm.models import adapt_input_conv
+
+    state = dict(state)
+    for key, tensor in wanted.items():
+        given = state.get(key)
+        if given is None or given.shape == tensor.shape or tensor.ndim != 4:
+            continue
+        if given.shape[1] == 3 and tensor.shape[1] == channels:
+            state[key] = adapt_input_conv(channels, given)
+    return state
+
+
+def _hub_weights(name: str) -> dict[str, Tensor]:
+    if name.startswith("hf:"):
+        return hub_transformer(name)
+    timm = import_timm()
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
         return state
