@@ -30,6 +30,7 @@ COMMANDS = {
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
     "limits": "the smallest and faintest lesion found: normscan limits RUN --cohort C",
+    "pitfalls": "what a residual can't find: normscan pitfalls --cohort C --out FOLDER",
     "preprocess": "prepare a cohort: normscan preprocess COHORT --preset P --out FOLDER",
     "steps": "list the preprocessing steps and presets",
     "methods": "list the methods",

@@ -17,6 +17,7 @@ from normscan.commands_data import cohort as cohort
 from normscan.commands_data import dump
 from normscan.commands_data import preprocess as preprocess
 from normscan.commands_data import steps as steps
+from normscan.commands_diagnostics import pitfalls as pitfalls
 from normscan.commands_statistics import compare as compare
 from normscan.commands_statistics import subgroups as subgroups
 from normscan.datasets.command import datasets as datasets

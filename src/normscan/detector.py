@@ -244,6 +244,7 @@ class Detector:
             "left_out": failures,
             "seconds": {k: round(v, 3) for k, v in seconds.items()},
             "device": str(fabric.device),
+            **self.method.found(sets["healthy"].scans, sets["healthy"].subjects),
         }
         if fabric.is_global_zero:
             self.calibrate(val, bar)

@@ -165,6 +165,12 @@ def summarise(
         if name in found:
             text = {"oracle": oracle, "title": title, "description": description}
             metrics[name] = {**found[name].to_dict(), **text}
+    if "hd95" in metrics:
+        metrics["hd95"]["description"] = (
+            f"95 % Hausdorff distance, mean over {parts.surfaces} of "
+            f"{parts.surfaces + parts.surfaces_undefined} scans with a lesion, those with a "
+            "segmentation"
+        )
     return metrics, pixels
 
 

@@ -316,6 +316,7 @@ def model_card(detector: Detector) -> str:
         f"- Trained on: {training['cohort_size']['train']} healthy scans of "
         f"{training['subjects']['train']} subjects; threshold from "
         f"{training['cohort_size']['val']} more of {training['subjects']['val']}.",
+        f"- Wrappers: {', '.join(detector.wrappers) or 'none'}",
         f"- Quality gate: {_gate_line(detector)}",
         f"- Operating point: {training.get('calibration', 'not calibrated')}",
         f"- Post-processing: {', '.join(detector.postprocess) or 'none'}; score: {detector.reduction}.",

@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn import functional as F
 
+from normscan.detector import Detector
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
     PatchCore,
@@ -17,6 +18,7 @@ from normscan.methods.features.memory import (
     squared_distances,
 )
 from normscan.rng import Rng
+from normscan.storage import check_array
 
 
 def test_squared_distances_against_scipy(rng):
@@ -194,3 +196,16 @@ def test_fit_is_deterministic(images):
         method.fit([batch(images[:3], 4), batch(images[3:], 5)])
         banks.append(method.bank)
     assert torch.equal(*banks) and len(banks[0]) == 64
+
+
+def test_scans_keep_to_the_range_of_the_backbone(rng):
+    # Mostly dark tissue: with its median at 0.5 the bright tenth would be cut at the limit, 3.
+    values = np.zeros((64, 64))
+    values[10:54, 10:54] = rng.uniform(0.1, 0.15, (44, 44))
+    values[20:25, 10:54] = rng.uniform(0.9, 1.0, (5, 44))
+    for preset in ("paper", "laptop"):
+        detector = Detector("patchcore", preset=preset)
+        prepared = detector.preprocess(check_array(values), 2)
+        inside = prepared.image[0][prepared.foreground]
+        np.testing.assert_allclose(np.percentile(inside, 99), 1, atol=1e-5)
+        assert prepared.image.max() < 1.2

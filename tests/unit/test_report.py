@@ -282,7 +282,8 @@ def test_roc_label_is_the_auc() -> None:
 
 
 def test_numbers_as_a_reader_wants_them() -> None:
-    written = [number(x) for x in (0.12345, 12.345, 0.00001, 0, None, float("inf"))]
-    assert written == ["0.123", "12.3", "1e-05", "0.000", "–", "–"]
+    given = (0.12345, 12.345, 22.98, -107.2, 1234.5, 2.5e7, 0.00001, 0, None, float("inf"))
+    written = ["0.123", "12.3", "23.0", "-107", "1234", "2.5e+07", "1e-05", "0.000", "–", "–"]
+    assert [number(x) for x in given] == written
     assert (percent(0.0512, 1), percent(None), p_value(0.0001)) == ("5.1%", "–", "< 0.001")
     assert (day("2026-05-03"), day("soon"), day(None)) == ("3 May 2026", "soon", "")

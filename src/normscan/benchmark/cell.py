@@ -37,6 +37,7 @@ class Job:
         tables: cohort table of each set, by id.
         region: pixels that count.
         variants: to compute.
+        features: network of the indices of restorations; empty where they are not asked for.
         device: where to run; does not belong to the configuration.
         dropped: arguments that the method doesn't have.
         command: to be recorded.
@@ -51,6 +52,7 @@ class Job:
     tables: dict[str, str]
     region: str = "whole"
     variants: list[str] = field(default_factory=list)
+    features: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     dropped: list[str] = field(default_factory=list)
     command: str = ""
@@ -58,6 +60,7 @@ class Job:
     def digest(self, set_id: str) -> str:
         """Return the hash of all that decides the figures of a cell."""
         config = [self.method, self.seed, self.detector, self.region, self.variants]
+        config += [self.features] if self.features else []
         hashes = [_hash(Path(path).read_bytes()) for path in (self.table, self.tables[set_id])]
         return _hash(repr(storage.plain([config, hashes])).encode())
 
@@ -119,18 +122,28 @@ def _fit(job: Job, progress: bool) -> Any:
 def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
     from normscan import evaluation
     from normscan.benchmark.measures import Watched
+    from normscan.benchmark.restorations import RESTORATIONS, Restorations
     from normscan.cohort import Cohort
     from normscan.detector import Detector
 
     folder = Path(job.cells[name])
-    watched = Watched(detector, job.region, job.variants)
+    cohort = Cohort.read(job.tables[name])
+    restored = None
+    if job.features:
+        training = cohort.part("train")
+        healthy = training.select([row.label != 1 for row in training])
+        restored = Restorations(detector, healthy, job.features, job.region)
+    watched = Watched(detector, job.region, job.variants, restored)
     results = evaluation.evaluate(
-        cast(Detector, watched), Cohort.read(job.tables[name]), folder / "evaluation",
+        cast(Detector, watched), cohort, folder / "evaluation",
         region=cast(evaluation.Region, job.region), baselines=(), command=job.command,
         progress=progress,
     )  # fmt: skip
     values, note = watched.variants()
-    _write_pixels(folder / "evaluation" / PIXELS, watched.scans)
+    indices = restored.indices() if restored else {}
+    values |= {index: estimate["value"] for index, estimate in indices.items()}
+    _write_rows(folder / "evaluation" / PIXELS, watched.scans)
+    _write_rows(folder / "evaluation" / RESTORATIONS, restored.rows if restored else [])
     training = detector.training
     storage.write_json(
         folder / CELL,
@@ -146,14 +159,15 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
             "memory_mib": _peak_memory(),
             "device": training["device"],
             "variants": values,
-            "notes": [note] if note else [],
+            "restorations": indices,
+            "notes": [n for n in (note, restored.note if restored else "") if n],
             "dropped": job.dropped,
             "job": asdict(job),
         },
     )
 
 
-def _write_pixels(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     from normscan.io import atomic_path
 
     if not rows:

@@ -20,6 +20,7 @@ def benchmark(
     budget: str | None = None,
     preset: str | None = None,
     arguments: dict[str, Any] | None = None,
+    features: str | None = None,
     device: str = "auto",
     workers: int = 1,
     threads: int = 1,
@@ -42,6 +43,8 @@ def benchmark(
         preset: of all methods, instead of the budget's: paper, code, laptop, ...
         arguments: of all methods that have them, and of single ones, such as
             '{"steps": 200, "dae": {"noise_std": 0.3}}'.
+        features: file with the weights of the network behind the indices RQI and AHI, where the
+            protocol asks for them; from the Hugging Face hub by default.
         device: auto, cpu, cuda, ...
         workers: cells at a time, each a process of its own.
         threads: of each process.
@@ -74,9 +77,9 @@ def benchmark(
     ranking = run(
         chosen, names, folder, data=Data.parse(data), seeds=seeds,
         sets=[s.strip() for s in (sets or "").split(",") if s.strip()], budget=budget,
-        preset=preset, arguments=arguments, device=device, workers=workers, threads=threads,
-        redo=redo, retry=retry, command=" ".join(["normscan", *map(shlex.quote, sys.argv[1:])]),
-        progress=True,
+        preset=preset, arguments=arguments, features=features, device=device, workers=workers,
+        threads=threads, redo=redo, retry=retry, progress=True,
+        command=" ".join(["normscan", *map(shlex.quote, sys.argv[1:])]),
     )  # fmt: skip
     failed = 0
     for entry in ranking["sets"].values():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from normscan.benchmark.restorations import Restorations
 from normscan.cohort import CohortRow
 from normscan.detector import Detector
 from normscan.errors import NormscanError
@@ -25,9 +26,17 @@ class Watched:
         detector: fitted.
         region: pixels that count, ``whole`` or ``foreground``.
         wanted: names of variants to compute.
+        restorations: measures what the method restores; None where nobody asks for it.
     """
 
-    def __init__(self, detector: Detector, region: str, wanted: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        region: str,
+        wanted: Iterable[str] = (),
+        restorations: Restorations | None = None,
+    ) -> None:
+        self.restorations = restorations
         self.detector, self.region, self.wanted = detector, region, list(wanted)
         self.scans: list[dict[str, Any]] = []
         self._maps: list[np.ndarray] = []
@@ -41,7 +50,10 @@ class Watched:
         self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
         """Predict as the detector does, and measure each scan that has a map and a mask."""
+        details = details or self.restorations is not None
         for row, result in self.detector.predict_cohort(rows, details, force):
+            if isinstance(result, Finding) and self.restorations is not None:
+                self.restorations.add(row, result)
             if isinstance(result, Finding) and result.map is not None:
                 try:
                     self._measure(row, result, result.map)

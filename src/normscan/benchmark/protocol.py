@@ -108,6 +108,20 @@ class Budget(_Model):
     methods: dict[str, dict[str, Any]] = {}
 
 
+class Features(_Model):
+    """The frozen network whose features RQI and AHI compare.
+
+    Attributes:
+        name: timm name with its weight tag.
+        taps: names of its stages.
+        weights: ``hub``, or the path of a file.
+    """
+
+    name: str = "resnet18.tv_in1k"
+    taps: list[str] = ["layer1", "layer2", "layer3"]
+    weights: str = "hub"
+
+
 class Protocol(_Model):
     """Everything that makes figures comparable; see the module's description of sets.
 
@@ -123,7 +137,8 @@ class Protocol(_Model):
         budgets: by name.
         budget: the one taken by default.
         headline: the metric that ranks, by level.
-        metrics: shown beside it.
+        metrics: shown beside it; of restorations also ``rqi``, ``ahi`` and ``caci``.
+        features: of ``rqi`` and ``ahi``.
         variants: functions of ``normscan.metrics.variants`` to compute as well.
         fpr: share of healthy scans that may be flagged.
         pixel_fpr: share of healthy pixels that may be marked.
@@ -149,6 +164,7 @@ class Protocol(_Model):
     budget: str
     headline: dict[Literal["image", "pixel"], str]
     metrics: list[str] = []
+    features: Features = Features()
     variants: list[str] = []
     fpr: float = 0.05
     pixel_fpr: float = 0.05

@@ -15,6 +15,7 @@ from normscan import registry, storage
 from normscan.benchmark.cell import Job, clear, fail, run_job
 from normscan.benchmark.data import Data, MissingDataError, joined, local_sets, prepare_set
 from normscan.benchmark.protocol import Protocol, Set
+from normscan.benchmark.restorations import INDICES
 from normscan.errors import ArgumentError, NormscanError, OutputError, nearest
 from normscan.parallel import THREADS
 from normscan.progress import Progress
@@ -56,6 +57,7 @@ def run(
     budget: str | None = None,
     preset: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    features: str | None = None,
     device: str = "auto",
     workers: int = 1,
     threads: int = 1,
@@ -76,6 +78,8 @@ def run(
         budget: name of a budget of the protocol.
         preset: of every method, instead of the budget's.
         arguments: of all methods that have them; ``{"dae": {...}}`` is for a single method.
+        features: file with the weights of the network behind RQI and AHI; the protocol's by
+            default.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: cells at a time, each a process of its own; 0 runs all in this process.
         threads: of each process.
@@ -100,8 +104,8 @@ def run(
     with Progress(progress) as bar:
         plan = make_plan(
             protocol, methods, folder, data or Data(), seeds=seeds, sets=sets, budget=budget,
-            preset=preset, arguments=arguments or {}, device=device, redo=redo, command=command,
-            progress=bar,
+            preset=preset, arguments=arguments or {}, features=features, device=device, redo=redo,
+            command=command, progress=bar,
         )  # fmt: skip
         for id, reason in plan.missing.items():
             bar.say(f"{id}: not run: {reason}")
@@ -126,6 +130,7 @@ def make_plan(
     budget: str | None = None,
     preset: str | None = None,
     arguments: Mapping[str, Any],
+    features: str | None = None,
     device: str = "auto",
     redo: bool = False,
     command: str = "",
@@ -149,6 +154,9 @@ def make_plan(
         known = ", ".join(s.id for s in there)
         raise ArgumentError(f"there is no set '{unknown[0]}' in '{protocol.id}'; it has {known}.")
     plan = Plan(protocol, chosen, names, [])
+    network: dict[str, Any] = {}
+    if set(INDICES) & set(protocol.shown):
+        network = protocol.features.model_dump() | ({"weights": features} if features else {})
     tables: dict[str, Path] = {}
     for each in there:
         if sets and each.id not in sets:
@@ -176,7 +184,7 @@ def make_plan(
                     card.id, seed, options, str(table), str(run),
                     {id: str(path) for id, path in cells.items()},
                     {s.id: str(tables[s.id]) for s in group},
-                    protocol.region, protocol.variants, device, dropped, command,
+                    protocol.region, protocol.variants, network, device, dropped, command,
                 )  # fmt: skip
                 plan.jobs.append(job)
     return plan

@@ -23,9 +23,11 @@ import numpy as np
 from normscan import storage
 from normscan.benchmark.cell import CELL, ERROR, PIXELS
 from normscan.benchmark.protocol import Set
+from normscan.benchmark.restorations import INDICES, RESTORATIONS, quality
 from normscan.benchmark.runner import BASELINES, Plan
 from normscan.benchmark.targets import published
 from normscan.metrics.comparisons import holm, rank_methods, wilcoxon
+from normscan.metrics.normative import FORMULAS
 from normscan.metrics.statistics import Statistic, over_seeds, scan_statistic
 from normscan.metrics.variants import MAD_METRICS, mad
 
@@ -81,6 +83,8 @@ def rank(plan: Plan, command: str = "") -> dict[str, Any]:
     values: dict[str, dict[str, dict[str, float]]] = {}
     for each in plan.sets:
         cells, failed = _collect(plan, each)
+        if "rqi" in protocol.shown:
+            _add_quality(cells)
         values[each.id] = {
             method: {m: _mean(done, m) for m in (*protocol.shown, *_SCAN_METRICS, "pixel_auroc")}
             for method, done in cells.items()
@@ -90,6 +94,10 @@ def rank(plan: Plan, command: str = "") -> dict[str, Any]:
 
     titles = {name: {"title": t[0], "oracle": t[2]} for name, t in METRICS.items()}
     titles |= {name: {"title": t, "oracle": oracle} for name, (t, oracle) in VARIANTS.items()}
+    titles |= {name: {"title": t, "oracle": False} for name, t in INDICES.items()}
+    formulas = [
+        f"{t} is {FORMULAS[name]}." for name, t in INDICES.items() if name in protocol.shown
+    ]
     return {
         "protocol": protocol.id,
         "title": protocol.title,
@@ -98,7 +106,7 @@ def rank(plan: Plan, command: str = "") -> dict[str, Any]:
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": storage.versions(),
-        "notes": [*protocol.notes, *_budget_note(plan)],
+        "notes": [*protocol.notes, *formulas, *_budget_note(plan)],
         "pitfalls": protocol.pitfalls,
         "baselines": [m for m in BASELINES if m in plan.methods],
         "metrics": {name: titles.get(name, {"title": name, "oracle": False}) for name in titles},
@@ -141,19 +149,36 @@ def _collect(plan: Plan, each: Set) -> tuple[Cells, list[dict[str, Any]]]:
     return cells, failed
 
 
+def _add_quality(cells: Cells) -> None:
+    """Give every cell its method's RQI, which is relative to the methods of this set."""
+    tables = {m: [d.table(RESTORATIONS) for d in done] for m, done in cells.items()}
+    whole = {m: [t for t in ts if t is not None] for m, ts in tables.items()}
+    for method, value in quality({m: ts for m, ts in whole.items() if ts}).items():
+        for done in cells[method]:
+            done.cell["variants"]["rqi"] = _number(value)
+
+
 def _mean(cells: Sequence[Done], metric: str) -> float:
     return float(np.mean([cell.value(metric) for cell in cells]))
 
 
 def _set_entry(plan: Plan, each: Set, cells: Cells, failed: list[dict[str, Any]]) -> dict[str, Any]:
-    levels = {}
+    there = {}
     for level, metric in plan.protocol.headline.items():
-        there = {m: c for m, c in cells.items() if any(not math.isnan(d.value(metric)) for d in c)}
-        if there:
-            levels[level] = {
-                "headline": metric,
-                "rows": _ranked(plan, each, level, metric, there),
-            }
+        there[level] = {
+            m: c for m, c in cells.items() if any(not math.isnan(d.value(metric)) for d in c)
+        }
+    there = {level: some for level, some in there.items() if some}
+    # The indices of restorations have no level of their own.
+    home = dict.fromkeys(INDICES, "pixel" if "pixel" in there else "image")
+    levels = {}
+    for level, some in there.items():
+        metric = plan.protocol.headline[level]
+        shown = [m for m in plan.protocol.shown if home.get(m, level_of(m)) == level]
+        levels[level] = {
+            "headline": metric,
+            "rows": _ranked(plan, each, level, metric, some, shown),
+        }
     notes = {n for done in cells.values() for d in done for n in d.cell["notes"]}
     first = next((done[0] for done in cells.values()), None)
     counts = first.results["cohort"]["counts"].get("test", {}) if first else {}
@@ -167,7 +192,9 @@ def _set_entry(plan: Plan, each: Set, cells: Cells, failed: list[dict[str, Any]]
     }
 
 
-def _ranked(plan: Plan, each: Set, level: str, metric: str, cells: Cells) -> list[dict[str, Any]]:
+def _ranked(
+    plan: Plan, each: Set, level: str, metric: str, cells: Cells, shown: Sequence[str]
+) -> list[dict[str, Any]]:
     from scipy.stats import rankdata
 
     methods = sorted(cells, key=lambda m: -_mean(cells[m], metric))
@@ -177,7 +204,6 @@ def _ranked(plan: Plan, each: Set, level: str, metric: str, cells: Cells) -> lis
     adjusted = [math.nan, *holm(p_values[1:])] if len(methods) > 1 else [math.nan]
     means = np.array([_mean(cells[m], metric) for m in methods])
     ranks = rankdata(-means, nan_policy="omit")
-    shown = [m for m in plan.protocol.shown if m != metric and level_of(m) == level]
     rows = []
     for i, method in enumerate(methods):
         done = cells[method]
@@ -196,7 +222,7 @@ def _ranked(plan: Plan, each: Set, level: str, metric: str, cells: Cells) -> lis
                 "p": _number(adjusted[i]),
                 "mark": "best" if i == 0 else _mark(adjusted[i]),
                 "test": test,
-                "metrics": {m: _spread(done, m) for m in shown},
+                "metrics": {m: _spread(done, m) for m in shown if m != metric},
                 "fit_s": float(np.mean([s["fit"] for s in seconds])),
                 "predict_s": float(np.mean([s["predict_per_scan"] for s in seconds])),
                 "memory_mib": {
@@ -228,7 +254,8 @@ def _mark(p: float) -> str:
 
 def _spread(cells: Sequence[Done], metric: str) -> dict[str, float | None]:
     values = [c.value(metric) for c in cells]
-    sd = _number(np.std(values, ddof=1)) if len(values) > 1 else None
+    # RQI is one figure for all seeds of a method.
+    sd = _number(np.std(values, ddof=1)) if len(values) > 1 and metric != "rqi" else None
     return {"value": _number(np.mean(values)), "sd": sd}
 
 

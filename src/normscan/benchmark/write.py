@@ -140,6 +140,7 @@ def blocks(ranking: dict[str, Any]) -> list[dict[str, Any]]:
         about = (
             f"Test: {test.get('healthy', 0)} healthy, {test.get('anomalous', 0)} anomalous scans."
         )
+        about += "".join(f" Note: {note.rstrip('.')}." for note in entry["notes"])
         for level, part in entry["levels"].items():
             head, rows = level_table(ranking, part)
             tested = sorted({r["test"] for r in part["rows"]})

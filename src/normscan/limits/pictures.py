@@ -41,7 +41,7 @@ def inline(limits: Limits) -> str:
     import matplotlib
 
     with matplotlib.rc_context(charts.STYLE):
-        return charts._svg(_figure(limits, charts.INK, charts.FAINT), "limits")
+        return charts.svg(_figure(limits, charts.INK, charts.FAINT), "limits")
 
 
 def _inks(ink: str, faint: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ class Batch:
         lesion: (B, 1, *spatial) bool, where the phase draws from ``anomalous``; empty where the
             label is not 1 or nobody drew one.
         index: (B,) number of each sample in the part that the phase draws from; in training.
+        subject: (B,) number of each sample's subject in that part; in training.
         columns: the cohort's columns, one dictionary per sample; empty ones for a scan that comes
             without a cohort.
     """
@@ -39,6 +40,7 @@ class Batch:
     label: Tensor | None = None
     lesion: Tensor | None = None
     index: Tensor | None = None
+    subject: Tensor | None = None
     columns: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -54,6 +56,16 @@ class Batch:
         return replace(self, **moved)
 
 
+class Batches:
+    """Batches that can be gone through as often as needed; each time they are made anew."""
+
+    def __init__(self, make: Callable[[], Iterator[Batch]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._make()
+
+
 @dataclass
 class Maps:
     """What a method returns for a batch.
@@ -63,7 +75,7 @@ class Maps:
             None for a method that only scores.
         score: (B,) image score; None leaves it to the reduction of the map.
         reconstruction: (B, C, *spatial) in the scale of the input.
-        uncertainty: (B, 1, *spatial).
+        uncertainty: (B, 1, *spatial), a variance.
     """
 
     map: Tensor | None = None
@@ -164,6 +176,10 @@ class Method(nn.Module):
     def maps(self, batch: Batch) -> Maps:
         """Anomaly maps and scores of a batch."""
         raise TypeError(f"{type(self).__name__} doesn't say how a map comes out of it")
+
+    def found(self, scans: Sequence[str], subjects: Sequence[int]) -> dict[str, Any]:
+        """What training found out about healthy scans, by id and subject; for ``training``."""
+        return {}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Load a state dict; a buffer that was fitted to another size takes the stored one."""

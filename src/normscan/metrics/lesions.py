@@ -214,6 +214,7 @@ class LesionMetrics:
         froc_mean: mean of `froc`.
         strata: for each range of sizes the number of lesions and the sensitivity.
         lesions: number of lesions.
+        components: number of predicted components that count.
         scans: number of scans.
         subjects: number of subjects.
         rule: the match rule in words.
@@ -227,6 +228,7 @@ class LesionMetrics:
     froc_mean: float
     strata: dict[str, dict[str, float]]
     lesions: int
+    components: int
     scans: int
     subjects: int
     rule: str
@@ -259,7 +261,7 @@ class LesionScores:
         threshold: float,
         region: npt.ArrayLike | None = None,
         spacing: Sequence[float] | None = None,
-    ) -> None:
+    ) -> Match:
         """Add the map of one scan; what `map > threshold` predicts is matched with the mask.
 
         Args:
@@ -269,6 +271,9 @@ class LesionScores:
             threshold: of the map; the FROC curve ranks the components above it by their peak.
             region: pixels that count, same shape; prediction and mask are cut to it.
             spacing: mm for each axis; needed by rules in mm3.
+
+        Returns:
+            The lesions and components of this scan.
 
         Raises:
             ArgumentError: NaN in the map, shapes that differ, or a rule in mm3 without spacing.
@@ -280,6 +285,7 @@ class LesionScores:
         values = np.where(inside, values, np.float32(-np.inf))
         match = match_lesions(values > np.float32(threshold), truth, self.rule, values, spacing)
         self._matches.append((self._subjects.setdefault(subject, len(self._subjects)), match))
+        return match
 
     def evaluate(
         self,
@@ -336,6 +342,7 @@ class LesionScores:
             froc_mean=float(np.mean(list(curve.values()))) if curve else math.nan,
             strata=_strata(matches, strata),
             lesions=int(lesions.sum()),
+            components=int((hits + alarms).sum()),
             scans=len(self._matches),
             subjects=subjects,
             rule=str(self.rule),

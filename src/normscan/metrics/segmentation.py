@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from normscan.metrics.agreement import VolumeAgreement, surface_distances, volume_agreement
+from normscan.metrics.agreement import VolumeAgreement, icc, surface_distances, volume_agreement
 from normscan.metrics.curves import Floats, divide
 from normscan.metrics.estimates import Estimate, bootstrap, to_json
 from normscan.metrics.lesions import LesionMetrics, LesionScores, MatchRule
 from normscan.metrics.maps import checked_map, checked_mask
+
+# Diameters in mm that cut lesions into ranges: fixed, so that cohorts compare.
+DIAMETERS = (5.0, 10.0, 20.0)
+
+
+@dataclass(frozen=True)
+class SizeStratum:
+    """Lesions of one range of sizes.
+
+    Attributes:
+        sensitivity: fraction of them found; NaN without any.
+        lesions: how many there are.
+    """
+
+    sensitivity: Estimate
+    lesions: int
 
 
 @dataclass(frozen=True)
@@ -23,19 +40,31 @@ class SegmentationMetrics:
 
     Attributes:
         lesions: lesion-level detection.
+        strata: sensitivity by range of diameters in mm, of the sphere (disc in 2D) of the same
+            size as the lesion: [0, 5), [5, 10), [10, 20), [20, inf).
         hd95: mean over the scans of the 95 % Hausdorff distance, in mm.
         surface_distance: mean over the scans of the average symmetric surface distance, in mm.
+            The n of both are the subjects on which they are defined.
         surfaces: scans on which the two are defined.
         surfaces_undefined: scans with a lesion on which they are not: nothing was segmented.
-        volumes: predicted against true volumes of the subjects, in ml (cm2 in 2D).
+        volumes: predicted against true volumes of the subjects, in `volume_unit`.
+        volume_bias: mean of predicted minus true, with its interval.
+        volume_icc: ICC(2,1), with its interval.
+        volume_pairs: predicted and true volume of each subject.
+        volume_unit: `ml`, or `cm2` in 2D.
     """
 
     lesions: LesionMetrics
+    strata: dict[str, SizeStratum]
     hd95: Estimate
     surface_distance: Estimate
     surfaces: int
     surfaces_undefined: int
     volumes: VolumeAgreement
+    volume_bias: Estimate
+    volume_icc: Estimate
+    volume_pairs: list[list[float]]
+    volume_unit: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, None for NaN."""
@@ -55,6 +84,8 @@ class SegmentationScores:
         self.surfaces = surfaces
         self._distances: list[tuple[Hashable, float, float]] = []
         self._volumes: dict[Hashable, Floats] = defaultdict(lambda: np.zeros(2))
+        self._found: list[tuple[Hashable, Floats, npt.NDArray[np.bool_]]] = []
+        self._dims = 0
 
     def __len__(self) -> int:
         return len(self.lesions)
@@ -85,7 +116,11 @@ class SegmentationScores:
         predicted = checked_mask(segmentation, values.shape, "segmentation") & inside
         truth = checked_mask(mask, values.shape, "lesion mask") & inside
         ranked = np.where(predicted, np.maximum(values, np.finfo(np.float32).min), -np.inf)
-        self.lesions.add(ranked, truth, subject, -np.inf, spacing=spacing)
+        match = self.lesions.add(ranked, truth, subject, -np.inf, spacing=spacing)
+        voxel = math.prod(spacing) if self.lesions.rule.unit == "voxels" else 1.0
+        diameters = _diameter(match.sizes * voxel, len(spacing))
+        self._found.append((subject, diameters, match.peaks > -np.inf))
+        self._dims = max(self._dims, len(spacing))
         unit = float(np.prod(spacing)) / 10 ** len(spacing)
         self._volumes[subject] += [predicted.sum() * unit, truth.sum() * unit]
         if self.surfaces and truth.any():
@@ -117,18 +152,60 @@ class SegmentationScores:
                 sums[:, numbers[subject]] += distances
                 counts[numbers[subject]] += 1
 
+        hits, sized = np.zeros((2, len(DIAMETERS) + 1, len(numbers)))
+        for subject, diameters, found_ones in self._found:
+            stratum = np.digitize(diameters, DIAMETERS)
+            np.add.at(sized[:, numbers[subject]], stratum, 1)
+            np.add.at(hits[:, numbers[subject]], stratum, found_ones)
+
         def means(weights: Floats) -> dict[str, Floats]:
+            parts = dict(
+                zip(("hd95", "surface_distance"), ((s, counts) for s in sums), strict=True)
+            )
+            parts |= dict(zip(_STRATA, zip(hits, sized, strict=True), strict=True))
             return {
-                name: divide(weights @ part, weights @ counts, np.nan)
-                for name, part in zip(("hd95", "surface_distance"), sums, strict=True)
+                name: divide(weights @ part, weights @ whole, np.nan)
+                for name, (part, whole) in parts.items()
             }
 
         point = {name: float(v[0]) for name, v in means(np.ones((1, len(numbers)))).items()}
         found = bootstrap(means, point, len(numbers), cells=len(numbers), **options)
+        subjects = {name: int((sized[i] > 0).sum()) for i, name in enumerate(_STRATA)}
+        subjects |= dict.fromkeys(("hd95", "surface_distance"), int((counts > 0).sum()))
+        found = {name: replace(value, n=subjects[name]) for name, value in found.items()}
+        pairs = np.array(list(self._volumes.values()))
+
+        def agreement(weights: Floats) -> dict[str, Floats]:
+            drawn = [pairs.repeat(w.astype(int), axis=0) for w in weights]
+            bias = [float(np.mean(p[:, 0] - p[:, 1])) for p in drawn]
+            return {
+                "volume_bias": np.array(bias),
+                "volume_icc": np.array([icc(p) for p in drawn]),
+            }
+
+        whole = {name: float(v[0]) for name, v in agreement(np.ones((1, len(pairs)))).items()}
+        found |= bootstrap(agreement, whole, len(pairs), cells=len(pairs), **options)
         return SegmentationMetrics(
             lesions=lesions,
+            strata={
+                n: SizeStratum(found.pop(n), int(sized[i].sum())) for i, n in enumerate(_STRATA)
+            },
             **found,
             surfaces=int(counts.sum()),
             surfaces_undefined=len(self._distances) - int(counts.sum()),
-            volumes=volume_agreement(*np.array(list(self._volumes.values())).T),
+            volumes=volume_agreement(*pairs.T),
+            volume_pairs=pairs.round(6).tolist(),
+            volume_unit="ml" if self._dims == 3 else "cm2",
         )
+
+
+_STRATA = [
+    f"under {DIAMETERS[0]:g} mm",
+    *(f"{low:g} to {high:g} mm" for low, high in zip(DIAMETERS[:-1], DIAMETERS[1:], strict=True)),
+    f"{DIAMETERS[-1]:g} mm and more",
+]
+
+
+def _diameter(sizes: Floats, dims: int) -> Floats:
+    """Return the diameter in mm of the disc or sphere of each size in mm2 or mm3."""
+    return 2 * np.sqrt(sizes / math.pi) if dims == 2 else np.cbrt(6 * sizes / math.pi)

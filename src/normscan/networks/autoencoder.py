@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from normscan.networks.blocks import doublings, layer
 
 Norm = Literal["batch", "affine"]
+Head = Literal["dense", "spatial"]
 
 
 class ChannelAffine(nn.Module):
@@ -51,22 +53,25 @@ class _Code(nn.Module):
 
 
 class BaurAutoencoder(_Code):
-    """Unified encoder and decoder of Baur et al. 2021 with a dense code.
+    """Unified encoder and decoder of Baur et al. 2021 with a dense or a spatial code.
 
     Stride-2 5x5 convolutions of 32, 64, 128, 128 channels down to 8x8 (Leaky ReLU with slope 0.3,
     the Keras default), 1x1 convolution to an eighth of the channels, linear layer to the code;
-    mirrored up; linear output.
+    mirrored up; linear output. With a spatial code the 8x8x128 features are the code.
 
     Args:
         dims: 2 or 3.
         channels: of input and output.
-        size: pixels along each axis; 8 times a power of two.
-        latent: length of the code.
+        size: pixels along each axis; ``smallest`` times a power of two.
+        latent: length of a dense code.
         heads: 1 for an autoencoder, 2 for mean and spread of a variational one.
         width: channels of the first convolution (32); the widest has four times as many.
-        dropout: after the linear layers.
+        dropout: after the linear layers, or on the spatial code.
         norm: ``batch``, or ``affine`` for the released code, whose batch norm is never in
             training mode.
+        head: ``dense``, or ``spatial`` without linear layers.
+        smallest: pixels along each axis at the bottleneck.
+        widest: channels of the widest convolution where they aren't four times ``width``.
     """
 
     def __init__(
@@ -79,11 +84,13 @@ class BaurAutoencoder(_Code):
         width: int = 32,
         dropout: float = 0.2,
         norm: Norm = "batch",
+        head: Head = "dense",
+        smallest: int = 8,
+        widest: int | None = None,
     ) -> None:
         super().__init__()
-        smallest = 8
         n = doublings(size, smallest)
-        widest = 4 * width
+        widest = widest or 4 * width
         down = [min(widest, width * 2**i) for i in range(n)]
         up = [max(width, widest // 2**i) for i in range(n)]
         parts: list[nn.Module] = []
@@ -93,12 +100,19 @@ class BaurAutoencoder(_Code):
         narrow = max(1, down[-1] // 8)
         shape = (narrow, *[smallest] * dims)
         flat = narrow * smallest**dims
-        self.encoder = nn.Sequential(*parts, layer("conv", dims, down[-1], narrow, 1), nn.Flatten())
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(flat, latent), nn.Dropout(dropout)) for _ in range(heads)
-        )
-        head = [nn.Linear(latent, flat), nn.Dropout(dropout), nn.Unflatten(1, shape)]
-        out: list[nn.Module] = [*head, layer("conv", dims, narrow, down[-1], 1)]
+        out: list[nn.Module] = []
+        codes: list[nn.Module]
+        if head == "spatial":
+            codes = [nn.Dropout(dropout) for _ in range(heads)]
+        else:
+            parts += [layer("conv", dims, down[-1], narrow, 1), nn.Flatten()]
+            codes = [
+                nn.Sequential(nn.Linear(flat, latent), nn.Dropout(dropout)) for _ in range(heads)
+            ]
+            out += [nn.Linear(latent, flat), nn.Dropout(dropout), nn.Unflatten(1, shape)]
+            out.append(layer("conv", dims, narrow, down[-1], 1))
+        self.encoder = nn.Sequential(*parts)
+        self.heads = nn.ModuleList(codes)
         out += [_norm(norm, dims, down[-1]), nn.ReLU()]
         for a, b in zip([down[-1], *up], up, strict=False):
             out.append(
@@ -112,16 +126,19 @@ class CompactAutoencoder(_Code):
     """Autoencoder of Mao et al. 2020, shared by MedIAnomaly (Cai et al. 2025).
 
     Four stride-2 4x4 convolutions of 16, 32, 64, 64 channels, a hidden linear layer, a code of 16
-    numbers; mirrored; the last layer has neither norm nor activation.
+    numbers; mirrored; the last layer has neither norm nor activation. With a spatial code the
+    linear layers are 1x1 convolutions without bias, and the code has 4x4 positions.
 
     Args:
         dims: 2 or 3.
         channels: of input and output.
         size: pixels along each axis; 4 times a power of two (64 in the article).
-        latent: length of the code.
+        latent: length of a dense code, channels of a spatial one.
         heads: 1, or 2 for a variational code.
         width: channels of the first convolution.
-        hidden: width of the hidden linear layer.
+        hidden: width of the hidden layer.
+        head: ``dense`` or ``spatial``.
+        outputs: channels of the output where they aren't the input's.
     """
 
     def __init__(
@@ -133,6 +150,8 @@ class CompactAutoencoder(_Code):
         heads: int = 1,
         width: int = 16,
         hidden: int = 1024,
+        head: Head = "dense",
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         smallest = 4
@@ -146,17 +165,28 @@ class CompactAutoencoder(_Code):
                 layer("batch_norm", dims, b),
                 nn.ReLU(),
             ]
-        flat = down[-1] * smallest**dims
-        hidden_in = [nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
-        self.encoder = nn.Sequential(*parts, *hidden_in)
-        self.heads = nn.ModuleList(nn.Linear(hidden, latent) for _ in range(heads))
-        out: list[nn.Module] = [nn.Linear(latent, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
-        out += [nn.Linear(hidden, flat), nn.Unflatten(1, (down[-1], *[smallest] * dims))]
+        wide = down[-1]
+        out: list[nn.Module]
+        codes: list[nn.Module]
+        if head == "spatial":
+            conv = partial(layer, "conv", dims, kernel_size=1, bias=False)
+            parts += [conv(wide, hidden), layer("batch_norm", dims, hidden), nn.ReLU()]
+            codes = [conv(hidden, latent) for _ in range(heads)]
+            out = [conv(latent, hidden), layer("batch_norm", dims, hidden), nn.ReLU()]
+            out.append(conv(hidden, wide))
+        else:
+            flat = wide * smallest**dims
+            parts += [nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+            codes = [nn.Linear(hidden, latent) for _ in range(heads)]
+            out = [nn.Linear(latent, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+            out += [nn.Linear(hidden, flat), nn.Unflatten(1, (wide, *[smallest] * dims))]
+        self.encoder = nn.Sequential(*parts)
+        self.heads = nn.ModuleList(codes)
         up = [*reversed(down[:-1])]
-        for a, b in zip([down[-1], *up], up, strict=False):
+        for a, b in zip([wide, *up], up, strict=False):
             out.append(layer("conv_transpose", dims, a, b, 4, **options))
             out += [layer("batch_norm", dims, b), nn.ReLU()]
-        last = up[-1] if up else down[-1]
+        last = up[-1] if up else wide
         self.decoder = nn.Sequential(
-            *out, layer("conv_transpose", dims, last, channels, 4, **options)
+            *out, layer("conv_transpose", dims, last, outputs or channels, 4, **options)
         )

@@ -33,12 +33,20 @@ class UNet(nn.Module):
 
     Args:
         dims: 2 or 3 spatial axes.
-        channels: of input and output.
+        channels: of the input.
         width: channels of the first level; each level doubles them.
         depth: number of levels.
+        outputs: channels of the output; those of the input by default.
     """
 
-    def __init__(self, dims: int = 2, channels: int = 1, width: int = 64, depth: int = 4) -> None:
+    def __init__(
+        self,
+        dims: int = 2,
+        channels: int = 1,
+        width: int = 64,
+        depth: int = 4,
+        outputs: int | None = None,
+    ) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(depth)]
         self.down = nn.ModuleList(
@@ -48,7 +56,7 @@ class UNet(nn.Module):
         pairs = list(zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True))
         self.up = nn.ModuleList(layer("conv_transpose", dims, a, b, 2, stride=2) for a, b in pairs)
         self.merge = nn.ModuleList(_block(dims, 2 * b, b) for _, b in pairs)
-        self.out = layer("conv", dims, widths[0], channels, 1)
+        self.out = layer("conv", dims, widths[0], outputs or channels, 1)
         self.multiple = 2 ** (depth - 1)
 
     def forward(self, x: Tensor) -> Tensor:

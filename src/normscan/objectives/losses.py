@@ -33,3 +33,11 @@ def gradient_penalty(
     between = (real + share * (fake - real)).detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def heteroscedastic(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """exp(-s) (x - mean)^2 + s per element, s the log variance (Mao et al. 2020).
+
+    Twice the negative log density of a Gaussian, less a constant.
+    """
+    return (-log_variance).exp() * (x - mean).square() + log_variance

@@ -1,4 +1,4 @@
-"""Score histogram, ROC and precision-recall curve as inline SVG that follows the page's colours."""
+"""Charts of scores, lesions and p-values as inline SVG that follows the page's colours."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def score_histogram(
         return None
     from matplotlib.ticker import MaxNLocator
 
-    with _style():
-        figure, axes = _canvas(11.6, 3.5)
+    with style():
+        figure, axes = canvas(11.6, 3.5)
         edges = _edges(np.concatenate([scores for _, scores, _ in groups]), threshold)
         for name, scores, colour in groups:
             label = f"{name} ({scores.size})"
@@ -91,7 +91,7 @@ def score_histogram(
         axes.set(xlabel="anomaly score of the scan", ylabel="scans")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper right", ncols=3, fontsize=9)
-        return _svg(figure, "histogram")
+        return svg(figure, "histogram", "Histogram of the anomaly scores")
 
 
 def roc_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None) -> str | None:
@@ -107,8 +107,8 @@ def roc_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None
     from sklearn.metrics import roc_auc_score, roc_curve
 
     false_positives, true_positives, _ = roc_curve(labels, scores)
-    with _style():
-        figure, axes = _canvas(5.0, 4.4)
+    with style():
+        figure, axes = canvas(5.0, 4.4)
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.1, linestyle=(0, (2, 2)), label="chance")
         label = f"AUROC {roc_auc_score(labels, scores):.3f}"
         axes.plot(
@@ -119,7 +119,7 @@ def roc_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None
             _operating_point(axes, *point)
         _unit_square(axes, "false-positive rate", "sensitivity")
         axes.legend(loc="lower right", fontsize=9)
-        return _svg(figure, "roc")
+        return svg(figure, "roc", "ROC curve")
 
 
 def pr_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None) -> str | None:
@@ -130,8 +130,8 @@ def pr_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None)
 
     precision, recall, _ = precision_recall_curve(labels, scores)
     share = float(labels.mean())
-    with _style():
-        figure, axes = _canvas(5.0, 4.4)
+    with style():
+        figure, axes = canvas(5.0, 4.4)
         axes.axhline(
             share, color=FAINT, linewidth=1.1, linestyle=(0, (2, 2)), label=f"chance {share:.2f}"
         )
@@ -144,7 +144,7 @@ def pr_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None)
             _operating_point(axes, flagged[labels == 1].mean(), labels[flagged].mean())
         _unit_square(axes, "sensitivity (recall)", "precision")
         axes.legend(loc="lower left", fontsize=9)
-        return _svg(figure, "pr")
+        return svg(figure, "pr", "Precision-recall curve")
 
 
 def _finite(scores: np.ndarray | None) -> np.ndarray:
@@ -196,13 +196,15 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
     axes.set_yticks(ticks)
 
 
-def _style() -> Any:
+def style() -> Any:
+    """Return the context in which a chart is drawn."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a transparent figure of that size in inches, with axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -212,8 +214,14 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """Return the figure as an SVG element that can stand beside others in one page."""
+def svg(figure: Figure, name: str, label: str = "") -> str:
+    """Return the figure as an SVG element that can stand beside others in one page.
+
+    Args:
+        figure: drawn with the colours of this module.
+        name: unique on the page.
+        label: what it shows, for those who can't see it.
+    """
     buffer = io.StringIO()
     nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
     figure.savefig(buffer, format="svg", metadata=nothing)
@@ -222,6 +230,7 @@ def _svg(figure: Figure, name: str) -> str:
     # The page gives the size and the font; identifiers must differ between the charts of a page.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1) if label else text
     text = re.sub(r"font: (?:[a-z0-9]+ )??([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r'id="', f'id="{name}-', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)

@@ -16,6 +16,8 @@ from markupsafe import Markup
 from normscan.errors import ArgumentError
 from normscan.io.atomic import atomic_path
 from normscan.report import charts, figures, summary
+from normscan.report.calibration import calibration_section
+from normscan.report.lesions import lesion_section
 from normscan.report.picture import Picture
 from normscan.report.rows import Row, make_row
 
@@ -131,6 +133,8 @@ def _context(
             for column, entries in (results.get("groups") or {}).items()
         ],
         "charts": _charts(scans, test, decision),
+        "lesions": lesion_section(results.get("pixels")),
+        "calibration": calibration_section(test, decision),
         "sections": sections,
         "scale": scale,
         "gradient": _gradient(),

@@ -19,8 +19,12 @@ def number(value: Any, digits: int = 3) -> str:
     if not known(value):
         return DASH
     value = float(value)
-    small = value != 0 and abs(value) < 0.5 * 10**-digits
-    return f"{value:.{digits}g}" if small or abs(value) >= 10 else f"{value:.{digits}f}"
+    if value != 0 and abs(value) < 0.5 * 10**-digits:
+        return f"{value:.{digits}g}"
+    if abs(value) >= 1e6:
+        return f"{value:.{digits}g}"
+    before = len(str(int(abs(value))))
+    return f"{value:.{digits if before == 1 else max(0, digits - before)}f}"
 
 
 def percent(value: Any, digits: int = 0) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ class PreparedSet:
         patch: side of random patches that training draws; None for whole samples.
         labels: (N,) 0 healthy, 1 anomalous, -1 not told.
         lesions: (N, *size) bool, memory-mapped, or None.
+        scans: id of each scan.
+        subjects: number of each scan's subject, counted as they come.
     """
 
     images: np.ndarray | Stack
@@ -71,6 +73,8 @@ class PreparedSet:
     patch: int | None = None
     labels: np.ndarray | None = None
     lesions: np.ndarray | Stack | None = None
+    scans: list[str] = field(default_factory=list)
+    subjects: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,7 +110,8 @@ class PreparedSet:
         folder.mkdir(parents=True)
         rows = list(rows)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
-        index["labels"], drawn = [], part == "anomalous"
+        index |= {"labels": [], "scans": [], "subjects": []}
+        drawn, numbers = part == "anomalous", dict[str, int]()
         shape: tuple[int, ...] | None = None
         with (
             (folder / "images.raw").open("wb") as images,
@@ -134,6 +139,8 @@ class PreparedSet:
                     index["rows"].append(len(index["columns"]))
                     index["labels"].append(_label(part, row, lesion, len(samples)))
                 index["columns"].append({k: _plain(v) for k, v in row.columns.items()})
+                index["scans"].append(row.scan)
+                index["subjects"].append(numbers.setdefault(row.subject, len(numbers)))
         if shape is None:
             first = index["failures"][0][1] if index["failures"] else "it has no scans"
             raise ScanError(f"no scan of this part of the cohort could be prepared: {first}")
@@ -157,6 +164,8 @@ class PreparedSet:
             patch,
             np.asarray(index["labels"]),
             np.memmap(folder / "lesions.raw", bool, "r", shape=(n, *shape[1:])) if drawn else None,
+            index["scans"],
+            index["subjects"],
         )
 
     @classmethod
@@ -185,6 +194,8 @@ class PreparedSet:
             sets[0].patch,
             np.concatenate([s.told for s in sets]),
             lesions,
+            [name for s in sets for name in s.scans],
+            [n + int(start) for s, start in zip(sets, starts, strict=False) for n in s.subjects],
         )
 
     @property
@@ -195,7 +206,7 @@ class PreparedSet:
     def batch(self, indices: Sequence[int] | np.ndarray, rng: Rng, crop: bool = True) -> Batch:
         """Return samples by number; random patches of them where ``patch`` is set."""
         indices = np.asarray(indices)
-        images, masks = self.images[indices], self.foregrounds[indices]
+        images, masks, rows = self.images[indices], self.foregrounds[indices], self.rows[indices]
         lesions = None if self.lesions is None else self.lesions[indices]
         if self.patch and crop:
             images, masks, lesions = self._crop(images, masks, lesions, rng)
@@ -207,7 +218,8 @@ class PreparedSet:
             label=torch.from_numpy(self.told[indices]),
             lesion=None if lesions is None else torch.from_numpy(np.array(lesions))[:, None],
             index=torch.from_numpy(indices),
-            columns=[self.columns[r] for r in self.rows[indices]],
+            subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
+            columns=[self.columns[r] for r in rows],
         )
 
     def _crop(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from normscan.errors import NormscanError
-from normscan.methods.base import Batch, Method, Phase, Player
+from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed
 from normscan.storage import CHECKPOINT, LOG
 from normscan.training.checkpoint import cpu_state, load_state, save_state
@@ -99,6 +99,10 @@ class Trainer:
                 self._phase(index, phase, begun)
         self.method.requires_grad_(False).eval()
         return self.seconds
+
+    def train(self, index: int, phase: Phase) -> None:
+        """Train one phase from its start, as a round of many; ``index`` decides its draws."""
+        self._phase(index, phase, None)
 
     def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
         part = PreparedSet.join([self.parts[name] for name in phase.part.split("+")])
@@ -219,10 +223,10 @@ class Trainer:
         average = self.memory["ema"]
         for name, value in self.method.state_dict().items():
             value = value.detach().cpu()
-            if value.is_floating_point():
+            if value.is_floating_point() and value.shape == average[name].shape:
                 average[name].lerp_(value, 1 - decay)
-            else:
-                average[name].copy_(value)
+            else:  # a counter, or something that grew
+                average[name] = value.clone()
 
     @torch.no_grad()
     def _validate(self, phase: Phase) -> float | None:
@@ -300,11 +304,11 @@ class Trainer:
 
 
 def closed_form(method: Method, healthy: PreparedSet, device: torch.device, seed: int) -> None:
-    """Run the closed-form part of a method over the training samples once, in order."""
+    """Run the closed-form part of a method over the training samples, in order."""
 
     def batches() -> Iterator[Batch]:
         for batch in healthy.passes(16, seed):
             yield batch.to(device)
 
     with seeded(seed):
-        method.fit(batches())
+        method.fit(Batches(batches))

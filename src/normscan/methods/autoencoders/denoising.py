@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Method, Phase, Player
 from normscan.methods.reconstruction import Reconstruction, absolute
 from normscan.networks.unet import UNet
 from normscan.registry import register
-from normscan.synthesis.noise import coarse_noise
+from normscan.rng import Rng
+from normscan.synthesis.noise import coarse_noise, simplex_noise
+
+Noise = Literal["coarse", "pixel", "simplex"]
 
 _LAPTOP = {
     "size": 64,
@@ -28,6 +34,30 @@ _LAPTOP = {
 def cosine_cycle(step: int, steps: int, every: int = 32, half_period: int = 100) -> float:
     """Learning-rate factor that falls and rises as a cosine, stepped every ``every`` updates."""
     return 0.5 * (1 + math.cos(math.pi * (step // every) / half_period))
+
+
+def noise_field(kind: Noise, shape: Sequence[int], rng: Rng, std: float, resolution: int) -> Tensor:
+    """Draw the noise that the autoencoder learns to remove.
+
+    Args:
+        kind: ``coarse`` as ``coarse_noise``; ``pixel`` for independent Gaussian pixels; ``simplex``
+            for six octaves whose longest period is a quarter of the image, with mean 0 and
+            deviation ``std`` in each image.
+        shape: (B, C, *spatial), of two spatial axes for ``simplex``.
+        rng: source of randomness.
+        std: standard deviation; of the coarse grid for ``coarse``.
+        resolution: cells of the coarse grid along each axis.
+    """
+    if kind == "coarse":
+        return coarse_noise(shape, rng, std, resolution)
+    if kind == "pixel":
+        return std * rng.normal(shape)
+    # Another plane of the three-dimensional field in each image, as the diffusion step picks one.
+    depth = 1000 * rng.uniform((shape[0], 1))[:, 0]
+    noise = simplex_noise(shape, rng, depth, frequency=max(shape[2:]) / 4)
+    axes = tuple(range(1, noise.ndim))
+    spread, mean = torch.std_mean(noise, dim=axes, keepdim=True)
+    return std * (noise - mean) / spread
 
 
 @register(
@@ -49,6 +79,7 @@ def denoising_autoencoder(
     size: int = 128,
     width: int = 64,
     depth: int = 4,
+    noise: Noise = "coarse",
     noise_std: float = 0.2,
     noise_resolution: int = 16,
     steps: int = 67_200,
@@ -65,20 +96,29 @@ def denoising_autoencoder(
     choice, made on simulated scans: a mean over all the foreground drowns a small lesion. In 3D the
     noise and the network take a third axis and the rest is unchanged.
 
+    ``noise`` takes the other noises that Kascenas et al., Medical Image Analysis 2023, compare: with
+    independent pixels the network learns a local filter and leaves lesions alone. ``anoddpm`` takes
+    the coarse noise, too.
+
     Args:
         width: channels of the U-Net's first level.
         depth: levels of the U-Net.
-        noise_std: standard deviation of the coarse noise (images are scaled to about 0..1).
+        noise: ``coarse``, ``pixel`` (independent pixels) or ``simplex`` (octaves of simplex noise,
+            in 2D).
+        noise_std: standard deviation of the noise, on the coarse grid for ``coarse`` (images are
+            scaled to about 0..1).
         noise_resolution: cells of the coarse grid along each axis.
         steps: updates of the network.
         batch_size: images in an update.
         lr: peak learning rate of Adam (amsgrad), on a cosine that keeps cycling.
         weight_decay: of Adam.
     """
+    if noise == "simplex" and dims == 3:
+        raise ArgumentError("noise=simplex is a field in the plane: use dims=2 or another noise.")
 
     def corrupt(batch: Batch) -> Tensor:
-        noise = coarse_noise(batch.image.shape, batch.rng, noise_std, noise_resolution)
-        return batch.image + noise.to(batch.image) * batch.foreground
+        field = noise_field(noise, batch.image.shape, batch.rng, noise_std, noise_resolution)
+        return batch.image + field.to(batch.image) * batch.foreground
 
     def loss(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         # Masked, yet divided by all pixels, as in the released code.

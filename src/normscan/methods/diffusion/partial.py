@@ -15,7 +15,7 @@ from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.diffusion import DiffusionSchedule
 from normscan.registry import register
 from normscan.rng import Rng
-from normscan.synthesis.noise import simplex_noise
+from normscan.synthesis.noise import coarse_noise, simplex_noise
 
 
 def adm_unet(
@@ -45,8 +45,15 @@ def adm_unet(
     return network
 
 
+def coarse_field(shape: Sequence[int], rng: Rng, t: Tensor, resolution: int) -> Tensor:
+    """Coarse Gaussian noise; unlike ``coarse_noise``, each sample is rolled on its own."""
+    seeds = rng.integers(0, 2**62, (shape[0],)).tolist()
+    one = (1, *shape[1:])
+    return torch.cat([coarse_noise(one, Rng(int(seed)), 1.0, resolution) for seed in seeds])
+
+
 class PartialDiffusion(Method):
-    """Noise prediction with simplex noise, partial diffusion at test."""
+    """Noise prediction, partial diffusion at test."""
 
     def __init__(
         self, network: nn.Module, multiple: int, timesteps: int, level: int, train_level: int,
@@ -75,7 +82,7 @@ class PartialDiffusion(Method):
         ]
 
     def noise(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """A simplex field like x for the steps t."""
+        """A noise field like x for the steps t."""
         # The third coordinate is the step on the article's scale of 1000, whatever the schedule.
         depth = t * (1000 / self.timesteps)
         return self.field(x.shape, batch.rng, depth).to(x)
@@ -130,9 +137,10 @@ def anoddpm(
     timesteps: int = 1000,
     level: int = 250,
     train_level: int = 800,
-    noise: Literal["simplex", "opensimplex"] = "simplex",
+    noise: Literal["simplex", "opensimplex", "coarse"] = "simplex",
     octaves: int = 6,
     frequency: float = 64.0,
+    noise_resolution: int = 16,
     repeats: int = 1,
     steps: int = 300_000,
     batch_size: int = 1,
@@ -146,7 +154,9 @@ def anoddpm(
     difference is the map. Images are mapped to -1..1 inside. Wyatt et al., CVPR Workshops 2022.
     Each sample has a noise field of its own; the released code repeats one over the batch, which
     is the same at its batch size of one. That code's generator is OpenSimplex, of a coarser grain
-    than classic simplex noise: ``code`` takes it.
+    than classic simplex noise: ``code`` takes it. ``noise=coarse`` is the variant of Kascenas et
+    al., Medical Image Analysis 2023, whose forward noise is that of their denoising autoencoder;
+    the standard deviation 1 on its coarse grid is our choice.
 
     Args:
         dims: spatial axes, 2.
@@ -159,9 +169,11 @@ def anoddpm(
         timesteps: steps of the schedule; a shorter one scales its betas up.
         level: steps that a test image is diffused.
         train_level: training draws its steps below this one.
-        noise: ``simplex``, or ``opensimplex`` as in the released code (slower).
-        octaves: of the noise.
+        noise: ``simplex``, ``opensimplex`` as in the released code (slower), or ``coarse`` for
+            Gaussian noise enlarged from a coarse grid.
+        octaves: of simplex noise.
         frequency: period of the first octave in pixels; a quarter of the size in the article.
+        noise_resolution: cells of the coarse grid along each axis.
         repeats: restorations averaged at test.
         steps: updates of the network.
         batch_size: images in an update.
@@ -169,7 +181,10 @@ def anoddpm(
         ema: decay of the averaged weights.
     """
     network = adm_unet(dims, channels, size, width, multipliers, blocks, heads)
-    field = functools.partial(simplex_noise, octaves=octaves, frequency=frequency, kind=noise)
+    if noise == "coarse":
+        field = functools.partial(coarse_field, resolution=noise_resolution)
+    else:
+        field = functools.partial(simplex_noise, octaves=octaves, frequency=frequency, kind=noise)
     return PartialDiffusion(
         network, 2 ** (len(multipliers) - 1), timesteps, level, train_level, field, repeats, steps,
         batch_size, lr, ema,

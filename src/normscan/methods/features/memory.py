@@ -169,6 +169,9 @@ class PatchCore(Method):
     },
     postprocess=("smooth=4",),
     reduction="max",
+    # The backbone knows 0..1. A median at 0.5 stretches dark scans to its limit of 3, and distances
+    # grow with contrast: the score would follow how dark a scan is.
+    preprocess={"scaling": "percentile"},
     tiny={
         "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "dim": 32,
         "coreset": 0.25, "taps": ("layer1", "layer2"), "postprocess": ("smooth=1",),
@@ -193,7 +196,9 @@ def patchcore(
     kept by greedy k-center; the squared distance to the nearest is the patch's score, the largest
     one the image's. Roth et al., CVPR 2022, without the article's re-weighting of the image score,
     which its released code leaves out too. The article resizes to 256 and crops to 224 pixels;
-    here the foreground fills 224.
+    here the foreground fills 224. The article takes values over the file's range; here each scan's
+    99th percentile becomes 1, which works for every format. Where the grey values of pictures can
+    be compared, ``full_range`` with ``"scaling": "none"`` keeps what brightness says.
 
     Args:
         dims: spatial axes, 2.

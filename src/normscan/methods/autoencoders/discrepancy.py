@@ -1,0 +1,272 @@
+"""Two ensembles of autoencoders: healthy scans alone, and healthy with unlabelled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from normscan.errors import ArgumentError
+from normscan.methods.autoencoders.compact import (
+    memory_autoencoder,
+    small_latent_autoencoder,
+    split_uncertainty,
+    uncertainty_autoencoder,
+)
+from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.methods.reconstruction import Reconstruction
+from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.networks.blocks import layer
+from normscan.objectives.segmentation import focal
+from normscan.registry import register
+from normscan.scores.discrepancy import Discrepancy, discrepancies
+from normscan.synthesis.mixing import patch_mix
+
+Backbone = Literal["ae", "ae_u", "memae"]
+Refined = Literal["dual", "intra"]
+
+_INPUTS: dict[Refined, tuple[Discrepancy, ...]] = {
+    "dual": ("inter", "intra"),
+    "intra": ("intra",),
+}
+
+_TRAINING = schedule(lr=5e-4, beta1=0.5, batch_size=64, epochs=250)
+_LAPTOP = {
+    "hidden": 256, "batch_size": 16, "steps": 300, "lr": 1e-3, "beta1": 0.9,
+    "preprocess": {"scaling": "median"},
+}  # fmt: skip
+_TINY = {
+    "size": 32, "width": 8, "hidden": 64, "latent": 8, "members": 2, "batch_size": 16, "steps": 200,
+    "lr": 3e-3, "beta1": 0.9,
+}  # fmt: skip
+
+
+def _member(backbone: Backbone, training: Schedule, **network: int) -> Reconstruction:
+    if backbone == "memae":
+        # Without shrinkage, unlike the method of this name.
+        member = memory_autoencoder(shrink=0.0, entropy_weight=2e-4, **network, **training)
+    else:
+        build = uncertainty_autoencoder if backbone == "ae_u" else small_latent_autoencoder
+        member = build(**network, **training)
+    assert isinstance(member, Reconstruction)
+    return member
+
+
+class DualEnsemble(Method):
+    """Members A1.. learn from healthy and unlabelled scans, B1.. from healthy ones; see ``ddad``.
+
+    Args:
+        build: a new member.
+        members: of each ensemble, 2 or more.
+        uncertain: the members also restore the log variance of their error.
+        score: which discrepancy is the map.
+        training: of each member.
+    """
+
+    def __init__(
+        self, build: Callable[[], Reconstruction], members: int, uncertain: bool,
+        score: Discrepancy, training: Schedule,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if members < 2:
+            raise ArgumentError(f"members={members}; a standard deviation takes 2 or more.")
+        names = [f"{ensemble}{k + 1}" for ensemble in "AB" for k in range(members)]
+        self.members = nn.ModuleDict({name: build() for name in names})
+        self.uncertain, self.score = uncertain, score
+        self._training = training
+
+    def member(self, name: str) -> Reconstruction:
+        """A member by its name, such as ``A1``."""
+        found = self.members[name]
+        assert isinstance(found, Reconstruction)
+        return found
+
+    def phases(self) -> list[Phase]:
+        parts = {"A": "healthy+unlabelled", "B": "healthy"}
+        return [
+            phase(self.member(name).network, self._training, name, parts[name[0]])
+            for name in self.members
+        ]
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        return self.member(phase).loss(batch, phase, player)
+
+    @torch.no_grad()
+    def discrepancies(self, image: Tensor) -> tuple[dict[Discrepancy, Tensor], Tensor]:
+        """Maps of images (N, C, *spatial) in 0..1, and what B restores of them, in 0..1."""
+        x = 2 * image - 1
+        outputs = {name: self.member(name).network(x) for name in self.members}
+        a, b = (torch.stack([o for n, o in outputs.items() if n[0] == e]) for e in "AB")
+        variance = None
+        if self.uncertain:
+            a = torch.stack([split_uncertainty(o)[0] for o in a])
+            restored, log_variance = zip(*map(split_uncertainty, b), strict=True)
+            b, variance = torch.stack(restored), torch.stack(log_variance).exp().mean(0)
+        return discrepancies(x, a, b, variance), (b.mean(0) + 1) / 2
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> Maps:
+        found, restored = self.discrepancies(batch.image)
+        return Maps(map=found[self.score], reconstruction=restored, uncertainty=found["intra"])
+
+
+class RefinedDualEnsemble(DualEnsemble):
+    """A network that learnt on artificial anomalies reads the discrepancies; see ``ddad_asr``.
+
+    Args:
+        refined: which discrepancies the network reads, see ``_INPUTS``.
+        filters: channels of the network.
+        refining: the shared arguments for the network.
+        *ensemble: of ``DualEnsemble``.
+    """
+
+    def __init__(
+        self, refined: Refined, filters: int, refining: Schedule, dims: int,
+        build: Callable[[], Reconstruction], members: int, uncertain: bool, training: Schedule,
+    ) -> None:  # fmt: skip
+        super().__init__(build, members, uncertain, "inter", training)
+        self.inputs = _INPUTS[refined]
+        parts: list[nn.Module] = []
+        for a, b in ((len(self.inputs), filters), (filters, filters)):
+            parts += [layer("conv", dims, a, b, 3, padding=1), layer("batch_norm", dims, b)]
+            parts.append(nn.ReLU())
+        self.refiner = nn.Sequential(*parts, layer("conv", dims, filters, 2, 3, padding=1))
+        self._refining = refining
+
+    def phases(self) -> list[Phase]:
+        refine = phase(self.refiner, self._refining, "refine")
+        # The last weights, as in the article; the loss on few validation patches is a lottery.
+        return [*super().phases(), replace(refine, validate_every=0, keep="last")]
+
+    def refine(self, found: dict[Discrepancy, Tensor]) -> Tensor:
+        """Probability (N, 1, *spatial) of an anomaly."""
+        logits: Tensor = self.refiner(torch.cat([found[name] for name in self.inputs], dim=1))
+        return logits.softmax(dim=1)[:, 1:]
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        if phase != "refine":
+            return super().loss(batch, phase, player)
+        # The batch is in random order, so that its neighbour is any other training image.
+        mixed, mask = patch_mix(batch.image, batch.image.roll(1, 0), batch.rng)
+        return {"focal": focal(self.refine(self.discrepancies(mixed)[0]), mask)}
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> Maps:
+        found, restored = self.discrepancies(batch.image)
+        return Maps(map=self.refine(found), reconstruction=restored, uncertainty=found["intra"])
+
+
+@register(
+    "ddad",
+    paper="Cai 2022",
+    regime="healthy+unlabelled",
+    dims=(2, 3),
+    presets={"laptop": _LAPTOP},
+    reduction="mean",
+    tiny=_TINY,
+    options=_TRAINING,
+)
+def dual_distribution_discrepancy(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 64,
+    latent: int = 16,
+    width: int = 16,
+    hidden: int = 2048,
+    backbone: Backbone = "ae",
+    members: int = 3,
+    score: Discrepancy = "inter",
+    **training: Unpack[Schedule],
+) -> Method:
+    """Dual-distribution discrepancy of two ensembles of autoencoders.
+
+    Cai et al., MICCAI 2022: ensemble B learns from healthy scans, ensemble A also from unlabelled
+    ones, some of them anomalous. Where their mean restorations differ, the unlabelled scans taught
+    A what healthy ones don't show. Inside an ensemble only the seed differs, and the phases A1 to
+    B3 draw their batches independently. With ``ae_u`` the maps are in units of the root of B's mean
+    variance. The image score is the mean of the map; the uncertainty is ``intra``. Unlabelled are
+    all scans of the split ``extra``; 60 % of them are anomalous in the article's default.
+
+    Args:
+        size: pixels along each axis, a power of two times 4.
+        hidden: width of the hidden linear layers.
+        backbone: the members: ``ae`` with the squared error, ``ae_u`` with its own variance, or
+            ``memae`` with a memory of 25 codes without shrinkage.
+        members: of each ensemble, 2 or more.
+        score: ``inter``, the difference between the ensembles, ``intra``, the deviation within B,
+            or ``rec``, the squared residual of B.
+    """
+    network = {
+        "dims": dims, "channels": channels, "size": size, "latent": latent, "width": width,
+        "hidden": hidden,
+    }  # fmt: skip
+    return DualEnsemble(
+        lambda: _member(backbone, training, **network), members, backbone == "ae_u", score, training
+    )
+
+
+@register(
+    "ddad_asr",
+    paper="Cai 2023",
+    regime="healthy+unlabelled",
+    dims=(2, 3),
+    presets={
+        "laptop": {**_LAPTOP, "filters": 16, "refine_steps": 200, "refine_lr": 1e-3},
+    },
+    reduction="mean",
+    tiny={**_TINY, "filters": 8, "refine_steps": 200, "refine_lr": 1e-2},
+    options=_TRAINING,
+)
+def refined_dual_distribution_discrepancy(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 64,
+    latent: int = 16,
+    width: int = 16,
+    hidden: int = 2048,
+    backbone: Backbone = "ae",
+    members: int = 3,
+    refined: Refined = "dual",
+    filters: int = 128,
+    refine_lr: float = 1e-4,
+    refine_batch_size: int = 8,
+    refine_epochs: int = 100,
+    refine_steps: int | None = None,
+    **training: Unpack[Schedule],
+) -> Method:
+    """Dual-distribution discrepancy, refined by a network that saw artificial anomalies.
+
+    Cai et al., Medical Image Analysis 2023: the ensembles of ``ddad`` are frozen, and three
+    convolutions learn to find a patch of another healthy image, blended in with a random share,
+    from the discrepancies that it causes (focal loss). Half of the images stay as they are. The map
+    is the probability of an anomaly, the image score its mean. The other image comes from the same
+    batch; with ``ae_u`` the discrepancies are in units of the variance's root.
+
+    Args:
+        size: pixels along each axis, a power of two times 4.
+        hidden: width of the hidden linear layers.
+        backbone: the members, as in ``ddad``: ``ae``, ``ae_u`` or ``memae``.
+        members: of each ensemble, 2 or more.
+        refined: ``dual`` for the discrepancies between and within the ensembles, ``intra`` for that
+            within the healthy one alone.
+        filters: channels of the refining network.
+        refine_lr: learning rate of Adam for the refining network.
+        refine_batch_size: images in one of its updates.
+        refine_epochs: its passes over the healthy training images.
+        refine_steps: number of its updates instead of ``refine_epochs``.
+    """
+    network = {
+        "dims": dims, "channels": channels, "size": size, "latent": latent, "width": width,
+        "hidden": hidden,
+    }  # fmt: skip
+    refining: Schedule = {
+        "lr": refine_lr, "beta1": 0.5, "weight_decay": 1e-4, "batch_size": refine_batch_size,
+        "epochs": refine_epochs, "steps": refine_steps, "patience": None,
+    }  # fmt: skip
+    return RefinedDualEnsemble(
+        refined, filters, refining, dims, lambda: _member(backbone, training, **network), members,
+        backbone == "ae_u", training,
+    )  # fmt: skip

@@ -1,0 +1,202 @@
+"""Autoencoders whose codes, not restorations, tell what is abnormal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normscan.errors import ArgumentError
+from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.networks.patch import PATCH, PatchAutoencoder, padded, patches_at
+from normscan.registry import register
+from normscan.scores.density import Identity, MultipleScaledMixture, OneClassSVM
+from normscan.scores.patches import assemble
+
+Criterion = Literal["mmst", "svm", "error"]
+Density = Identity | OneClassSVM | MultipleScaledMixture
+
+
+class SiamesePatches(Method):
+    """Patch autoencoder with a cosine term between subjects, then a density of the controls' codes."""
+
+    def __init__(
+        self, network: PatchAutoencoder, density: Density,
+        alpha: float, patches: int, stride: int, quantile: float, regions: int, held_out: float,
+        samples: int, training: Schedule,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.density = network, density
+        self.alpha, self.patches, self.stride = alpha, patches, stride
+        self.quantile, self.regions = quantile, regions
+        self.held_out, self.samples = held_out, samples
+        self.training_options = training
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def phases(self) -> list[Phase]:
+        return [phase(self.network, self.training_options, "siamese")]
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        other = batch.image.roll(-1, 0)
+        both = (batch.foreground & batch.foreground.roll(-1, 0)).flatten(1)
+        # Random keys, those of the common foreground above all others.
+        keys = batch.rng.uniform(both.shape).to(both.device) + both
+        places = keys.topk(min(self.patches, keys.shape[1])).indices
+        codes, error = [], torch.zeros((), device=both.device)
+        for image in (batch.image, other):
+            x = patches_at(image, places).flatten(0, 1)
+            codes.append(self.network.encode(x))
+            error = error + (self.network.decode(codes[-1]) - x).square().flatten(1).sum(1).mean()
+        alike = F.cosine_similarity(codes[0], codes[1]).mean()
+        return {"restoration": error, "similarity": -self.alpha * alike}
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the density sees at each place of the grid: codes, or the joint error of a pixel."""
+        grid = (slice(None), slice(None), *[slice(self.stride // 2, None, self.stride)] * 2)
+        codes = self.network.encode_everywhere(padded(image))[grid]
+        if not isinstance(self.density, Identity):
+            return codes
+        return torch.cat([self._error(x[None], z[None]) for x, z in zip(image, codes, strict=True)])
+
+    def _error(self, image: Tensor, codes: Tensor) -> Tensor:
+        """Root of the squared error summed over channels, (1, 1, H, W), of overlapping patches."""
+        h, w = image.shape[2:]
+        first, step = self.stride // 2, self.stride
+        grid = codes.shape[2:]
+        size = tuple((n - 1) * step + PATCH for n in grid)
+        parts = self.network.decode(codes.flatten(2)[0].T)[None]
+        restored = assemble(parts, (size[0], size[1]), (step, step))
+        # The first patch starts ``first`` pixels into the padded image.
+        edge = PATCH // 2 - first
+        restored = restored[..., edge : edge + h, edge : edge + w]
+        return (image - restored).square().sum(1, keepdim=True).sqrt()
+
+    def _places(self, foreground: Tensor, like: Tensor) -> Tensor:
+        """The foreground on the grid of a map."""
+        if foreground.shape[2:] == like.shape[2:]:
+            return foreground
+        first = self.stride // 2
+        return foreground[..., first :: self.stride, first :: self.stride]
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """The density on some of the scans, the threshold on the others."""
+        kept: dict[bool, tuple[Tensor, Tensor]] = {}
+        every = max(2, round(1 / self.held_out))
+        number, seed = 0, 0
+        for batch in batches:
+            features = self.features(batch.image)
+            inside = self._places(batch.foreground, features)
+            seed = seed or batch.rng.generators[0].initial_seed()
+            for values, mask in zip(features, inside[:, 0], strict=True):
+                rows = values[:, mask].T
+                keys = batch.rng.uniform((len(rows),)).to(rows)
+                part = number % every == every - 1
+                number += 1
+                if part in kept:
+                    rows, keys = torch.cat([kept[part][0], rows]), torch.cat([kept[part][1], keys])
+                if len(keys) > self.samples:
+                    keys, lowest = keys.topk(self.samples, largest=False)
+                    rows = rows[lowest]
+                kept[part] = rows, keys
+        if not kept or not len(kept[False][0]):
+            raise ArgumentError("parkinson_sae needs training images with foreground.")
+        self.density.fit(kept[False][0], seed)
+        controls = kept.get(True, kept[False])[0]
+        scores = self.density(controls if len(controls) else kept[False][0])
+        place = min(len(scores) - 1, int(self.quantile * len(scores)))
+        self.threshold = scores.sort().values[place]
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> Maps:
+        features = self.features(batch.image)
+        b, _, h, w = features.shape
+        points = features.movedim(1, 3).flatten(0, 2)
+        anomaly = torch.cat([self.density(part) for part in points.split(8192)])
+        anomaly = anomaly.reshape(b, 1, h, w)
+        inside = self._places(batch.foreground, anomaly).float()
+        over = (anomaly > self.threshold) * inside
+        cells = F.adaptive_avg_pool2d(inside, self.regions)
+        share = F.adaptive_avg_pool2d(over, self.regions) / cells.clamp_min(1e-6)
+        # A region with hardly any foreground says nothing.
+        share = share * (cells >= 0.2 * cells.amax((2, 3), keepdim=True))
+        return Maps(map=anomaly, score=share.flatten(1).amax(1))
+
+
+@register(
+    "parkinson_sae",
+    paper="Pinon 2023",
+    dims=(2,),
+    presets={
+        "laptop": {
+            "size": 64, "filters": (8, 8, 16, 16), "lr": 5e-3, "steps": 500, "patches": 16,
+            "samples": 5000, "components": (4, 8), "preprocess": {"scaling": "median"},
+        },
+    },
+    postprocess=("foreground",),
+    tiny={
+        "size": 32, "criterion": "error", "lr": 3e-3, "steps": 80, "patches": 8, "samples": 400,
+        "components": (2,),
+    },
+    options=schedule(lr=1e-3, batch_size=16, epochs=30),
+)  # fmt: skip
+def siamese_patch_autoencoder(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 128,
+    filters: tuple[int, int, int, int] = (3, 4, 12, 16),
+    alpha: float = 0.005,
+    patches: int = 32,
+    criterion: Criterion = "mmst",
+    components: tuple[int, ...] = (2, 4, 8, 16),
+    nu: float = 0.03,
+    stride: int = 1,
+    quantile: float = 0.98,
+    regions: int = 1,
+    held_out: float = 0.27,
+    samples: int = 10_000,
+    **training: Unpack[Schedule],
+) -> Method:
+    """Siamese patch autoencoder with a density of the controls' codes, for subtle anomalies.
+
+    Patches of 15 x 15 pixels at the same place in two controls are restored while their codes are
+    drawn together; then a density of the controls' codes scores every pixel by the patch around it.
+    The image score is the share of foreground pixels above the 98th percentile of the controls.
+    Pinon et al., IEEE ISBI 2023, after Muñoz-Ramírez et al., Artificial Intelligence in Medicine
+    2022, who threshold the restoration's joint error (``error``). The network is that of the
+    authors' later code, with a linear output. Departures: both densities are one model for all
+    places, not one for each subject or voxel; the mixture chooses its components by BIC; its
+    outlier score, the mean reciprocal weight along the axes, is our reading. The share is of the
+    whole foreground or of the worst cell of a grid, where the article has an atlas. The threshold
+    comes from training scans that the density didn't see; the network saw them, so it is a little
+    low, and the decision still rests on the healthy validation scans.
+
+    Args:
+        filters: of the four convolutions; the last is the length of the code.
+        alpha: weight of the cosine between two controls' codes, beside the summed squared error.
+        patches: that a pair of images gives to an update, at random common places.
+        criterion: ``mmst`` for a mixture of multiple scaled t-distributions, ``svm`` for a
+            one-class support vector machine, ``error`` for the root of the squared error summed
+            over channels.
+        components: of the mixture, to choose from.
+        nu: share of the codes that the support vector machine may leave outside.
+        stride: pixels between patches at test.
+        quantile: of the controls' pixel scores that is the threshold.
+        regions: cells of a grid along each axis; the image score is the largest share among them.
+        held_out: share of the training images that give the threshold and not the density.
+        samples: random pixels of the training images that the density and the threshold take each.
+    """
+    latent = filters[-1]
+    density: Density = Identity()
+    if criterion != "error":
+        mixture = criterion == "mmst"
+        density = MultipleScaledMixture(latent, components) if mixture else OneClassSVM(latent, nu)
+    return SiamesePatches(
+        PatchAutoencoder(channels, filters), density, alpha, patches, stride, quantile, regions,
+        held_out, samples, training,
+    )  # fmt: skip
