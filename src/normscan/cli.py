@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
+    "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
@@ -61,6 +62,7 @@ POSITIONAL = {
     "cohort": "path",
     "preprocess": "cohort",
     "bids": "path",
+    "federate": "method",
 }
 
 STOPPED = {
@@ -195,8 +197,8 @@ def build_parser(
             "--config", action=ActionConfigFile, help="YAML file with these options"
         )
     if positional:
-        text = "run folder of the detector" if positional == "run" else "table or folder"
-        parser.add_argument(positional, help=text)
+        meanings = {"run": "run folder of the detector", "method": "id of the method"}
+        parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
     if name == "compare":
         parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
     if name == "predict":

@@ -22,6 +22,7 @@ from normscan.commands_statistics import compare as compare
 from normscan.commands_statistics import subgroups as subgroups
 from normscan.datasets.command import datasets as datasets
 from normscan.errors import NormscanError, OutputError, ScanError
+from normscan.federated.command import federate as federate
 from normscan.progress import Progress
 
 

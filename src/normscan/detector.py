@@ -6,14 +6,13 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from normscan import registry, storage
+from normscan import fitting, registry, storage
 from normscan.cohort import Cohort, CohortRow
 from normscan.decide import PixelThreshold, ScanThreshold
 from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError, ScanError
@@ -25,14 +24,11 @@ from normscan.preprocess.pipeline import expanded
 from normscan.preprocess.samples import Preparation
 from normscan.progress import Progress
 from normscan.quality import Gate
-from normscan.rng import derive_seed
 from normscan.scan import Scan
 from normscan.scores.postprocess import apply_chain, parse
 from normscan.scores.reductions import check_reduction, reduce_map
-from normscan.survey import Survey, survey
-from normscan.training.data import PreparedSet, prepare_sets, select_part
-from normscan.training.loop import Trainer, closed_form, seeded
-from normscan.wrappers import check_wrappers, wrap
+from normscan.training.loop import Trainer
+from normscan.wrappers import check_wrappers
 
 
 class Detector:
@@ -162,7 +158,7 @@ class Detector:
         if out is None and devices > 1:
             raise ArgumentError("several processes need a run folder to share: give out.")
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
-        cohort.require_healthy()
+        fitting.check_cohort(cohort)
         self.preprocess, self.arguments = self._asked[0], dict(self._asked[1])
         with (
             tempfile.TemporaryDirectory(prefix="normscan-") as temporary,
@@ -193,97 +189,26 @@ class Detector:
     ) -> None:
         fabric = storage.launch_fabric(*machine)
         begun = time.monotonic()
-        train, val = cohort.part("train"), cohort.part("val")
-        if not len(val):
-            raise CohortError(
-                "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
-            )
         self.scan_threshold = self.gate = None
         problem: NormscanError | None = None
         prepared = folder / "cache"
         if fabric.is_global_zero:
             try:
-                # The method is built before the scans are prepared: a wrong argument shows at once.
-                seen = survey(list(train), self.preprocess, self.cache)
-                self._settle(seen)
-                self._build()
-                parts = {name: select_part(cohort, name) for name in self._parts()}
-                self.preprocess = self.preprocess.learn(list(train), workers, self.cache)
-                sets = prepare_sets(prepared, parts, self._preparation(), self.patch, workers, bar)
-                if self.gated:
-                    track = partial(bar.track, name="quality gate")
-                    self.gate = Gate.of_cohort(list(train), list(val), workers, track)
-                storage.write_json(prepared / "survey.json", vars(seen))
+                sets = fitting.prepare(self, cohort, prepared, workers, bar)
             except NormscanError as error:
                 problem = error
         if fabric.broadcast(problem is not None):
             raise problem or SystemExit(1)  # the first process says what is wrong, the others end
         if not fabric.is_global_zero:
-            seen = Survey(**storage.tupled(storage.read_json(prepared / "survey.json")))
-            self._settle(seen)
-            self._build()
-            sets = {p: PreparedSet.open(prepared / p, self.patch) for p in self._parts()}
+            sets = fitting.join(self, prepared)
         assert self.method is not None
         numbers = ", ".join(f"{len(s)} {name}" for name, s in sets.items())
         bar.say(f"{self.card.id}: samples: {numbers}")
         trainer = Trainer(self.method, sets, sets["val"], folder, fabric, self.seed, bar.update)
-        seconds = trainer.run()
-        if self.method.fits:
-            started = time.monotonic()
-            closed_form(self.method, sets["healthy"], fabric.device, self.seed)
-            seconds["fit"] = time.monotonic() - started
-        self.method.eval().requires_grad_(False)
-        failures = [scan for s in sets.values() for scan, _ in s.failures]
-        extra = {name: len(s) for name, s in sets.items() if name not in ("healthy", "val")}
-        self.training = {
-            "cohort_size": {"train": len(train), "val": len(val)},
-            "subjects": {
-                n: len({r.subject for r in p}) for n, p in (("train", train), ("val", val))
-            },
-            "samples": {"train": len(sets["healthy"]), "val": len(sets["val"]), **extra},
-            "left_out": failures,
-            "seconds": {k: round(v, 3) for k, v in seconds.items()},
-            "device": str(fabric.device),
-            **self.method.found(sets["healthy"].scans, sets["healthy"].subjects),
-        }
+        fitting.finish(self, cohort, sets, trainer.run(), fabric.device)
         if fabric.is_global_zero:
-            self.calibrate(val, bar)
+            self.calibrate(cohort.part("val"), bar)
         self.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
-
-    def _parts(self) -> list[str]:
-        """The parts of the cohort that the method draws from, and the one for the threshold."""
-        assert self.method is not None
-        asked = {name for phase in self.method.phases() for name in phase.part.split("+")}
-        return ["healthy", "val", *sorted(asked - {"healthy"})]
-
-    def _build(self) -> None:
-        try:
-            with seeded(derive_seed(self.seed, "weights")):
-                self.method = wrap(self.card, self.arguments, self.wrappers)
-        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ArgumentError(
-                f"method '{self.card.id}' can't be built with these arguments: {reason}"
-            ) from error
-
-    def _settle(self, seen: Survey) -> None:
-        """Fix what depends on the cohort: channels, colour and the number of axes."""
-        self.channels = seen.channels
-        settings = {**self.preprocess.to_dict(), "colour": seen.colour}
-        self.preprocess = storage.build_preprocess(settings)
-        dims = self.arguments["dims"] or seen.dims
-        if dims not in self.card.dims:
-            raise ArgumentError(
-                f"method '{self.card.id}' works on {' or '.join(map(str, self.card.dims))} "
-                f"spatial axes, not {dims}."
-            )
-        if dims > seen.dims:
-            raise ArgumentError(f"dims={dims} was asked for, but the cohort's scans are 2D.")
-        if self.patch is not None and dims < seen.dims:
-            raise ArgumentError(
-                "patches of the slices of volumes are not supported: leave out patch, or use dims=3."
-            )
-        self.arguments |= {"dims": dims, "channels": len(seen.channels)}
 
     def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
         """Set the scan and the pixel threshold on healthy scans that did not train."""
@@ -307,7 +232,8 @@ class Detector:
 
     # --------------------------------------------------------------- prediction
 
-    def _preparation(self) -> Preparation:
+    def preparation(self) -> Preparation:
+        """What prepares its scans, in any process."""
         return Preparation(self.preprocess, self.arguments["dims"], self.channels, self.cache)
 
     def predict(
@@ -346,7 +272,7 @@ class Detector:
                 f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
                 "Use force (--force) to score it all the same."
             )
-        preparation = self._preparation()
+        preparation = self.preparation()
         prepared = preparation.of(scan, foreground)
         size = 16 if self.arguments["dims"] == 2 else 1
         slices = preparation.slices(prepared)

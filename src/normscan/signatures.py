@@ -93,7 +93,11 @@ def completed(build: Callable[..., Any], options: Options | None) -> Callable[..
     if lacking:
         raise ValueError(f"{build.__name__}: nothing describes the argument {lacking[0]}")
 
+    names = {p.name for p in parameters}
+
     def complete(*values: Any, **arguments: Any) -> Any:
+        if not names.issuperset(arguments):  # ``**options`` would swallow it
+            raise TypeError(f"{build.__name__} has no argument {sorted(set(arguments) - names)}")
         return build(*values, **{**shared, **arguments})
 
     text, _, section = (inspect.getdoc(build) or "").partition("\nArgs:\n")

@@ -223,7 +223,6 @@ def test_no_detector_and_no_device(refused, detector, files, tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (("--split", "extra"), "no scans in the split 'extra'"),
         (("--split", "tset"), "Did you mean 'test'"),
         (("--group", "knid"), "Did you mean 'kind'"),
         (("--region", "somewhere"), "somewhere"),
@@ -234,6 +233,14 @@ def test_evaluate_refuses(refused, detector, toy, tmp_path, options, reason):
     out = tmp_path / "out"
     assert reason in refused("evaluate", detector, "--cohort", toy(), "--out", out, *options)
     assert not out.exists()
+
+
+def test_evaluate_refuses_an_empty_split(refused, detector, toy, tmp_path):
+    table = pd.read_csv(toy(), dtype=str, keep_default_na=False)
+    table[table["split"] != "extra"].to_csv(tmp_path / "table.csv", index=False)
+    options = ("--root", toy().parent, "--split", "extra", "--out", tmp_path / "out")
+    message = refused("evaluate", detector, "--cohort", tmp_path / "table.csv", *options)
+    assert "no scans in the split 'extra'" in message and not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- fit: arguments
@@ -319,7 +326,7 @@ def test_cohorts_that_cant_be_trained_on(refused, toy, tmp_path):
     assert "no healthy scan" in fit(table.assign(label="1"))
     assert "no column label" in fit(table.drop(columns="label"))
     assert "no column path" in fit(table.drop(columns="path"))
-    leaking = table.copy()
+    leaking = table[table["split"] != "extra"].copy()
     leaking.loc[leaking["split"] != "val", "subject"] = "one"
     assert "one in test and train" in fit(leaking)
     assert "the split 'tran'" in fit(table.replace({"split": {"train": "tran"}}))

@@ -72,7 +72,7 @@ class Restorations:
     @cached_property
     def _healthy(self) -> list[np.ndarray]:
         """The prepared training scans; one that can't be prepared didn't train either."""
-        preparation, images = self.detector._preparation(), []
+        preparation, images = self.detector.preparation(), []
         for row in self.training:
             try:
                 prepared = preparation(row)

@@ -63,7 +63,7 @@ def healthy_images(
             if detector is None:
                 prepared = plain(scan, dims, foreground)
             else:
-                prepared = detector._preparation().of(scan, foreground)
+                prepared = detector.preparation().of(scan, foreground)
         except (NormscanError, OSError) as error:
             failures.append(f"{row.scan}: {error}")
             continue
