@@ -1,0 +1,302 @@
+"""Patches of a frozen transformer beside a memory of healthy ones, or a mixture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normscan.errors import ArgumentError
+from normscan.methods.base import Batch, Maps, Method, Phase, Player
+from normscan.methods.features.memory import squared_distances
+from normscan.networks.aggregation import concatenated, vectors
+from normscan.networks.backbones import Backbone
+from normscan.registry import register
+from normscan.rng import Rng
+from normscan.scores.dpmm import DirichletMixture, Distance
+
+# Numbers in a block of distances: 256 MiB.
+BLOCK = 2**26
+
+
+def unit_patches(backbone: Backbone, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Patch features of length 1, (B, h * w, C), and their grid (h, w)."""
+    with torch.no_grad():
+        features = concatenated(list(backbone(x).values()))
+        grid = (features.shape[-2], features.shape[-1])
+        return F.normalize(vectors(features), dim=2), grid
+
+
+def tail_mean(values: Tensor, share: float = 0.01) -> Tensor:
+    """Mean of the largest values in each row of (B, n); at least of one."""
+    n = max(1, int(share * values.shape[1]))
+    return values.topk(n, dim=1).values.mean(1)
+
+
+def rotated(x: Tensor, degrees: float) -> Tensor:
+    """Images (B, C, H, W) turned counter-clockwise about their middle; the border is reflected."""
+    if degrees % 360 == 0:
+        return x
+    angle = torch.deg2rad(torch.tensor(degrees))
+    c, s = float(angle.cos()), float(angle.sin())
+    height, width = x.shape[2:]
+    # From places in the result to places in the image, both in -1..1 along each axis.
+    turn = torch.tensor([[c, -s * height / width, 0], [s * width / height, c, 0]]).to(x)
+    grid = F.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def pca_foreground(tokens: Tensor, grid: tuple[int, int], threshold: float = 10.0) -> Tensor:
+    """Patches of the object by the first principal component of an image's tokens (AnomalyDINO).
+
+    The component's sign is the one that keeps more than 35 % of the middle; the mask is dilated
+    and closed by 3 x 3.
+
+    Args:
+        tokens: (h * w, C), not normalised.
+        grid: (h, w).
+        threshold: of the component.
+
+    Returns:
+        (h * w,) bool.
+    """
+    centred = tokens - tokens.mean(0)
+    axis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+    component = (centred @ axis).reshape(grid)
+    mask = component > threshold
+    (top, bottom), (left, right) = ((int(0.2 * n), int(0.8 * n)) for n in grid)
+    if mask[top:bottom, left:right].float().mean() <= 0.35:
+        mask = -component > threshold
+    wide = mask.float()[None, None]
+    for _ in range(2):
+        wide = F.max_pool2d(wide, 3, 1, 1)
+    return (-F.max_pool2d(-wide, 3, 1, 1)).flatten() > 0
+
+
+class AnomalyDINO(Method):
+    """Nearest neighbour of unit patches in a memory; see ``anomaly_dino``."""
+
+    def __init__(
+        self, backbone: Backbone, shots: int | None, rotations: int, masked: bool, largest: int
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.shots, self.rotations = shots, rotations
+        self.masked, self.largest = masked, largest
+        self.bank: Tensor
+        # Something to look at before it is fitted.
+        start = F.normalize(torch.randn(1, sum(backbone.channels)), dim=1)
+        self.register_buffer("bank", start)
+
+    def _references(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Rng]]:
+        """Images for the memory, and a source of randomness: all, or so many at random."""
+        if self.shots is None:
+            yield from ((batch.image, batch.rng) for batch in batches)
+            return
+        kept: list[tuple[float, Tensor]] = []
+        rng = Rng(0)
+        for batch in batches:
+            rng = batch.rng
+            kept += zip(rng.uniform((len(batch),)).tolist(), batch.image, strict=True)
+            kept = sorted(kept, key=lambda pair: pair[0])[: self.shots]
+        for start in range(0, len(kept), 16):
+            yield torch.stack([image for _, image in kept[start : start + 16]]), rng
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        bank, keys = self.bank[:0], torch.empty(0)
+        for images, rng in self._references(batches):
+            turns = [rotated(images, i * 360 / self.rotations) for i in range(self.rotations)]
+            found = [unit_patches(self.backbone, x)[0].flatten(0, 1) for x in turns]
+            bank = torch.cat([bank, *found])
+            keys = torch.cat([keys, rng.uniform((len(bank) - len(keys),))])
+            if len(bank) > self.largest:  # the smallest keys: each patch has the same chance
+                lowest = keys.argsort()[: self.largest]
+                bank, keys = bank[lowest.to(bank.device)], keys[lowest]
+        if not len(bank):
+            raise ArgumentError("anomaly_dino needs at least one training image.")
+        self.bank = bank
+
+    def _foreground(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = vectors(concatenated(list(self.backbone(x).values())))
+        return torch.stack([pca_foreground(t, grid) for t in tokens])
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> Maps:
+        patches, grid = unit_patches(self.backbone, batch.image)
+        norms = self.bank.square().sum(1)
+        rows = max(1, BLOCK // len(self.bank))
+        nearest = [
+            squared_distances(part, self.bank, norms).amin(1)
+            for part in patches.flatten(0, 1).split(rows)
+        ]
+        scores = torch.cat(nearest).reshape(patches.shape[:2]) / 2
+        if self.masked:
+            scores = scores * self._foreground(batch.image, grid)
+        return Maps(map=scores.reshape(-1, 1, *grid), score=tail_mean(scores))
+
+
+@register(
+    "anomaly_dino",
+    paper="Damm 2025",
+    dims=(2,),
+    presets={
+        "full_shot": {"shots": None, "rotations": 1},
+        "laptop": {"size": 224, "shots": 64, "rotations": 1, "largest": 20_000},
+    },
+    postprocess=("smooth=4",),
+    preprocess={"scaling": "percentile"},
+    # Cosines of a random network of rectified linear units can't tell how bright a patch is.
+    tiny={
+        "backbone": "tf_efficientnet_b0", "taps": ("blocks.1",), "weights": "random", "size": 48,
+        "shots": None, "rotations": 1, "postprocess": ("smooth=1", "erode=4"),
+    },
+)  # fmt: skip
+def anomaly_dino(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 448,
+    backbone: str = "vit_small_patch14_dinov2.lvd142m",
+    taps: tuple[str, ...] = ("norm",),
+    weights: str = "hub",
+    shots: int | None = 16,
+    rotations: int = 8,
+    masked: bool = False,
+    largest: int = 1_000_000,
+) -> Method:
+    """Nearest neighbour in a memory of patches from a few healthy images (AnomalyDINO).
+
+    Patch tokens of a frozen DINOv2 are brought to length 1; the memory holds those of the reference
+    images and of their rotations. A patch's score is its cosine distance to the nearest of them,
+    the image's the mean of its highest 1 % of patches. Damm et al., WACV 2025.
+
+    The article takes 1 to 16 references or all; 16 random training images are its largest few-shot
+    setting, the preset ``full_shot`` takes all of them, unrotated. It learns from healthy images
+    alone, whatever their number, so its regime is ``healthy``. The smaller edge becomes 448 in the
+    article, the foreground fills a square of it here; rotations come after resizing. Its mask of
+    the object, which it uses for some objects only, is off. The mutual scores of a batch of test
+    images (zero-shot) are left out.
+
+    Args:
+        size: pixels along each axis, a multiple of the patch.
+        backbone: timm name with the tag of its weights, or ``hf:`` and one of transformers.
+        taps: places whose features are joined; ``norm`` is a transformer's last.
+        shots: reference images (slices of volumes), drawn at random; None for all.
+        rotations: of each reference, evenly over the circle; 1 for none.
+        masked: set patches outside the object to 0, which the first principal component finds.
+        largest: patches in the memory at most, a random choice; 1.5 GB per million.
+    """
+    return AnomalyDINO(
+        Backbone(backbone, taps, weights, channels=channels), shots, rotations, masked, largest
+    )
+
+
+class PatchMixture(Method):
+    """Mixture model of unit patches; see ``anomalydino_dpmm``."""
+
+    def __init__(
+        self, backbone: Backbone, mixture: DirichletMixture, distance: Distance, rate: float,
+        batch_size: int, epochs: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone, self.mixture = backbone, mixture
+        self.distance, self.rate = distance, rate
+        self.batch_size, self.epochs = batch_size, epochs
+
+    def phases(self) -> list[Phase]:
+        rate = self.rate
+        player = Player(
+            "mixture",
+            [self.mixture],
+            lambda p: torch.optim.SGD(p, lr=rate),
+            # An average of the first batches only, without what was there before them.
+            schedule=lambda step, steps: 1 / (1 - (1 - rate) ** (step + 1)),
+        )
+        return [
+            Phase(
+                "mixture", [player], epochs=self.epochs, batch_size=self.batch_size,
+                validate_every="epoch", keep="best",
+            )
+        ]  # fmt: skip
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        points = unit_patches(self.backbone, batch.image)[0].flatten(0, 1).float()
+        with torch.autocast(points.device.type, enabled=False):
+            if not self.mixture.training:
+                return {"nll": self.mixture.distance(points, "nll").mean()}
+            if not self.mixture.updates:
+                self.mixture.start(points, batch.rng)
+            return {"statistics": self.mixture.loss(points)}
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Keep the components that have learnt something."""
+        self.mixture.prune()
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> Maps:
+        patches, grid = unit_patches(self.backbone, batch.image)
+        scores = self.mixture.distance(patches.flatten(0, 1), self.distance)
+        scores = scores.reshape(patches.shape[:2])
+        return Maps(map=scores.reshape(-1, 1, *grid), score=tail_mean(scores))
+
+
+@register(
+    "anomalydino_dpmm",
+    paper="Schulthess 2025",
+    dims=(2,),
+    presets={"laptop": {"size": 224, "components": 100, "epochs": 5}},
+    preprocess={"scaling": "percentile"},
+    tiny={
+        "backbone": "vit_small_patch8_224", "taps": ("blocks.5",), "weights": "random", "size": 48,
+        "components": 40, "epochs": 1, "postprocess": ("erode=4",),
+    },
+)  # fmt: skip
+def anomalydino_dpmm(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 448,
+    backbone: str = "vit_small_patch14_dinov2.lvd142m",
+    taps: tuple[str, ...] = ("norm",),
+    weights: str = "hub",
+    components: int = 500,
+    covariance: Literal["diag", "full"] = "diag",
+    regularisation: float | None = None,
+    distance: Literal["cosine", "mahalanobis", "euclidean", "nll"] = "cosine",
+    rate: float = 0.2,
+    batch_size: int = 12,
+    epochs: int = 40,
+) -> Method:
+    """Distance of patches to the components of a Dirichlet-process mixture of healthy ones.
+
+    The unit patch tokens of a frozen DINOv2 are described by a mixture of Gaussians that decides
+    itself how many it needs; a few means replace the memory of AnomalyDINO. Learnt by online
+    expectation maximisation; the state with the least negative log likelihood of healthy validation
+    patches is kept, and components of less weight than 1e-6 are dropped. Schulthess and Konukoglu,
+    MICCAI 2025.
+
+    The article names several distances, ``cosine`` the cheapest. Its first means are the first
+    patches of the first batch, here random ones of it; its running averages begin at zero, here
+    the first ones are corrected for that, which leaves means and covariances the same. The image
+    score, the mean of the highest 1 % of patches as in AnomalyDINO, is our choice, and so is the
+    foreground that fills the square. Train it in one process: several would begin apart.
+
+    Args:
+        size: pixels along each axis, a multiple of the patch.
+        backbone: timm name with the tag of its weights, or ``hf:`` and one of transformers.
+        taps: places whose features are joined; ``norm`` is a transformer's last.
+        components: of the mixture at most.
+        covariance: of each component, ``diag`` or ``full``.
+        regularisation: added to the variances; None for 1e-6 (``diag``) or 1e-3 (``full``).
+        distance: of a patch to the mixture: ``cosine`` or ``euclidean`` to the nearest mean,
+            ``mahalanobis``, or the negative log likelihood ``nll``.
+        rate: weight of a new batch in the running averages.
+        batch_size: images in an update.
+        epochs: passes over the training images.
+    """
+    network = Backbone(backbone, taps, weights, channels=channels)
+    if regularisation is None:
+        regularisation = 1e-6 if covariance == "diag" else 1e-3
+    mixture = DirichletMixture(sum(network.channels), components, covariance, regularisation)
+    return PatchMixture(network, mixture, distance, rate, batch_size, epochs)

@@ -1,0 +1,64 @@
+"""Optimisers and rhythms beyond Adam, as builders for ``Player``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+
+def stable_adamw(
+    lr: float, weight_decay: float = 1e-4, beta1: float = 0.9, eps: float = 1e-10
+) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    """Return a builder of StableAdamW with AMSGrad, as Dinomaly trains with.
+
+    AdamW whose step is divided by the root mean square of gradient over denominator in a tensor,
+    where that is above 1 (update clipping; Wortsman et al., NeurIPS 2023).
+
+    Args:
+        lr: learning rate.
+        weight_decay: decoupled; not clipped.
+        beta1: first momentum; the second is 0.999.
+        eps: added to the denominator.
+    """
+    from normscan.networks.backbones import import_timm
+
+    import_timm()
+    from timm.optim import AdamWLegacy
+
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = AdamWLegacy(
+            parameters, lr=lr, betas=(beta1, 0.999), eps=eps, weight_decay=weight_decay,
+            amsgrad=True, clipping_threshold=1.0,
+        )  # fmt: skip
+        return optimizer
+
+    return build
+
+
+def warm_cosine(
+    warm: int = 100, last: float = 0.1, share: float = 0.1
+) -> Callable[[int, int], float]:
+    """Return a schedule that rises linearly and falls as a cosine.
+
+    Args:
+        warm: steps of the rise.
+        last: factor at the end.
+        share: of all steps that the rise takes at most.
+    """
+
+    def factor(step: int, steps: int) -> float:
+        rise = max(1, min(warm, round(share * steps)))
+        if step < rise:
+            return (step + 1) / rise
+        done = (step - rise) / max(1, steps - rise)
+        return last + (1 - last) * (1 + math.cos(math.pi * done)) / 2
+
+    return factor
+
+
+def dropped(at: float = 0.8, factor: float = 0.1) -> Callable[[int, int], float]:
+    """Return a schedule that multiplies the rate by a factor behind a share of the steps."""
+    return lambda step, steps: 1.0 if step < at * steps else factor
