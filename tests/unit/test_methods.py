@@ -115,11 +115,15 @@ def test_ae_sums_the_absolute_error_of_an_image():
 
 
 def test_ae_of_medianomaly_averages_the_squared_error():
+    """Of images in -1..1; the restoration comes back in 0..1."""
     method, b = create("ae_dense", design="compact"), batch()
-    restored = method.network(b.image).detach()
+    x = 2 * b.image - 1
+    restored = method.network(x).detach()
     loss = method.loss(b, "reconstruct", "network")
-    torch.testing.assert_close(loss["l2"], F.mse_loss(restored, b.image))
-    np.testing.assert_allclose(method.maps(b).map, (b.image - restored) ** 2, atol=1e-6)
+    torch.testing.assert_close(loss["l2"], F.mse_loss(restored, x))
+    maps = method.maps(b)
+    np.testing.assert_allclose(maps.map, (x - restored) ** 2, atol=1e-6)
+    torch.testing.assert_close(maps.reconstruction, (restored + 1) / 2)
 
 
 def test_medianomaly_has_its_network():
@@ -153,7 +157,8 @@ def test_baurs_schedule(name):
 @pytest.mark.parametrize("design", ["baur", "compact"])
 def test_vae_loss_by_hand(design):
     method, b = create("vae", design=design, kl_weight=0.3), batch()
-    mean, spread = (v.detach() for v in method.network.encode(b.image))
+    x = b.image if design == "baur" else 2 * b.image - 1
+    mean, spread = (v.detach() for v in method.network.encode(x))
     # The second head is log sigma in one study and log sigma squared in the other.
     std = spread.exp() if design == "baur" else (0.5 * spread).exp()
     z = mean + std * Rng(5).normal(mean.shape)
@@ -166,7 +171,7 @@ def test_vae_loss_by_hand(design):
         torch.testing.assert_close(loss["l1"], (restored - b.image).abs().sum() / 3)
         torch.testing.assert_close(loss["kl"], 0.3 * kl.sum() / 3)
     else:
-        torch.testing.assert_close(loss["l2"], F.mse_loss(restored, b.image))
+        torch.testing.assert_close(loss["l2"], F.mse_loss(restored, x))
         torch.testing.assert_close(loss["kl"], 0.3 * kl.mean())
 
 

@@ -230,7 +230,7 @@ def test_resumed_saved_and_loaded(chain, toy, tmp_path, monkeypatch):
     straight = detector("ae_dense", *chain, **arguments).fit(cohort, tmp_path / "straight")
     if "ensemble=2" in chain[1:]:
         found = straight.training["members"]
-        assert all(found[i]["dropped"] for i in "12") and found["1"] != found["2"]
+        assert all(found[i]["dropped"] for i in "12")
     inner, done = Trainer._step, set()
 
     def step(self, index, phase, at, *rest):

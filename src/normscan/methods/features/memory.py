@@ -10,38 +10,10 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
+from normscan.networks.aggregation import patch_features
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
 from normscan.rng import Rng
-
-
-def patch_features(features: list[Tensor], neighbourhood: int, stage_dim: int, dim: int) -> Tensor:
-    """Locally aware patch features (PatchCore's aggregation).
-
-    Each stage is unfolded into windows; the windows of deeper stages are enlarged to the grid of
-    the first; a window's values are pooled to ``stage_dim`` numbers and the stages' together to
-    ``dim``.
-
-    Args:
-        features: (B, C, h, w) per stage, the finest first.
-        neighbourhood: side of a window in cells.
-        stage_dim: numbers per stage.
-        dim: numbers per patch.
-
-    Returns:
-        (B, h * w, dim) on the grid of the first stage.
-    """
-    grid = features[0].shape[-2:]
-    stages = []
-    for f in features:
-        b, c, h, w = f.shape
-        windows = F.unfold(f, neighbourhood, padding=neighbourhood // 2)
-        windows = windows.reshape(b, c * neighbourhood**2, h, w)
-        if (h, w) != tuple(grid):
-            windows = F.interpolate(windows, grid, mode="bilinear", align_corners=False)
-        vectors = windows.flatten(2).transpose(1, 2)
-        stages.append(F.adaptive_avg_pool1d(vectors, stage_dim))
-    return F.adaptive_avg_pool1d(torch.cat(stages, dim=-1), dim)
 
 
 def squared_distances(a: Tensor, b: Tensor, b_norms: Tensor | None = None) -> Tensor:
