@@ -318,7 +318,9 @@ def test_a_failing_site_stops_the_run(flower, cohort: Cohort, tmp_path: Path, mo
 
 def test_a_site_without_healthy_scans(flower, cohort: Cohort, tmp_path: Path):
     rows = ~((cohort.table["site"] == "B") & (cohort.table["split"] == "val"))
-    with pytest.raises(CohortError, match=r"site 1 \(site B\): the cohort has no healthy scans in 'val'"):
+    with pytest.raises(
+        CohortError, match=r"site 1 \(site B\): the cohort has no healthy scans in 'val'"
+    ):
         federate("feddis", cohort.select(rows), tmp_path / "out", rounds=2, **SMALL)
     assert not (tmp_path / "out").exists()
 

@@ -98,7 +98,7 @@ class Backbone(nn.Module):
     def _load(self, name: str, weights: str) -> None:
         state = _hub_weights(name) if weights == "hub" else read_weights(Path(weights), name)
         wanted = self.network.state_dict()
-        state = fitted_input(state, wanted, self.inputs)
+        state = fitted_input(renamed(state, wanted), wanted, self.inputs)
         lacking = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
         lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
         if lacking:
@@ -144,6 +144,16 @@ class Backbone(nn.Module):
         if patch := self.reader.patch:
             x = x[..., : x.shape[-2] // patch * patch, : x.shape[-1] // patch * patch]
         return dict(zip(self.taps, self.reader(self.network, x), strict=True))
+
+
+def renamed(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under the names of a network that timm has cut for its features.
+
+    timm takes sequences apart there: ``features.0.weight`` of a VGG becomes ``features_0.weight``.
+    """
+    flat = {key.replace(".", "_"): tensor for key, tensor in state.items()}
+    pairs = ((key, key.replace(".", "_")) for key in wanted if key not in state)
+    return {**state, **{key: flat[name] for key, name in pairs if name in flat}}
 
 
 def fitted_input(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,11 +32,19 @@ class OneClassSVM(nn.Module):
     Args:
         dim: of the points.
         nu: share of the training points that may lie outside.
+        width: of the kernel exp(-gamma d^2): ``variance`` for gamma = 1 / (dim * variance), or
+            ``median`` for 1 / (2 m^2), where m is the median distance of two training points.
+
+    Attributes:
+        boundary: score on the boundary of what is inside, where the decision value is 0; it is not
+            saved.
     """
 
-    def __init__(self, dim: int, nu: float = 0.03) -> None:
+    def __init__(
+        self, dim: int, nu: float = 0.03, width: Literal["variance", "median"] = "variance"
+    ) -> None:
         super().__init__()
-        self.nu = nu
+        self.nu, self.width, self.boundary = nu, width, 0.0
         self.support: Tensor
         self.dual: Tensor
         self.gamma: Tensor
@@ -45,14 +54,19 @@ class OneClassSVM(nn.Module):
 
     def fit(self, x: Tensor, seed: int = 0) -> None:
         """Fit to points (n, dim); time grows with the square of n."""
+        from scipy.spatial.distance import pdist
         from sklearn.svm import OneClassSVM as Fitted
 
         points = x.double().cpu().numpy()
-        gamma = 1 / (points.shape[1] * max(points.var(), 1e-12))
+        if self.width == "median":
+            gamma = 0.5 / max(float(np.median(pdist(points))) ** 2, 1e-12)
+        else:
+            gamma = 1 / (points.shape[1] * max(points.var(), 1e-12))
         fitted = Fitted(kernel="rbf", nu=self.nu, gamma=gamma).fit(points)
         self.support = torch.tensor(fitted.support_vectors_).to(x)
         self.dual = torch.tensor(fitted.dual_coef_[0]).to(x)
         self.gamma = torch.tensor(gamma).to(x)
+        self.boundary = float(fitted.dual_coef_.sum() - fitted.offset_[0])
 
     def forward(self, x: Tensor) -> Tensor:
         distances = torch.cdist(x, self.support, compute_mode="donot_use_mm_for_euclid_dist")

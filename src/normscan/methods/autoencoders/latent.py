@@ -22,21 +22,16 @@ Density = Identity | OneClassSVM | MultipleScaledMixture
 
 
 class SiamesePatches(Method):
-    """Patch autoencoder with a cosine term between subjects, then a density of the controls' codes."""
+    """Patch autoencoder with a cosine term between subjects."""
 
     def __init__(
-        self, network: PatchAutoencoder, density: Density,
-        alpha: float, patches: int, stride: int, quantile: float, regions: int, held_out: float,
-        samples: int, training: Schedule,
+        self, network: PatchAutoencoder, alpha: float, patches: int, stride: int,
+        training: Schedule,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.density = network, density
+        self.network = network
         self.alpha, self.patches, self.stride = alpha, patches, stride
-        self.quantile, self.regions = quantile, regions
-        self.held_out, self.samples = held_out, samples
         self.training_options = training
-        self.threshold: Tensor
-        self.register_buffer("threshold", torch.zeros(()))
 
     def phases(self) -> list[Phase]:
         return [phase(self.network, self.training_options, "siamese")]
@@ -55,10 +50,37 @@ class SiamesePatches(Method):
         alike = F.cosine_similarity(codes[0], codes[1]).mean()
         return {"restoration": error, "similarity": -self.alpha * alike}
 
+    def codes(self, image: Tensor) -> Tensor:
+        """Codes (B, latent, h, w) of the patches at each place of the grid."""
+        grid = (slice(None), slice(None), *[slice(self.stride // 2, None, self.stride)] * 2)
+        return self.network.encode_everywhere(padded(image))[grid]
+
+    def places(self, foreground: Tensor, like: Tensor) -> Tensor:
+        """The foreground on the grid of a map."""
+        if foreground.shape[2:] == like.shape[2:]:
+            return foreground
+        first = self.stride // 2
+        return foreground[..., first :: self.stride, first :: self.stride]
+
+
+class SiameseDensity(SiamesePatches):
+    """A density of the controls' codes, or the restoration's joint error, and a threshold of it."""
+
+    def __init__(
+        self, network: PatchAutoencoder, density: Density,
+        alpha: float, patches: int, stride: int, quantile: float, regions: int, held_out: float,
+        samples: int, training: Schedule,
+    ) -> None:  # fmt: skip
+        super().__init__(network, alpha, patches, stride, training)
+        self.density = density
+        self.quantile, self.regions = quantile, regions
+        self.held_out, self.samples = held_out, samples
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.zeros(()))
+
     def features(self, image: Tensor) -> Tensor:
         """What the density sees at each place of the grid: codes, or the joint error of a pixel."""
-        grid = (slice(None), slice(None), *[slice(self.stride // 2, None, self.stride)] * 2)
-        codes = self.network.encode_everywhere(padded(image))[grid]
+        codes = self.codes(image)
         if not isinstance(self.density, Identity):
             return codes
         return torch.cat([self._error(x[None], z[None]) for x, z in zip(image, codes, strict=True)])
@@ -76,13 +98,6 @@ class SiamesePatches(Method):
         restored = restored[..., edge : edge + h, edge : edge + w]
         return (image - restored).square().sum(1, keepdim=True).sqrt()
 
-    def _places(self, foreground: Tensor, like: Tensor) -> Tensor:
-        """The foreground on the grid of a map."""
-        if foreground.shape[2:] == like.shape[2:]:
-            return foreground
-        first = self.stride // 2
-        return foreground[..., first :: self.stride, first :: self.stride]
-
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
         """The density on some of the scans, the threshold on the others."""
@@ -91,7 +106,7 @@ class SiamesePatches(Method):
         number, seed = 0, 0
         for batch in batches:
             features = self.features(batch.image)
-            inside = self._places(batch.foreground, features)
+            inside = self.places(batch.foreground, features)
             seed = seed or batch.rng.generators[0].initial_seed()
             for values, mask in zip(features, inside[:, 0], strict=True):
                 rows = values[:, mask].T
@@ -119,7 +134,7 @@ class SiamesePatches(Method):
         points = features.movedim(1, 3).flatten(0, 2)
         anomaly = torch.cat([self.density(part) for part in points.split(8192)])
         anomaly = anomaly.reshape(b, 1, h, w)
-        inside = self._places(batch.foreground, anomaly).float()
+        inside = self.places(batch.foreground, anomaly).float()
         over = (anomaly > self.threshold) * inside
         cells = F.adaptive_avg_pool2d(inside, self.regions)
         share = F.adaptive_avg_pool2d(over, self.regions) / cells.clamp_min(1e-6)
@@ -196,7 +211,7 @@ def siamese_patch_autoencoder(
     if criterion != "error":
         mixture = criterion == "mmst"
         density = MultipleScaledMixture(latent, components) if mixture else OneClassSVM(latent, nu)
-    return SiamesePatches(
+    return SiameseDensity(
         PatchAutoencoder(channels, filters), density, alpha, patches, stride, quantile, regions,
         held_out, samples, training,
     )  # fmt: skip
