@@ -192,6 +192,7 @@ def test_reductions_against_sorted_lists(case):
         "max": max(anomaly.ravel().tolist()),
         "top_1_percent": np.mean(inside[n - max(1, round(0.01 * n)) :]),
         "top_5_percent": np.mean(inside[n - max(1, round(0.05 * n)) :]),
+        "top_10_percent": np.mean(inside[n - max(1, round(0.10 * n)) :]),
         "std": np.sqrt(sum((v - mean) ** 2 for v in inside) / n),
     }
     assert set(expected) == set(REDUCTIONS)

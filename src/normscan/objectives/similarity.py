@@ -40,11 +40,13 @@ def ssim_map(
     kernel = (-0.5 * (offset / sigma) ** 2).exp()
     kernel = kernel / kernel.sum()
     moments = torch.stack([x, y, x * x, y * y, x * y])
-    means = moments.flatten(0, 2).unsqueeze(1)
+    # Grouped over the channels: many times faster than one plane at a time where there are many.
+    means, channels = moments.flatten(0, 1), x.shape[1]
     for axis in range(dims):  # A Gaussian window is a product of one-dimensional ones.
         shape = [1] * dims
         shape[axis] = window
-        means = convolve(means, kernel.reshape(1, 1, *shape))
+        weight = kernel.reshape(1, 1, *shape).expand(channels, -1, *[-1] * dims)
+        means = convolve(means, weight, groups=channels)
     mx, my, xx, yy, xy = means.reshape(*moments.shape[:3], *means.shape[2:])
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)

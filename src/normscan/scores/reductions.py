@@ -28,6 +28,7 @@ REDUCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "max": lambda anomaly, foreground: float(anomaly.max()),
     "top_1_percent": _top(0.01),
     "top_5_percent": _top(0.05),
+    "top_10_percent": _top(0.10),
     "std": lambda anomaly, foreground: float(_inside(anomaly, foreground).std()),
 }
 
