@@ -202,8 +202,9 @@ class Detector:
         if not fabric.is_global_zero:
             sets = fitting.join(self, prepared)
         assert self.method is not None
-        numbers = ", ".join(f"{len(s)} {name}" for name, s in sets.items())
-        bar.say(f"{self.card.id}: samples: {numbers}")
+        named = {"healthy": "training", "val": "validation"}
+        numbers = ", ".join(f"{len(s)} {named.get(name, name)}" for name, s in sets.items())
+        bar.say(f"{self.card.id}: {numbers} samples")
         trainer = Trainer(self.method, sets, sets["val"], folder, fabric, self.seed, bar.update)
         fitting.finish(self, cohort, sets, trainer.run(), fabric.device)
         if fabric.is_global_zero:
