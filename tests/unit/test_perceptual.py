@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from normscan.errors import ArgumentError, WeightsError
-from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, weights_from_state
-from normscan.networks.rows import RowBackbone, feature_layer
+from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, weights_from_state
+from normscan.networks.taps import Row
 from normscan.objectives.perceptual import ChannelStatistics, RelativePerceptual
 
 
@@ -75,8 +75,8 @@ def test_gradients_reach_the_restoration_and_not_the_image():
 
 
 def test_relu4_2_of_vgg19():
-    backbone = feature_layer("vgg19.tv_in1k", "features.22", "random")
-    assert isinstance(backbone, RowBackbone)
+    backbone = Backbone("vgg19.tv_in1k", ("features.22",), "random")
+    assert isinstance(backbone.network, Row)
     assert backbone.channels == [512] and backbone.strides == [8]
     widths = [m.out_channels for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [64] * 2 + [128] * 2 + [256] * 4 + [512] * 2
@@ -86,11 +86,11 @@ def test_relu4_2_of_vgg19():
 
 
 def test_a_row_is_normalised_cut_and_loaded_from_a_file(tmp_path):
-    first = feature_layer("vgg11", "features.2", "random")
+    first = Backbone("vgg11", ("features.2",), "random")
     state = first.network.state_dict()
     assert set(state) == {"features.0.weight", "features.0.bias"}
     torch.save({**state, "classifier.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
-    second = feature_layer("vgg11", "features.2", str(tmp_path / "vgg.pth"))
+    second = Backbone("vgg11", ("features.2",), str(tmp_path / "vgg.pth"))
     x = torch.rand(1, 1, 8, 8)
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     convolved = nn.functional.conv2d((x - mean) / std, *state.values(), padding=1)
@@ -100,13 +100,13 @@ def test_a_row_is_normalised_cut_and_loaded_from_a_file(tmp_path):
 
 def test_rows_that_are_not_there(tmp_path):
     with pytest.raises(ArgumentError, match="features.0 to features.20"):
-        feature_layer("vgg11", "features.21", "random")
+        Backbone("vgg11", ("features.21",), "random")
     with pytest.raises(ArgumentError, match="no row of features"):
-        feature_layer("resnet18", "features.3", "random")
+        Backbone("resnet18", ("features.3",), "random")
     with pytest.raises(ArgumentError, match="Did you mean 'vgg19'"):
-        feature_layer("vgg_19", "features.3", "random")
+        Backbone("vgg_19", ("features.3",), "random")
     torch.save({}, tmp_path / "empty.pth")
     with pytest.raises(WeightsError, match="don't fit vgg11 up to features.2"):
-        feature_layer("vgg11", "features.2", str(tmp_path / "empty.pth"))
+        Backbone("vgg11", ("features.2",), str(tmp_path / "empty.pth"))
     with weights_from_state():  # A saved detector brings its own.
-        feature_layer("vgg11", "features.2", str(tmp_path / "empty.pth"))
+        Backbone("vgg11", ("features.2",), str(tmp_path / "empty.pth"))

@@ -14,12 +14,12 @@ from normscan.methods.base import Method, Phase, Player
 def shared_parameters(method: Method) -> dict[str, nn.Parameter]:
     """Return by name the parameters that leave a site.
 
-    Those of the modules that ``method.shared()`` names, where the method or one inside it (of a
-    wrapper) has such a call, else all. Never a buffer, such as the statistics of a batch norm or a
+    Those of the modules that ``Method.shared`` names, of the method or of one inside it (of a
+    wrapper), else all. Never a buffer, such as the statistics of a batch norm or a
     memory bank, and never a parameter that the method froze.
     """
-    telling = [m for m in method.modules() if isinstance(m, Method) and hasattr(m, "shared")]
-    modules = [module for m in telling for module in m.shared()] if telling else [method]  # type: ignore[operator]
+    told = [m.shared() for m in method.modules() if isinstance(m, Method)]
+    modules = [module for some in told if some is not None for module in some] or [method]
     chosen = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
     return {name: p for name, p in method.named_parameters() if id(p) in chosen}
 

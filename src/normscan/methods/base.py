@@ -181,6 +181,10 @@ class Method(nn.Module):
         """What training found out about healthy scans, by id and subject; for ``training``."""
         return {}
 
+    def shared(self) -> Sequence[nn.Module] | None:
+        """What leaves a site in federated training; None for everything that is learnt."""
+        return None
+
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Load a state dict; a buffer that was fitted to another size takes the stored one."""
         for name, buffer in list(self.named_buffers()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,12 +109,55 @@ def tapped(name: str, taps: Sequence[str], channels: int) -> tuple[nn.Module, Re
         raise ArgumentError(f"timm has no network '{stem}'.{nearest(stem, timm.list_models())}")
     if stem.startswith(("vit_", "deit")):
         return _tokens(timm, stem, taps, channels)
+    if all(re.fullmatch(r"features\.\d+", tap) for tap in taps):
+        return Row(timm, stem, taps, channels), Reader("stages")
     # The random numbers of building it twice must not count twice.
     with torch.random.fork_rng(devices=[]):
         info = timm.create_model(stem, features_only=True).feature_info.info
     indices = _places(stem, taps, [str(stage["module"]) for stage in info])
     network = timm.create_model(stem, features_only=True, out_indices=indices, in_chans=channels)
     return network, Reader("stages")
+
+
+class Row(nn.Module):
+    """The first layers of a network in a row, such as VGG, under their names in the whole of it.
+
+    Args:
+        timm: the library.
+        stem: name of the network.
+        taps: layers, such as ``features.22``, relu4_2 of VGG19, in order.
+        channels: of the image.
+
+    Raises:
+        ArgumentError: it is no such network, or it has no such layer.
+    """
+
+    def __init__(self, timm: Any, stem: str, taps: Sequence[str], channels: int) -> None:
+        super().__init__()
+        with torch.device("meta"):  # The classifier of VGG alone would take 500 MB.
+            row = getattr(timm.create_model(stem, in_chans=channels), "features", None)
+        known = list(row) if isinstance(row, nn.Sequential) else []
+        self.places = [int(tap.partition(".")[2]) for tap in taps]
+        missing = [t for t, i in zip(taps, self.places, strict=True) if i >= len(known)]
+        if missing:
+            names = f"features.0 to features.{len(known) - 1}" if known else "no row of features"
+            raise ArgumentError(f"{stem} has no layer '{missing[0]}'; it has {names}.")
+        layers = known[: max(self.places) + 1]
+        for layer in layers:
+            layer.to_empty(device="cpu")
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+                layer.reset_parameters()
+            elif isinstance(layer, nn.ReLU):
+                layer.inplace = False  # What was tapped before it must stay.
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = {}
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.places:
+                found[i] = x
+        return [found[i] for i in self.places]
 
 
 def _places(name: str, taps: Sequence[str], known: list[str]) -> tuple[int, ...]:

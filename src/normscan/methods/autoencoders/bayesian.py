@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
+from normscan.methods.autoencoders.compact import split_uncertainty
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.monte_carlo import MonteCarloReconstruction, moments, monte_carlo_dropout
 from normscan.methods.reconstruction import Residual, positive, squared
@@ -162,8 +163,7 @@ class BayesianConvAutoencoder(Method):
         y = self.network(x)
         if not self.likelihood:
             return y, torch.zeros_like(y)
-        mean, log_variance = y.chunk(2, dim=1)
-        return mean, log_variance.clamp(-10, 10)
+        return split_uncertainty(y)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         mean, log_variance = self.predict(batch.image)

@@ -15,8 +15,8 @@ from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, squared
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.autoencoder import CompactAutoencoder
+from normscan.networks.backbones import Backbone
 from normscan.networks.memory import Memory, MemoryAutoencoder, attention_entropy
-from normscan.networks.rows import feature_layer
 from normscan.objectives.losses import heteroscedastic
 from normscan.objectives.perceptual import RelativePerceptual
 from normscan.objectives.similarity import ssim_map, ssim_residual
@@ -265,7 +265,7 @@ def perceptual_autoencoder(
         tap: stage, or layer of a network in a row, whose features are compared.
         spread: what features are divided by, ``std`` or ``variance``.
     """
-    distance = RelativePerceptual(feature_layer(backbone, tap, weights), spread)
+    distance = RelativePerceptual(Backbone(backbone, (tap,), weights), spread)
 
     def loss(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"perceptual": distance(_unit(batch.image), _unit(restored)).mean()}
