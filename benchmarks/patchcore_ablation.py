@@ -139,7 +139,7 @@ def run_cell(name: str, variant: str, seed: int, data: Path, weights: str) -> di
         **figures(columns["score"], label, subject),
         "smoothed": figures(columns["smoothed"], label, subject)["auroc"],
         "pixel_ap": pixel_ap(maps, masks) if masks else None,
-        "bank": len(detector.method.bank),  # type: ignore[union-attr,arg-type]
+        "bank": len(detector.method.bank.vectors),  # type: ignore[union-attr,arg-type]
         "seconds": round(time.monotonic() - begun, 1),
     }
 

@@ -205,6 +205,8 @@ class Detector:
         named = {"healthy": "training", "val": "validation"}
         numbers = ", ".join(f"{len(s)} {named.get(name, name)}" for name, s in sets.items())
         bar.say(f"{self.card.id}: {numbers} samples")
+        if need := self.method.need(len(sets["healthy"])):
+            bar.say(f"{self.card.id}: {need}")
         trainer = Trainer(self.method, sets, sets["val"], folder, fabric, self.seed, bar.update)
         fitting.finish(self, cohort, sets, trainer.run(), fabric.device)
         if fabric.is_global_zero:

@@ -9,6 +9,7 @@ from scipy import stats
 from scipy.special import digamma
 from sklearn.svm import OneClassSVM as Reference
 
+from normscan.errors import ArgumentError
 from normscan.methods.base import Batch
 from normscan.registry import card
 from normscan.rng import Rng
@@ -79,6 +80,45 @@ def test_bic_chooses_two_of_two_clusters_and_outliers_score_high(rng):
     assert score[:2].max() < 1.5 and score[2] > 3 and score[3] > score[2]
 
 
+def test_proximity_by_density_is_the_distance_to_the_sum_of_the_peaks(rng):
+    """Against scipy's t-densities along the axes; 0 at the centre of a single component."""
+    share, centre = np.array([0.4, 0.6]), rng.normal(size=(2, 3))
+    axes = np.stack([rotation(rng, 3) for _ in range(2)])
+    scale, freedom = rng.uniform(0.5, 2, (2, 3)), rng.uniform(1, 20, (2, 3))
+    mixture = MultipleScaledMixture(3, proximity="density")
+    mixture._set(*(torch.tensor(v) for v in (share, centre, axes, scale, freedom)))
+    x = rng.normal(size=(30, 3)) * 3
+
+    def densities(points):
+        y = np.einsum("knd,kde->nke", points, axes)
+        return stats.t.pdf(y, freedom, scale=np.sqrt(scale)).prod(2) @ share
+
+    peaks = densities(np.zeros((2, 1, 3)))
+    expected = np.log(peaks / densities(x[None] - centre[:, None]))
+    found = mixture(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found.min() >= 0
+    one = (np.ones(1), centre[:1], axes[:1], scale[:1], freedom[:1])
+    mixture._set(*(torch.tensor(v) for v in one))
+    assert float(mixture(torch.tensor(centre[:1]))) == pytest.approx(0, abs=1e-12)
+
+
+def test_no_axis_is_narrower_than_the_floor(rng):
+    """An axis on which most points share one value: the floor bounds what leaves that heap."""
+    x = rng.normal(size=(800, 3))
+    x[:, 2] *= rng.random(800) < 0.02
+    floor = 0.05 * x.var(0).mean()
+    scores = []
+    for share in (1e-6, 0.05):
+        mixture = MultipleScaledMixture(3, (1,), floor=share)
+        history = mixture.fit_components(torch.tensor(x), 1)
+        assert (np.diff(history) > -1e-9).all()
+        scores.append(float(mixture(torch.tensor([[0.0, 0.0, 1.0]]))))
+        narrowest = float(mixture.scale.min())
+        assert (narrowest == pytest.approx(floor)) if share == 0.05 else (narrowest < floor / 100)
+    assert scores[0] > 10 * scores[1]
+
+
 def test_rotations_reach_the_minimum(rng):
     """Common axes of matrices that share them are found; the sum falls with each sweep."""
     axes = rotation(rng, 4)
@@ -134,7 +174,7 @@ def test_each_criterion_fits_and_stores(criterion, stride):
     foreground = torch.ones(8, 1, 32, 32, dtype=torch.bool)
     foreground[:, :, :6] = False
     batch = Batch(images, foreground, Rng(3), torch.zeros(8))
-    method.fit(iter([batch]))
+    method.fit([batch])
     maps = method.maps(batch)
     full = criterion == "error" or stride == 1
     assert maps.map.shape == (8, 1, 32, 32) if full else (8, 1, 11, 11)
@@ -142,6 +182,39 @@ def test_each_criterion_fits_and_stores(criterion, stride):
     again = entry.create(**arguments).eval()
     again.load_weights(method.state_dict())
     torch.testing.assert_close(again.maps(batch).map, maps.map)
+
+
+@pytest.mark.parametrize("sizes", [(9,), (4, 3, 2), (2,)])
+def test_the_threshold_is_the_median_of_the_held_out_controls(sizes):
+    """Every fourth image is held out, across batches; of fewer than four images all are used."""
+    entry = card("parkinson_sae")
+    torch.manual_seed(0)
+    method = entry.create(**entry.arguments("tiny", criterion="error", held_out=0.25)).eval()
+    n = sum(sizes)
+    images = torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    images[min(n, 4) - 1] *= 100  # an odd control
+    foreground = torch.zeros(n, 1, 32, 32, dtype=torch.bool)
+    for i in range(n):
+        foreground[i, :, 2 : 20 + i, 3:30] = True
+    whole = Batch(images, foreground, Rng(list(range(n))), torch.zeros(n))
+    values = method.maps(whole).map
+    held = [3, 7] if n > 4 else [0, 1]
+    own = []
+    for i in held:
+        inside = np.sort(values[i][foreground[i]].numpy())
+        own.append(inside[int(0.98 * len(inside))])
+    parts = zip(images.split(sizes), foreground.split(sizes), strict=True)
+    method.fit([Batch(x, mask, Rng(5), torch.zeros(len(x))) for x, mask in parts])
+    assert float(method.threshold) == pytest.approx(float(np.median(own)), rel=1e-5)
+
+
+def test_images_without_foreground_leave_nothing_to_fit():
+    entry = card("parkinson_sae")
+    method = entry.create(**entry.arguments("tiny")).eval()
+    nothing = torch.zeros(8, 1, 32, 32, dtype=torch.bool)
+    batch = Batch(torch.rand(8, 1, 32, 32), nothing, Rng(0), torch.zeros(8))
+    with pytest.raises(ArgumentError, match="foreground"):
+        method.fit([batch])
 
 
 def test_the_image_score_is_the_share_of_foreground_above_the_threshold():

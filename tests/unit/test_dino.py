@@ -58,7 +58,7 @@ def memory(backbone, shots=None, rotations=1, masked=False, largest=10_000):
 def test_scores_are_cosine_distances_to_the_memory(backbone, images):
     method = memory(backbone)
     method.fit([batch(images[:2]), batch(images[2:4])])
-    assert method.bank.shape == (4 * 20, 6)
+    assert method.bank.vectors.shape == (4 * 20, 6)
     maps = method.maps(batch(images[4:]))
     for i, image in enumerate(images[4:]):
         raw = backbone(image[None])["only"][0].flatten(1).T
@@ -73,14 +73,14 @@ def test_scores_are_cosine_distances_to_the_memory(backbone, images):
 def test_shots_are_some_of_the_images_and_the_memory_is_bounded(backbone, images):
     method = memory(backbone, shots=2)
     method.fit([batch(images[:3], 1), batch(images[3:], 2)])
-    assert len(method.bank) == 2 * 20
+    assert len(method.bank.vectors) == 2 * 20
     own = unit_patches(backbone, images)[0]
-    inside = [bool(cdist(patches, method.bank).min(1).max() < 1e-6) for patches in own]
+    inside = [bool(cdist(patches, method.bank.vectors).min(1).max() < 1e-6) for patches in own]
     assert sum(inside) == 2
     bounded = memory(backbone, largest=33)
     bounded.fit([batch(images[:3], 1), batch(images[3:], 2)])
-    assert bounded.bank.shape == (33, 6)
-    assert cdist(bounded.bank, own.flatten(0, 1)).min(1).max() < 1e-6
+    assert bounded.bank.vectors.shape == (33, 6)
+    assert cdist(bounded.bank.vectors, own.flatten(0, 1)).min(1).max() < 1e-6
     with pytest.raises(ArgumentError, match="at least one"):
         memory(backbone).fit([])
 
@@ -89,7 +89,7 @@ def test_rotations_are_in_the_memory(backbone):
     square = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     method = memory(backbone, rotations=4)
     method.fit([batch(square)])
-    assert len(method.bank) == 4 * 16
+    assert len(method.bank.vectors) == 4 * 16
     assert method.maps(batch(square.rot90(1, (2, 3)))).score.item() < 1e-4
     plain = memory(backbone)
     plain.fit([batch(square)])

@@ -34,7 +34,7 @@ def test_concatenated_takes_every_stage_to_one_grid():
 
 def test_pooled_stages_are_means_over_neighbours():
     f = maps(1, 2, 5, 5)
-    got = concatenated([f], pooled=True)
+    got = concatenated([f], pooled=3)
     np.testing.assert_allclose(got[0, 1, 2, 3], f[0, 1, 1:4, 2:5].mean(), rtol=1e-5)
     np.testing.assert_allclose(got[0, 0, 0, 0], f[0, 0, :2, :2].sum() / 9, rtol=1e-5)
     assert torch.equal(vectors(f)[0, 7], f[0, :, 1, 2])

@@ -162,6 +162,14 @@ def test_score_is_the_spread_of_the_change_of_the_features():
     torch.testing.assert_close(maps.map, (b.image - maps.reconstruction).abs())
 
 
+def test_without_the_spread_the_map_gives_the_score():
+    spread_of, map_of = make().eval(), make(score="map").eval()
+    map_of.load_state_dict(spread_of.state_dict())
+    expected, found = spread_of.maps(batch(2)), map_of.maps(batch(2))
+    assert found.score is None and expected.score is not None
+    assert torch.equal(found.map, expected.map)
+
+
 @pytest.mark.parametrize(("size", "near"), [(100, 96), (30, 48)])
 def test_a_size_without_nine_patches_is_refused(size, near):
     with pytest.raises(ArgumentError, match=f"Use size={near}"):

@@ -13,22 +13,10 @@ from normscan.detector import Detector
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
     PatchCore,
-    k_center_greedy,
     patch_features,
-    squared_distances,
 )
 from normscan.rng import Rng
 from normscan.storage import check_array
-
-
-def test_squared_distances_against_scipy(rng):
-    a, b = rng.normal(size=(30, 7)), rng.normal(size=(20, 7))
-    expected = cdist(a, b, "sqeuclidean")
-    a, b = torch.tensor(a), torch.tensor(b)
-    np.testing.assert_allclose(squared_distances(a, b), expected, atol=1e-10)
-    np.testing.assert_allclose(squared_distances(a, b, (b**2).sum(1)), expected, atol=1e-10)
-    same = squared_distances(100 + a.float(), 100 + a.float())
-    assert same.min() >= 0
 
 
 def adaptive_average(vector, n):
@@ -64,55 +52,11 @@ def test_patch_features_by_hand(rng, side):
     np.testing.assert_allclose(got[b, y * 8 + x], expected, atol=1e-9)
 
 
-def brute_force_greedy(vectors, first, n):
-    """Farthest point first, from the full matrix of distances."""
-    distances = cdist(vectors, vectors)
-    nearest = distances[:, first].mean(1)
-    chosen = []
-    for _ in range(n):
-        row = int(nearest.argmax())
-        chosen.append(row)
-        nearest = np.minimum(nearest, distances[row])
-        nearest[chosen] = -1
-    return chosen
-
-
-@pytest.mark.parametrize("d", [5, 40])
-def test_greedy_equals_brute_force(rng, d):
-    vectors = rng.normal(size=(120, d))
-    got = k_center_greedy(torch.tensor(vectors), 25, Rng(3), projection=16, starts=7)
-    draws = Rng(3)
-    if d > 16:
-        # An untrained linear layer without bias is uniform within one over the root of its inputs.
-        matrix = (2 * draws.uniform((d, 16)).numpy() - 1) / np.sqrt(d)
-        assert np.abs(matrix).max() <= 1 / np.sqrt(d)
-        vectors = vectors @ matrix.astype(np.float64)
-    first = draws.uniform((120,)).argsort()[:7].numpy()
-    assert got.tolist() == brute_force_greedy(vectors, first, 25)
-
-
-def test_greedy_covers_better_than_chance(rng):
-    # A dense cloud and a few far ones, which a random choice misses.
-    vectors = np.concatenate([rng.normal(size=(300, 3)), rng.normal(size=(6, 3)) * 20])
-    chosen = k_center_greedy(torch.tensor(vectors), 20, Rng(0)).numpy()
-    radius = cdist(vectors, vectors[chosen]).min(1).max()
-    at_random = [
-        cdist(vectors, vectors[rng.choice(306, 20, replace=False)]).min(1).max() for _ in range(20)
-    ]
-    assert radius < min(at_random)
-
-
-def test_greedy_chooses_each_row_once():
-    same = torch.ones(10, 4)
-    assert sorted(k_center_greedy(same, 6, Rng(0)).tolist()) == sorted(
-        set(k_center_greedy(same, 6, Rng(0)).tolist())
-    )
-    assert len(k_center_greedy(same, 6, Rng(0))) == 6
-    assert k_center_greedy(same, 10, Rng(0)).tolist() == list(range(10))
-
-
 class TinyBackbone(nn.Module):
     """Two random stages, of stride 2 and 4."""
+
+    strides = (2, 4)
+    channels = (6, 8)
 
     def __init__(self):
         super().__init__()
@@ -134,16 +78,30 @@ def images():
     return torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def patchcore(coreset=1.0, candidates=10_000, neighbours=1):
+def patchcore(
+    coreset=1.0, memory=1.0, largest=10_000, neighbours=1, reweighted=0, pooling="windows"
+):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return PatchCore(TinyBackbone(), 3, 12, coreset, candidates, neighbours, chunk=50)
+        return PatchCore(
+            TinyBackbone(),
+            3,
+            12,
+            16,
+            coreset,
+            memory,
+            largest,
+            neighbours,
+            reweighted,
+            pooling,
+            "auto",
+        )
 
 
 def test_a_training_image_is_not_anomalous(images):
     method = patchcore()
     method.fit([batch(images[:3]), batch(images[3:])])
-    assert method.bank.shape == (5 * 64, 12)
+    assert method.bank.vectors.shape == (5 * 64, 12)
     seen = method.maps(batch(images))
     assert seen.map.abs().max() < 1e-5 and seen.score.abs().max() < 1e-5
     new = method.maps(batch(1 - images))
@@ -154,12 +112,14 @@ def test_a_training_image_is_not_anomalous(images):
 def test_scores_are_squared_distances_to_the_bank(images, neighbours):
     method = patchcore(coreset=0.3, neighbours=neighbours)
     method.fit([batch(images[:3])])
-    assert len(method.bank) == round(0.3 * 3 * 64)
+    assert len(method.bank.vectors) == round(0.3 * 3 * 64)
     maps = method.maps(batch(images[3:]))
     vectors = method.patches(images[3:])[0].detach().double().numpy()
     assert vectors.shape == (2, 64, 12)
     for i, image in enumerate(vectors):
-        distances = np.sort(cdist(image, method.bank.double().numpy(), "sqeuclidean"), axis=1)
+        distances = np.sort(
+            cdist(image, method.bank.vectors.double().numpy(), "sqeuclidean"), axis=1
+        )
         scores = distances[:, :neighbours].mean(1)
         assert maps.score[i].item() == pytest.approx(scores.max(), rel=1e-3)
         grid = torch.tensor(scores.reshape(1, 1, 8, 8))
@@ -171,30 +131,65 @@ def test_the_bank_holds_training_vectors(images):
     method = patchcore(coreset=0.1)
     method.fit([batch(images)])
     vectors = method.patches(images)[0].detach().flatten(0, 1).numpy()
-    assert cdist(method.bank.numpy(), vectors).min(1).max() < 1e-6
-    assert len(np.unique(method.bank.numpy(), axis=0)) == round(0.1 * 5 * 64)
+    assert cdist(method.bank.vectors.numpy(), vectors).min(1).max() < 1e-6
+    assert len(np.unique(method.bank.vectors.numpy(), axis=0)) == round(0.1 * 5 * 64)
 
 
-def test_every_training_image_has_the_same_chance_among_the_candidates():
-    """However late an image comes: its number can be read off its features here."""
-    method = patchcore(coreset=1.0, candidates=600)
-    method.patches = lambda x: (x.flatten(1)[:, :1, None].expand(-1, 64, 12), (8, 8))
-    n = 100
-    numbers = torch.arange(n, dtype=torch.float32).reshape(-1, 1, 1, 1)
-    method.fit([batch(part, seed) for seed, part in enumerate(numbers.split(4))])
-    assert len(method.bank) == 600
-    kept = method.bank[:, 0]
-    # Uniform over 100 numbers: the mean of 600 has a deviation of 1.2.
-    assert kept.mean().item() == pytest.approx((n - 1) / 2, abs=5)
-    assert (kept < n / 4).sum() > 100
+def test_the_image_score_is_weighted_by_the_neighbours_of_the_nearest(images):
+    method, plain = patchcore(coreset=0.3, reweighted=4), patchcore(coreset=0.3)
+    for m in (method, plain):
+        m.fit([batch(images[:3])])
+    bank = method.bank.vectors.double().numpy()
+    around = cdist(bank, bank).argsort(1)[:, :4]
+    got, unweighted = (m.maps(batch(images[3:])).score for m in (method, plain))
+    for i, patches in enumerate(method.patches(images[3:])[0].detach().double().numpy()):
+        distances = cdist(patches, bank)
+        worst = distances.min(1).argmax()
+        nearest = distances[worst].argmin()
+        powers = np.exp(distances[worst])
+        weight = 1 - powers[nearest] / powers[around[nearest]].sum()
+        assert 0 < weight < 1
+        assert (got[i] / unweighted[i]).item() == pytest.approx(weight, abs=1e-4)
+
+
+def test_average_pooling_keeps_the_channels(images):
+    method = patchcore(pooling="average")
+    method.fit([batch(images)])
+    assert method.bank.vectors.shape == (5 * 64, 6 + 8)
+    fine = method.backbone(images)["first"][2]
+    place = window(fine.detach().numpy(), 3, 5, 3).reshape(6, 9).mean(1)
+    got = method.patches(images)[0][2, 3 * 8 + 5, :6].detach()
+    np.testing.assert_allclose(got, place, atol=1e-6)
+
+
+def test_the_memory_is_told_before_and_kept(images):
+    method = patchcore(coreset=0.25, memory=100 * 4 * (12 + 2 * 12) / 2**30, largest=80)
+    text = method.need(5)
+    # 64 patches of an image on a grid of stride 2; 100 fit, so that 50 are the largest coreset.
+    assert "320 training patches of 12 numbers" in text and "100 of them" in text
+    assert "a stream keeps 100" in text and "the bank keeps 50 " in text
+    method.fit([batch(part) for part in images.split(1)])
+    assert len(method.bank.vectors) <= 50
+    vectors = method.patches(images)[0].detach().flatten(0, 1).numpy()
+    assert cdist(method.bank.vectors.numpy(), vectors).min(1).max() < 1e-6
+    assert "more than" not in patchcore().need(5)
+
+
+def test_a_loaded_bank_is_searched(images):
+    first, second = patchcore(coreset=0.3), patchcore(coreset=0.3)
+    first.fit([batch(images)])
+    second.fit([batch(1 - images)])
+    second.maps(batch(images))
+    second.load_weights(first.state_dict())
+    torch.testing.assert_close(second.maps(batch(images)).map, first.maps(batch(images)).map)
 
 
 def test_fit_is_deterministic(images):
     banks = []
     for _ in range(2):
-        method = patchcore(coreset=0.2, candidates=100)
+        method = patchcore(coreset=0.2)
         method.fit([batch(images[:3], 4), batch(images[3:], 5)])
-        banks.append(method.bank)
+        banks.append(method.bank.vectors)
     assert torch.equal(*banks) and len(banks[0]) == 64
 
 

@@ -204,7 +204,7 @@ def test_ensemble_of_a_closed_form_gets_all_batches_each(toy):
     several = detector("mean_image", "ensemble=2").fit(cohort)
     for member in several.method:
         assert torch.equal(member.mean, single.method.mean)
-    banks = [m.bank for m in detector("patchcore", "ensemble=2").fit(cohort).method]
+    banks = [m.bank.vectors for m in detector("patchcore", "ensemble=2").fit(cohort).method]
     assert banks[0].shape == banks[1].shape and not torch.equal(*banks)
 
 

@@ -166,7 +166,14 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} trains nothing, so it has no loss")
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """The closed-form part, one pass over the healthy training scans; nothing by default."""
+        """The closed-form part, from the healthy training scans; nothing by default."""
+
+    def need(self, samples: int) -> str:
+        """The memory that the closed-form part takes for so many training samples, in words.
+
+        It is shown before training begins; empty where it doesn't grow with them.
+        """
+        return ""
 
     @property
     def fits(self) -> bool:

@@ -15,7 +15,7 @@ def concatenated(
     grid: tuple[int, int] | None = None,
     mode: Literal["nearest", "bilinear"] = "bilinear",
     align_corners: bool = False,
-    pooled: bool = False,
+    pooled: int = 0,
 ) -> Tensor:
     """Bring all stages onto one grid and join their channels.
 
@@ -24,7 +24,7 @@ def concatenated(
         grid: (h, w); that of the first stage by default.
         mode: ``nearest`` (PaDiM) or ``bilinear`` (UniAD, FAE, CFA).
         align_corners: of the bilinear interpolation.
-        pooled: average each stage over 3 x 3 cells first (CFA).
+        pooled: average each stage over windows of so many cells a side first (CFA); 0 for none.
 
     Returns:
         (B, sum of C, h, w).
@@ -33,7 +33,7 @@ def concatenated(
     corners = align_corners if mode == "bilinear" else None
     stages = []
     for f in features:
-        f = F.avg_pool2d(f, 3, stride=1, padding=1) if pooled else f
+        f = F.avg_pool2d(f, pooled, stride=1, padding=pooled // 2) if pooled else f
         same = tuple(f.shape[-2:]) == size
         stages.append(f if same else F.interpolate(f, size, mode=mode, align_corners=corners))
     return torch.cat(stages, dim=1)
@@ -60,13 +60,16 @@ def patch_features(
     grid = features[0].shape[-2:]
     stages = []
     for f in features:
-        b, c, h, w = f.shape
+        b, _, h, w = f.shape
         windows = F.unfold(f, neighbourhood, padding=neighbourhood // 2)
-        windows = windows.reshape(b, c * neighbourhood**2, h, w)
+        # The article enlarges the windows before it pools them. The two are linear and on different
+        # axes, so the order doesn't matter, and pooled windows are several times shorter.
+        pooled = F.adaptive_avg_pool1d(windows.transpose(1, 2), stage_dim)
         if (h, w) != tuple(grid):
-            windows = F.interpolate(windows, grid, mode="bilinear", align_corners=False)
-        vectors = windows.flatten(2).transpose(1, 2)
-        stages.append(F.adaptive_avg_pool1d(vectors, stage_dim))
+            image = pooled.transpose(1, 2).reshape(b, stage_dim, h, w)
+            image = F.interpolate(image, grid, mode="bilinear", align_corners=False)
+            pooled = image.flatten(2).transpose(1, 2)
+        stages.append(pooled)
     return F.adaptive_avg_pool1d(torch.cat(stages, dim=-1), dim)
 
 

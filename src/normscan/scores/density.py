@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FREEDOM = (0.3, 200.0)
+Proximity = Literal["weight", "density"]
 
 
 class Identity(nn.Module):
@@ -80,15 +81,19 @@ class MultipleScaledMixture(nn.Module):
     freedom of its own (Forbes and Wraith, Statistics and Computing 2014). The number of components
     has the least BIC among those given.
 
-    A point's score is the mean over the axes of 1 / w, where w is the axis's weight, averaged over
-    the components by their responsibilities: about 1 for the healthy, large where the point is an
-    outlier along some axes.
+    A point's score by ``weight`` is the mean over the axes of 1 / w, where w is the axis's weight,
+    averaged over the components by their responsibilities: about 1 for the healthy, large where the
+    point is an outlier along some axes. It grows with the square of the distance along a single
+    axis, so that the narrowest axis rules it. By ``density`` it is the log of the sum of the
+    components' highest densities minus the point's log-density: at least 0, and all axes count.
 
     Args:
         dim: of the points.
         components: numbers of components to choose from.
         iterations: of expectation-maximisation at most.
         tolerance: least gain of the mean log-likelihood in an iteration.
+        floor: least scale along an axis, as a share of the points' mean variance.
+        proximity: what the score is made of, ``weight`` or ``density``.
     """
 
     def __init__(
@@ -97,9 +102,12 @@ class MultipleScaledMixture(nn.Module):
         components: tuple[int, ...] = (2, 4, 8),
         iterations: int = 100,
         tolerance: float = 1e-4,
+        floor: float = 1e-6,
+        proximity: Proximity = "weight",
     ) -> None:
         super().__init__()
         self.components, self.iterations, self.tolerance = components, iterations, tolerance
+        self.floor, self.proximity = floor, proximity
         self.share: Tensor
         self.centre: Tensor
         self.rotation: Tensor
@@ -140,7 +148,10 @@ class MultipleScaledMixture(nn.Module):
         return (share[..., None] * each).sum(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (1 / self.weights(x)).mean(1).to(x)
+        if self.proximity == "weight":
+            return (1 / self.weights(x)).mean(1).to(x)
+        highest = self._log_parts(torch.zeros_like(self.scale)[None]).logsumexp(1)
+        return (highest - self.log_density(x)).to(x)
 
     def fit(self, x: Tensor, seed: int = 0) -> None:
         """Fit to points (n, dim), n larger than a component needs."""
@@ -165,7 +176,7 @@ class MultipleScaledMixture(nn.Module):
         k = min(k, len(x))
         labels = KMeans(k, n_init=1, random_state=seed % 2**32).fit_predict(x.cpu().numpy())
         share = torch.nn.functional.one_hot(torch.tensor(labels, dtype=torch.long), k).to(x)
-        floor = 1e-6 * float(x.var(0, unbiased=False).mean().clamp_min(1e-12))
+        floor = self.floor * float(x.var(0, unbiased=False).mean().clamp_min(1e-12))
         dim = x.shape[1]
         eye = torch.eye(dim).to(x)
         members = share.sum(0).clamp_min(1e-9)[:, None]

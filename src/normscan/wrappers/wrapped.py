@@ -34,6 +34,9 @@ class Wrapped(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         self.inner.fit(batches)
 
+    def need(self, samples: int) -> str:
+        return self.inner.need(samples)
+
     @property
     def fits(self) -> bool:
         return self.inner.fits

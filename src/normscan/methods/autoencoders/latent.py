@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, Unpack
 
 import torch
@@ -14,11 +14,15 @@ from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.patch import PATCH, PatchAutoencoder, padded, patches_at
 from normscan.registry import register
-from normscan.scores.density import Identity, MultipleScaledMixture, OneClassSVM
+from normscan.rng import Rng
+from normscan.scores.density import Identity, MultipleScaledMixture, OneClassSVM, Proximity
 from normscan.scores.patches import assemble
 
 Criterion = Literal["mmst", "svm", "error"]
 Density = Identity | OneClassSVM | MultipleScaledMixture
+# Units of the network that are mostly off give codes in heaps, whose width is next to nothing. An
+# axis across a heap is as wide as a tenth of the codes' standard deviation at least.
+FLOOR = 0.01
 
 
 class SiamesePatches(Method):
@@ -98,34 +102,49 @@ class SiameseDensity(SiamesePatches):
         restored = restored[..., edge : edge + h, edge : edge + w]
         return (image - restored).square().sum(1, keepdim=True).sqrt()
 
+    def _controls(self, batches: Iterable[Batch], held: bool) -> Iterator[tuple[Tensor, Rng]]:
+        """What the density sees in the foreground (n, latent) of each control, held out or not."""
+        every = max(2, round(1 / self.held_out))
+        number = 0
+        for batch in batches:
+            order = torch.arange(number, number + len(batch), device=batch.image.device)
+            number += len(batch)
+            chosen = (order % every == every - 1) == held
+            if chosen.any():
+                features = self.features(batch.image[chosen])
+                inside = self.places(batch.foreground[chosen], features)[:, 0]
+                for values, mask in zip(features, inside, strict=True):
+                    if mask.any():
+                        yield values[:, mask].T, batch.rng
+
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        """The density on some of the scans, the threshold on the others."""
-        kept: dict[bool, tuple[Tensor, Tensor]] = {}
-        every = max(2, round(1 / self.held_out))
-        number, seed = 0, 0
-        for batch in batches:
-            features = self.features(batch.image)
-            inside = self.places(batch.foreground, features)
-            seed = seed or batch.rng.generators[0].initial_seed()
-            for values, mask in zip(features, inside[:, 0], strict=True):
-                rows = values[:, mask].T
-                keys = batch.rng.uniform((len(rows),)).to(rows)
-                part = number % every == every - 1
-                number += 1
-                if part in kept:
-                    rows, keys = torch.cat([kept[part][0], rows]), torch.cat([kept[part][1], keys])
-                if len(keys) > self.samples:
-                    keys, lowest = keys.topk(self.samples, largest=False)
-                    rows = rows[lowest]
-                kept[part] = rows, keys
-        if not kept or not len(kept[False][0]):
+        """The density on some of the controls, the threshold on the others, in a second pass."""
+        kept: tuple[Tensor, Tensor] | None = None
+        seed = 0
+        for rows, rng in self._controls(batches, held=False):
+            seed = seed or rng.generators[0].initial_seed()
+            keys = rng.uniform((len(rows),)).to(rows)
+            if kept is not None:
+                rows, keys = torch.cat([kept[0], rows]), torch.cat([kept[1], keys])
+            if len(keys) > self.samples:
+                keys, lowest = keys.topk(self.samples, largest=False)
+                rows = rows[lowest]
+            kept = rows, keys
+        if kept is None:
             raise ArgumentError("parkinson_sae needs training images with foreground.")
-        self.density.fit(kept[False][0], seed)
-        controls = kept.get(True, kept[False])[0]
-        scores = self.density(controls if len(controls) else kept[False][0])
+        self.density.fit(kept[0], seed)
+        own = [self._quantile(rows) for rows, _ in self._controls(batches, held=True)]
+        # Too few controls to hold one out: the threshold is then that of all.
+        own = own or [self._quantile(rows) for rows, _ in self._controls(batches, held=False)]
+        # One odd control with high scores everywhere would set the percentile of them all.
+        self.threshold = torch.stack(own).quantile(0.5)
+
+    def _quantile(self, rows: Tensor) -> Tensor:
+        """The quantile of a control's scores."""
+        scores = torch.cat([self.density(part) for part in rows.split(8192)])
         place = min(len(scores) - 1, int(self.quantile * len(scores)))
-        self.threshold = scores.sort().values[place]
+        return scores.sort().values[place]
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
@@ -150,7 +169,8 @@ class SiameseDensity(SiamesePatches):
     presets={
         "laptop": {
             "size": 64, "filters": (8, 8, 16, 16), "lr": 5e-3, "steps": 500, "patches": 16,
-            "samples": 5000, "components": (4, 8), "preprocess": {"scaling": "median"},
+            "samples": 5000, "components": (4, 8), "proximity": "density",
+            "preprocess": {"scaling": "median"},
         },
     },
     postprocess=("foreground",),
@@ -169,6 +189,7 @@ def siamese_patch_autoencoder(
     patches: int = 32,
     criterion: Criterion = "mmst",
     components: tuple[int, ...] = (2, 4, 8, 16),
+    proximity: Proximity = "weight",
     nu: float = 0.03,
     stride: int = 1,
     quantile: float = 0.98,
@@ -181,15 +202,16 @@ def siamese_patch_autoencoder(
 
     Patches of 15 x 15 pixels at the same place in two controls are restored while their codes are
     drawn together; then a density of the controls' codes scores every pixel by the patch around it.
-    The image score is the share of foreground pixels above the 98th percentile of the controls.
+    The image score is the share of foreground pixels above the controls' 98th percentile.
     Pinon et al., IEEE ISBI 2023, after Muñoz-Ramírez et al., Artificial Intelligence in Medicine
     2022, who threshold the restoration's joint error (``error``). The network is that of the
     authors' later code, with a linear output. Departures: both densities are one model for all
     places, not one for each subject or voxel; the mixture chooses its components by BIC; its
     outlier score, the mean reciprocal weight along the axes, is our reading. The share is of the
     whole foreground or of the worst cell of a grid, where the article has an atlas. The threshold
-    comes from training scans that the density didn't see; the network saw them, so it is a little
-    low, and the decision still rests on the healthy validation scans.
+    is the median over controls of each one's own percentile, our choice, so that a few odd ones
+    don't set it. They are training scans that the density didn't see; the network saw them, so it
+    is a little low, and the decision still rests on the healthy validation scans.
 
     Args:
         filters: of the four convolutions; the last is the length of the code.
@@ -199,18 +221,21 @@ def siamese_patch_autoencoder(
             one-class support vector machine, ``error`` for the root of the squared error summed
             over channels.
         components: of the mixture, to choose from.
+        proximity: what the mixture's score is made of: ``weight``, as in the article, or
+            ``density``, its negative log-density, our choice: a few narrow axes don't rule it.
         nu: share of the codes that the support vector machine may leave outside.
         stride: pixels between patches at test.
-        quantile: of the controls' pixel scores that is the threshold.
+        quantile: of a control's pixel scores; the threshold is its median over the controls.
         regions: cells of a grid along each axis; the image score is the largest share among them.
         held_out: share of the training images that give the threshold and not the density.
-        samples: random pixels of the training images that the density and the threshold take each.
+        samples: random pixels of the training images that the density takes.
     """
     latent = filters[-1]
     density: Density = Identity()
     if criterion != "error":
-        mixture = criterion == "mmst"
-        density = MultipleScaledMixture(latent, components) if mixture else OneClassSVM(latent, nu)
+        density = OneClassSVM(latent, nu)
+    if criterion == "mmst":
+        density = MultipleScaledMixture(latent, components, floor=FLOOR, proximity=proximity)
     return SiameseDensity(
         PatchAutoencoder(channels, filters), density, alpha, patches, stride, quantile, regions,
         held_out, samples, training,

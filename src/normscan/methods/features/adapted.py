@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
-from normscan.methods.features.memory import squared_distances
 from normscan.networks.aggregation import concatenated, patch_features, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
+from normscan.scores.neighbours import Neighbours
 
 
 class CoordConv(nn.Module):
@@ -64,10 +64,7 @@ class CentreBank(nn.Module):
     def nearest(self, x: Tensor, k: int) -> Tensor:
         """Squared distances (B, n, k) of vectors (B, n, dim) to the nearest centres, in order."""
         centres = self.few if len(self.few) else self.means
-        norms = centres.square().sum(1)
-        k = min(k, len(centres))
-        parts = [squared_distances(v, centres, norms).topk(k, largest=False).values for v in x]
-        return torch.stack(parts)
+        return Neighbours(centres, "float32")(x.flatten(0, 1), k).unflatten(0, x.shape[:2])
 
 
 class Radius(nn.Module):
@@ -144,7 +141,7 @@ class CoupledHyperspheres(Method):
     def described(self, x: Tensor) -> Tensor:
         """Adapted features (B, dim, h, w)."""
         with torch.no_grad():
-            features = concatenated(list(self.backbone(x).values()), pooled=True)
+            features = concatenated(list(self.backbone(x).values()), pooled=3)
         result: Tensor = self.descriptor(features)
         return result
 

@@ -11,15 +11,12 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
-from normscan.methods.features.memory import squared_distances
+from normscan.methods.features.memory import Bank
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
 from normscan.rng import Rng
 from normscan.scores.dpmm import DirichletMixture, Distance
-
-# Numbers in a block of distances: 256 MiB.
-BLOCK = 2**26
 
 
 def unit_patches(backbone: Backbone, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -86,10 +83,9 @@ class AnomalyDINO(Method):
         self.backbone = backbone
         self.shots, self.rotations = shots, rotations
         self.masked, self.largest = masked, largest
-        self.bank: Tensor
+        self.bank = Bank(sum(backbone.channels))
         # Something to look at before it is fitted.
-        start = F.normalize(torch.randn(1, sum(backbone.channels)), dim=1)
-        self.register_buffer("bank", start)
+        self.bank.vectors = F.normalize(torch.randn(1, sum(backbone.channels)), dim=1)
 
     def _references(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Rng]]:
         """Images for the memory, and a source of randomness: all, or so many at random."""
@@ -106,7 +102,7 @@ class AnomalyDINO(Method):
             yield torch.stack([image for _, image in kept[start : start + 16]]), rng
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        bank, keys = self.bank[:0], torch.empty(0)
+        bank, keys = self.bank.vectors[:0], torch.empty(0)
         for images, rng in self._references(batches):
             turns = [rotated(images, i * 360 / self.rotations) for i in range(self.rotations)]
             found = [unit_patches(self.backbone, x)[0].flatten(0, 1) for x in turns]
@@ -117,7 +113,7 @@ class AnomalyDINO(Method):
                 bank, keys = bank[lowest.to(bank.device)], keys[lowest]
         if not len(bank):
             raise ArgumentError("anomaly_dino needs at least one training image.")
-        self.bank = bank
+        self.bank.vectors = bank
 
     def _foreground(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = vectors(concatenated(list(self.backbone(x).values())))
@@ -126,13 +122,7 @@ class AnomalyDINO(Method):
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         patches, grid = unit_patches(self.backbone, batch.image)
-        norms = self.bank.square().sum(1)
-        rows = max(1, BLOCK // len(self.bank))
-        nearest = [
-            squared_distances(part, self.bank, norms).amin(1)
-            for part in patches.flatten(0, 1).split(rows)
-        ]
-        scores = torch.cat(nearest).reshape(patches.shape[:2]) / 2
+        scores = self.bank.nearest(patches.flatten(0, 1)).reshape(patches.shape[:2]) / 2
         if self.masked:
             scores = scores * self._foreground(batch.image, grid)
         return Maps(map=scores.reshape(-1, 1, *grid), score=tail_mean(scores))

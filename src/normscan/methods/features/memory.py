@@ -3,130 +3,135 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
-from normscan.networks.aggregation import patch_features
+from normscan.networks.aggregation import concatenated, patch_features, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
-from normscan.rng import Rng
+from normscan.scores.coreset import Coreset
+from normscan.scores.neighbours import Neighbours, Search, squared_distances
+
+Pooling = Literal["windows", "average"]
+
+GIB = 2**30
+PROJECTION = 128  # numbers of a patch that the choice of the coreset looks at
 
 
-def squared_distances(a: Tensor, b: Tensor, b_norms: Tensor | None = None) -> Tensor:
-    """Squared Euclidean distances (n, m) of the rows of a (n, d) and b (m, d)."""
-    norms = b.square().sum(1) if b_norms is None else b_norms
-    return (a.square().sum(1, keepdim=True) + norms - 2 * a @ b.T).clamp_min(0)
-
-
-def k_center_greedy(
-    vectors: Tensor, n: int, rng: Rng, projection: int = 128, starts: int = 10
-) -> Tensor:
-    """Choose n rows that cover the others (approximate greedy k-center of PatchCore's code).
-
-    Distances are taken after a random linear projection; the first score of a row is its mean
-    distance to a few random rows; then the row farthest from all chosen ones is taken, again and
-    again. Holds one number per row.
+class Bank(nn.Module):
+    """Vectors of healthy patches, and how far others are from the nearest of them.
 
     Args:
-        vectors: (N, d).
-        n: rows to choose.
-        rng: source of randomness.
-        projection: dimensions of the projection; not applied to shorter vectors.
-        starts: number of random rows.
-
-    Returns:
-        (n,) indices.
+        dim: of the vectors.
+        search: see ``Neighbours``.
     """
-    total, d = vectors.shape
-    if n >= total:
-        return torch.arange(total)
-    if d > projection:
-        bound = d**-0.5
-        matrix = (2 * rng.uniform((d, projection)) - 1) * bound
-        vectors = vectors @ matrix.to(vectors)
-    norms = vectors.square().sum(1)
-    first = rng.uniform((total,)).argsort()[:starts]
-    nearest = squared_distances(vectors, vectors[first]).sqrt().mean(1)
-    chosen = torch.empty(n, dtype=torch.long)
-    for i in range(n):
-        row = int(nearest.argmax())
-        chosen[i] = row
-        distance = (norms + norms[row] - 2 * (vectors @ vectors[row])).clamp_min(0).sqrt()
-        torch.minimum(nearest, distance, out=nearest)
-        nearest[row] = -1
-    return chosen
+
+    def __init__(self, dim: int, search: Search = "auto") -> None:
+        super().__init__()
+        self.search = search
+        self.vectors: Tensor
+        self.register_buffer("vectors", torch.zeros(0, dim))
+        self._index: Neighbours | None = None
+        self.register_load_state_dict_post_hook(Bank._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._index = None
+
+    def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
+        """Squared distances (n, k) of (n, dim) to the k nearest vectors, in order."""
+        if self._index is None or self._index.bank is not self.vectors:
+            self._index = Neighbours(self.vectors, self.search)
+        return self._index(queries, k)
 
 
 class PatchCore(Method):
     """Nearest neighbour in a bank of healthy patch features."""
 
     def __init__(
-        self, backbone: Backbone, neighbourhood: int, dim: int, coreset: float, candidates: int,
-        neighbours: int, chunk: int = 4096,
+        self, backbone: Backbone, neighbourhood: int, dim: int, size: int, coreset: float,
+        memory: float, largest: int, neighbours: int, reweighted: int, pooling: Pooling,
+        search: Search,
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone = backbone
-        self.neighbourhood, self.dim = neighbourhood, dim
-        self.coreset, self.candidates, self.neighbours = coreset, candidates, neighbours
-        self.chunk = chunk
-        self.register_buffer("bank", torch.zeros(0, dim))
+        dim = dim if pooling == "windows" else sum(backbone.channels)
+        self.neighbourhood, self.dim, self.size = neighbourhood, dim, size
+        self.coreset, self.memory, self.neighbours = coreset, memory, neighbours
+        self.reweighted, self.pooling = reweighted, pooling
+        # A vector is held with its projection, which is joined with others from time to time.
+        self.capacity = int(memory * GIB / (4 * (dim + 2 * min(dim, PROJECTION))))
+        self.largest = max(1, min(largest, self.capacity // 2))
+        self.bank = Bank(dim, search)
 
     def patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch features (B, h * w, dim) and the grid (h, w)."""
         features = list(self.backbone(x).values())
         grid = (features[0].shape[-2], features[0].shape[-1])
+        if self.pooling == "average":
+            return vectors(concatenated(features, pooled=self.neighbourhood)), grid
         return patch_features(features, self.neighbourhood, self.dim, self.dim), grid
+
+    def need(self, samples: int) -> str:
+        """Memory of the bank and of the choice of its vectors."""
+        total = samples * (-(-self.size // self.backbone.strides[0])) ** 2
+        bank = min(max(1, round(self.coreset * total)), self.largest)
+        gib = self.memory / max(1, self.capacity)
+        text = f"{total:,} training patches of {self.dim} numbers need {total * gib:.2g} GiB"
+        if total > self.capacity:
+            held = 2 * self.largest
+            text += (
+                f", more than the {self.memory:g} GiB allowed (memory): after {self.capacity:,} "
+                f"of them a stream keeps {held:,} in {held * gib:.2g} GiB"
+            )
+        return f"{text}; the bank keeps {bank:,} in {bank * self.dim * 4 / GIB:.2g} GiB"
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        kept: list[Tensor] = []
-        # The candidates are the patches with the smallest of random keys, so that each training
-        # patch has the same chance, whenever it comes.
-        keys: list[Tensor] = []
-        total = 0
-        rng = None
+        chosen: Coreset | None = None
         for batch in batches:
-            rng = rng or batch.rng
-            vectors = self.patches(batch.image)[0].flatten(0, 1)
-            kept.append(vectors)
-            keys.append(rng.uniform((len(vectors),)))
-            total += len(vectors)
-            if sum(map(len, kept)) > 2 * self.candidates:
-                kept, keys = self._thin(kept, keys)
-        if rng is None:
+            chosen = chosen or Coreset(self.largest, self.capacity, batch.rng, PROJECTION)
+            chosen.add(self.patches(batch.image)[0].flatten(0, 1).float())
+        if chosen is None:
             raise ArgumentError("patchcore needs at least one training image.")
-        vectors = self._thin(kept, keys)[0][0]
-        n = max(1, round(self.coreset * total))
-        chosen = k_center_greedy(vectors, min(n, len(vectors)), rng)
-        self.bank = vectors[chosen.to(vectors.device)].clone()
-
-    def _thin(self, kept: list[Tensor], keys: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        vectors, key = torch.cat(kept), torch.cat(keys)
-        if len(vectors) > self.candidates:
-            lowest = key.argsort()[: self.candidates]
-            vectors, key = vectors[lowest.to(vectors.device)], key[lowest]
-        return [vectors], [key]
+        self.bank.vectors = chosen.finish(max(1, round(self.coreset * chosen.seen)))
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        vectors, grid = self.patches(batch.image)
-        bank = self.bank
-        assert isinstance(bank, Tensor)
-        norms = bank.square().sum(1)
-        k = min(self.neighbours, len(bank))
-        scores = torch.cat(
-            [
-                squared_distances(part, bank, norms).topk(k, largest=False).values.mean(1)
-                for part in vectors.flatten(0, 1).split(self.chunk)
-            ]
-        ).reshape(len(batch), 1, *grid)
+        patches, grid = self.patches(batch.image)
+        distances = self.bank.nearest(patches.flatten(0, 1), self.neighbours)
+        scores = distances.mean(1).reshape(len(batch), 1, *grid)
+        worst, place = scores.flatten(1).max(1)
+        if self.reweighted:
+            farthest = patches[torch.arange(len(batch)), place].float()
+            worst = worst * novelty(farthest, self.bank.vectors, self.reweighted)
         shape = batch.image.shape[2:]
         enlarged = F.interpolate(scores, shape, mode="bilinear", align_corners=False)
-        return Maps(map=enlarged, score=scores.flatten(1).amax(1))
+        return Maps(map=enlarged, score=worst)
+
+
+def novelty(patches: Tensor, bank: Tensor, k: int) -> Tensor:
+    """How little a patch is explained by the surroundings of its nearest neighbour (Roth, eq. 7).
+
+    Args:
+        patches: (B, dim).
+        bank: (n, dim).
+        k: rows around the nearest one, itself among them.
+
+    Returns:
+        (B,) 1 - softmax of the distances to these rows, at the nearest: small where the nearest is
+        as far as the others, which are then near it.
+    """
+    distances = squared_distances(patches, bank).sqrt()
+    nearest = distances.argmin(1)
+    around = squared_distances(bank[nearest], bank).topk(min(k, len(bank)), largest=False).indices
+    shares = distances.gather(1, around).softmax(1)
+    own = around == nearest[:, None]
+    return 1 - (shares * own).sum(1)
 
 
 @register(
@@ -134,9 +139,9 @@ class PatchCore(Method):
     paper="Roth 2022",
     dims=(2,),
     presets={
+        "code": {"reweighted": 0},
         "laptop": {
-            "backbone": "resnet18.tv_in1k", "size": 128, "dim": 384, "candidates": 30_000,
-            "coreset": 0.1,
+            "backbone": "resnet18.tv_in1k", "size": 128, "dim": 384, "largest": 10_000,
         },
     },
     postprocess=("smooth=4",),
@@ -159,15 +164,20 @@ def patchcore(
     neighbourhood: int = 3,
     dim: int = 1024,
     coreset: float = 0.1,
-    candidates: int = 200_000,
+    memory: float = 4.0,
+    largest: int = 50_000,
     neighbours: int = 1,
+    reweighted: int = 9,
+    pooling: Pooling = "windows",
+    search: Search = "auto",
 ) -> Method:
     """Nearest neighbour in a coreset of healthy patch features (PatchCore).
 
     Features of a frozen network in 3 x 3 windows, pooled to one vector a patch; a tenth of them is
-    kept by greedy k-center; the squared distance to the nearest is the patch's score, the largest
-    one the image's. Roth et al., CVPR 2022, without the article's re-weighting of the image score,
-    which its released code leaves out too. The article resizes to 256 and crops to 224 pixels;
+    kept by greedy k-center, from a stream where all don't fit into memory; the squared distance to
+    the nearest is the patch's score, the image's that of its worst patch, weighted by how near the
+    neighbours of its nearest one are. Roth et al., CVPR 2022; the weight, which the released code
+    leaves out, is off in the preset ``code``. The article resizes to 256 and crops to 224 pixels;
     here the foreground fills 224. The article takes values over the file's range; here each scan's
     99th percentile becomes 1, which works for every format. Where the grey values of pictures can
     be compared, ``full_range`` with ``"scaling": "none"`` keeps what brightness says.
@@ -180,12 +190,22 @@ def patchcore(
         taps: stages whose features are used, the finest first.
         weights: ``hub``, ``random``, or the path of a state dict.
         neighbourhood: side of a patch in cells of the stage.
-        dim: numbers in a patch's vector.
+        dim: numbers in a patch's vector, where windows are pooled.
         coreset: share of all training patches that the bank keeps.
-        candidates: the coreset is chosen among so many random patches at most, which bounds memory
-            and time on large cohorts.
+        memory: GiB for the training patches among which the coreset is chosen. Where they need
+            more, it is chosen from a stream, and what is held is bounded.
+        largest: vectors in the bank at most; the time of a prediction grows with them.
         neighbours: patches of the bank whose distances are averaged.
+        reweighted: patches of the bank, around the nearest one, that weight the image score; 0 for
+            none.
+        pooling: ``windows`` pools windows over cells and channels to ``dim`` numbers, as the
+            released code does; ``average`` averages each channel over the window, so that a vector
+            has as many numbers as the taps have channels.
+        search: ``float32``; ``bfloat16`` for rounded products that propose neighbours, whose
+            distances are then computed in float32; or ``auto``, the second where the machine is
+            faster by it.
     """
     return PatchCore(
-        Backbone(backbone, taps, weights), neighbourhood, dim, coreset, candidates, neighbours
-    )
+        Backbone(backbone, taps, weights), neighbourhood, dim, size, coreset, memory, largest,
+        neighbours, reweighted, pooling, search,
+    )  # fmt: skip

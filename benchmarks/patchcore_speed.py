@@ -1,0 +1,373 @@
+"""PatchCore's time and memory beside anomalib's: python benchmarks/patchcore_speed.py.
+
+Writes benchmarks/results/patchcore_speed.json and .md. Both have the same ResNet-18, the same
+prepared images of the magnetic tiles at 224 pixels, banks of the same size, one thread, and each
+part runs in a process of its own; CPU time is compared, so that other work on the machine matters
+little. The peers are in benchmarks/requirements-peers.txt; a missing one is reported as such.
+``--stream`` only measures the memory of a fit on 10,000 images and adds it to the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+HERE = Path(__file__).parent
+SHARED = HERE.parent.parent / "shared"
+WEIGHTS = SHARED / "weights" / "resnet18_imagenet1k_v1_bnfolded_conv1_to_layer3.pth"
+RESULTS = HERE / "results" / "patchcore_speed.json"
+LIBRARIES = ("normscan", "normscan float32", "anomalib")
+BANKS = (1_000, 4_000, 16_000, 64_000)
+SIZE, BATCH, SHARE = 224, 16, 0.1
+CHOSEN_FROM = 40  # images whose patches both choose a coreset from
+STREAMED, STREAMED_BANK = 10_000, 10_000
+
+
+def images(data: Path, cache: Path) -> dict[str, Any]:
+    """Prepared images (N, 1, 224, 224) of train and test, and the labels of test."""
+    from normscan import Cohort, Detector
+
+    file = cache / f"{data.name}-{SIZE}.npz"
+    if not file.exists():
+        cohort, detector = Cohort.read(data), Detector("patchcore", size=SIZE)
+        parts = {}
+        for part in ("train", "test"):
+            rows = list(cohort.part(part))
+            scans = [detector.preprocess(row.load(), 2).image for row in rows]
+            parts[part] = np.stack(scans)[:, :1]
+            parts[f"{part}_labels"] = np.array([row.label for row in rows])
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **parts)
+    return dict(np.load(file))
+
+
+class Ours:
+    """normscan's method."""
+
+    def __init__(self, search: str = "auto", **arguments: Any) -> None:
+        from normscan.registry import card
+
+        asked = {"backbone": "resnet18.tv_in1k", "weights": str(WEIGHTS), "size": SIZE}
+        asked["pooling"] = "average"  # as anomalib does
+        build = card("patchcore").build
+        self.method: Any = build(dims=2, channels=1, search=search, **{**asked, **arguments})
+        self.method.eval()
+
+    def batch(self, x: Tensor) -> Any:
+        from normscan.methods.base import Batch
+        from normscan.rng import Rng
+
+        return Batch(x, torch.ones_like(x, dtype=torch.bool), Rng(0), torch.zeros(len(x)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.method.patches(x)[0].flatten(0, 1)
+
+    def choose(self, vectors: Tensor) -> Tensor:
+        from normscan.rng import Rng
+        from normscan.scores.coreset import k_center_greedy
+
+        return vectors[k_center_greedy(vectors, round(SHARE * len(vectors)), Rng(0))]
+
+    def keep(self, bank: Tensor) -> None:
+        self.method.bank.vectors = bank
+
+    def search(self, vectors: Tensor) -> Tensor:
+        return self.method.bank.nearest(vectors)[:, 0].sqrt()
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.method.maps(self.batch(x)).score
+
+
+class Theirs:
+    """anomalib's model with the same weights."""
+
+    def __init__(self) -> None:
+        for name in ("nms", "qnms"):  # torchvision beside a torch without its operators
+            if not hasattr(torch.ops.torchvision, name):
+                library = torch.library.Library("torchvision", "FRAGMENT")
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                self.__dict__.setdefault("libraries", []).append(library)
+        from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+        from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD
+
+        self.model = PatchcoreModel(["layer2", "layer3"], "resnet18", pre_trained=False)
+        state = torch.load(WEIGHTS, weights_only=True)
+        found = self.model.feature_extractor.feature_extractor.load_state_dict(state, strict=False)
+        assert not [k for k in found.missing_keys if not k.startswith(("layer4", "fc"))], found
+        self.model.eval()
+        self.mean, self.std = (
+            torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+
+    def embed(self, x: Tensor) -> Tensor:
+        self.model.train()
+        self.model.feature_extractor.eval()
+        vectors = self.model((x - self.mean) / self.std)
+        self.model.embedding_store.clear()
+        self.model.eval()
+        return vectors
+
+    def choose(self, vectors: Tensor) -> Tensor:
+        from anomalib.models.components import KCenterGreedy
+
+        torch.manual_seed(0)
+        return KCenterGreedy(vectors, SHARE).sample_coreset()
+
+    def keep(self, bank: Tensor) -> None:
+        self.model.memory_bank = bank
+
+    def search(self, vectors: Tensor) -> Tensor:
+        return self.model.nearest_neighbors(vectors, 1)[0]
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.model((x - self.mean) / self.std).pred_score
+
+
+def library(name: str) -> Ours | Theirs:
+    return Theirs() if name == "anomalib" else Ours("float32" if "float32" in name else "auto")
+
+
+def peak() -> float:
+    """Largest memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def radius(vectors: Tensor, bank: Tensor) -> float:
+    """The largest distance of a vector to its nearest in the bank."""
+    from normscan.scores.neighbours import Neighbours
+
+    return float(Neighbours(bank, "float32")(vectors).max().sqrt())
+
+
+@torch.inference_mode()
+def whole(name: str, data: Path, cache: Path) -> dict[str, Any]:
+    """Fit and predict with one library."""
+    from sklearn.metrics import roc_auc_score
+
+    parts = images(data, cache)
+    train, test = (torch.from_numpy(parts[part]) for part in ("train", "test"))
+    model = library(name)
+    model.embed(train[:1])
+    found: dict[str, Any] = {"before": peak(), "train": len(train), "test": len(test)}
+    clock = time.process_time()
+    vectors = torch.cat([model.embed(x) for x in train.split(BATCH)])
+    found["embed"] = (time.process_time() - clock) / len(train)
+    few = vectors[: CHOSEN_FROM * len(vectors) // len(train)]
+    clock = time.process_time()
+    chosen = model.choose(few)
+    found["choose"] = time.process_time() - clock
+    found |= {"few": len(few), "chosen": len(chosen), "radius": radius(few, chosen)}
+    found["fit_peak"] = peak()
+    # The peer's own choice among all patches would take a quarter of an hour.
+    bank = Ours.choose(model, vectors)  # type: ignore[arg-type]
+    found |= {"patches": len(vectors), "bank": len(bank)}
+    model.keep(bank)
+    model.predict(test[:1])
+    clock = time.process_time()
+    scores = torch.cat([model.predict(x) for x in test.split(BATCH)])
+    found["predict"] = (time.process_time() - clock) / len(test)
+    found["auroc"] = float(roc_auc_score(parts["test_labels"] == 1, scores))
+    found["peak"] = peak()
+    return found
+
+
+@torch.inference_mode()
+def sweep(data: Path, cache: Path) -> dict[str, Any]:
+    """CPU seconds of the search for one image's patches, over the bank's size, same vectors."""
+    parts = images(data, cache)
+    ours = Ours()
+    train = torch.from_numpy(parts["train"])
+    vectors = torch.cat([ours.embed(x) for x in train.split(BATCH)])
+    vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))]
+    test = ours.embed(torch.from_numpy(parts["test"][:4]))
+    models: dict[str, Any] = {name: library(name) for name in available()}
+    found: dict[str, Any] = {}
+    for size in BANKS:
+        bank = vectors[:size].clone()
+        times: dict[str, float] = {}
+        exact = None
+        for name, model in models.items():
+            model.keep(bank)
+            model.search(test[:100])
+            clock = time.process_time()
+            distances = model.search(test)
+            times[name] = (time.process_time() - clock) / 4
+            exact = distances if name == "normscan float32" else exact
+            if name == "normscan":
+                coarse = distances
+        if importlib.util.find_spec("faiss"):
+            times["FAISS IndexFlatL2"] = faiss_flat(bank, test)
+        assert exact is not None
+        worse = (coarse > exact * 1.001 + 1e-3).float().mean()
+        found[str(size)] = {"seconds": times, "missed": float(worse)}
+    return found
+
+
+def faiss_flat(bank: Tensor, queries: Tensor) -> float:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatL2(bank.shape[1])
+    index.add(bank.numpy())
+    index.search(queries[:100].numpy(), 1)
+    clock = time.process_time()
+    index.search(queries.numpy(), 1)
+    return (time.process_time() - clock) / 4
+
+
+def streamed(data: Path, cache: Path) -> dict[str, Any]:
+    """Peak memory of a fit on 10,000 images: real ones, turned, mirrored and shifted."""
+    parts = images(data, cache)
+    source = torch.from_numpy(parts["train"])
+    # 1024 numbers for a patch, as by default: the memory is that of the article's vectors.
+    model = Ours(dim=1024, pooling="windows", largest=STREAMED_BANK)
+    need = model.method.need(STREAMED)
+    print(need, flush=True)
+    before, clock, used = peak(), time.time(), time.process_time()
+
+    def batches() -> Iterator[Any]:
+        draw = np.random.default_rng(0)
+        for start in range(0, STREAMED, BATCH):
+            rows = draw.integers(len(source), size=min(BATCH, STREAMED - start))
+            shift = tuple(int(v) for v in draw.integers(-24, 25, 2))
+            x = source[rows].roll(shift, (2, 3)).rot90(int(draw.integers(4)), (2, 3))
+            yield model.batch(x if draw.random() < 0.5 else x.flip(3))
+            if start % 1600 == 0:
+                print(start, f"{peak():.0f} MiB", f"{time.time() - clock:.0f} s", flush=True)
+
+    model.method.fit(batches())
+    return {
+        "images": STREAMED, "need": need, "before": before, "peak": peak(),
+        "bank": len(model.method.bank.vectors), "cpu": time.process_time() - used,
+    }  # fmt: skip
+
+
+def available() -> list[str]:
+    return [n for n in LIBRARIES if n != "anomalib" or importlib.util.find_spec("anomalib")]
+
+
+def in_own_process(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--part", part, "--data", str(options.data)]
+    command += ["--cache", str(options.cache)]
+    # Without the fixed threshold glibc's heap grows by 32 MB with each step of anomalib's choice.
+    quiet = {**os.environ, "TQDM_DISABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**22)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(part, found, flush=True)
+    return found
+
+
+def page(results: dict[str, Any]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    first = results["whole"]["normscan"]
+    lines = [
+        "# PatchCore's time and memory",
+        "",
+        f"`{results['command']}` ({versions}). {first['train']} training and {first['test']} test "
+        f"images of {SIZE} pixels, {first['patches']:,} patches of 384 numbers, a bank of "
+        f"{first['bank']:,}. CPU time of one thread. The memory is what a process grew by. The "
+        f"coreset is a tenth of the {first['few']:,} patches of {CHOSEN_FROM} images; the banks "
+        "for the prediction were both chosen by normscan, each among its own vectors. Large "
+        "allocations are returned at once (MALLOC_MMAP_THRESHOLD_), in all processes: else "
+        "anomalib's choice fragments the heap until the machine has no memory left.",
+        "",
+        "| | features, s/image | coreset, s | covering radius | prediction, s/image | memory, MiB "
+        "| image AUROC |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, f in results["whole"].items():
+        lines.append(
+            f"| {name} | {f['embed']:.3f} | {f['choose']:.2f} | {f['radius']:.3f} "
+            f"| {f['predict']:.3f} | {f['peak'] - f['before']:.0f} | {f['auroc']:.4f} |"
+        )
+    if "anomalib" in results["whole"]:
+        peer = results["whole"]["anomalib"]
+        ratios = [peer[k] / first[k] for k in ("choose", "predict")]
+        lines += [
+            "",
+            f"anomalib takes {ratios[0]:.1f} times as long for the coreset and {ratios[1]:.2f} "
+            'times as long for a prediction. The vectors are the same (`pooling="average"`); the '
+            "two start their choice at different patches and project at random.",
+        ]
+    names = list(next(iter(results["sweep"].values()))["seconds"])
+    lines += [
+        "",
+        "## Search over the size of the bank",
+        "",
+        "CPU seconds for the 784 patches of an image, the same vectors for all. The last column is "
+        "the share of patches for which the coarse products of `normscan` found another neighbour "
+        "than the nearest.",
+        "",
+        "| bank | " + " | ".join(names) + " | missed |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for size, f in results["sweep"].items():
+        times = " | ".join(f"{f['seconds'][n]:.4f}" for n in names)
+        lines.append(f"| {int(size):,} | {times} | {f['missed']:.4f} |")
+    if s := results.get("stream"):
+        lines += [
+            "",
+            f"## {s['images']:,} training images",
+            "",
+            f'The detector says before it fits: "{s["need"]}". The process that fitted them had '
+            f"{s['peak'] / 1024:.2f} GiB at most, {s['before'] / 1024:.2f} GiB before; bank "
+            f"{s['bank']:,} (`largest`); {s['cpu'] / 60:.0f} minutes of one core, the backbone a "
+            "ResNet-18.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "magnetic_tile_defects")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "patchcore_speed")
+    parser.add_argument("--stream", action="store_true", help="only the fit on 10,000 images")
+    parser.add_argument("--part", help="for the script itself")
+    options = parser.parse_args()
+    if options.part:
+        named = {"sweep": sweep, "stream": streamed}
+        act = named.get(options.part, lambda *a: whole(options.part, *a))
+        print(json.dumps(act(options.data, options.cache)))
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    images(options.data, options.cache)
+    if options.stream:
+        results["stream"] = in_own_process("stream", options)
+    else:
+        results["command"] = "python benchmarks/patchcore_speed.py"
+        names = ("torch", "anomalib", "faiss-cpu")
+        results["versions"] = {n: version(n) for n in names}
+        results["whole"] = {name: in_own_process(name, options) for name in available()}
+        results["sweep"] = in_own_process("sweep", options)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    if "whole" in results:
+        RESULTS.with_suffix(".md").write_text(page(results))
+
+
+def version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()
