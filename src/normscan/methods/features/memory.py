@@ -141,7 +141,7 @@ def novelty(patches: Tensor, bank: Tensor, k: int) -> Tensor:
     presets={
         "code": {"reweighted": 0},
         "laptop": {
-            "backbone": "resnet18.tv_in1k", "size": 128, "dim": 384, "largest": 10_000,
+            "backbone": "resnet18.tv_in1k", "size": 128, "pooling": "average", "largest": 10_000,
         },
     },
     postprocess=("smooth=4",),
