@@ -17,7 +17,7 @@ from normscan.methods.base import Batch
 from normscan.methods.diffusion.partial import coarse_field
 from normscan.networks.quantised import QuantisedAutoencoder, VectorQuantiser
 from normscan.networks.strided import StridedAutoencoder
-from normscan.networks.volumes import PooledAutoencoder, ResidualAutoencoder
+from normscan.networks.volumes import PooledAutoencoder, StridedResidualAutoencoder
 from normscan.rng import Rng
 from normscan.synthesis.noise import coarse_noise
 
@@ -49,7 +49,7 @@ def grid_of(module, x):
 
 @pytest.mark.parametrize(("dims", "size"), [(2, 33), (3, 17)])
 def test_residual_autoencoder_halves_four_times_and_keeps_any_size(dims, size):
-    net = ResidualAutoencoder(dims, 2, 4)
+    net = StridedResidualAutoencoder(dims, 2, 4)
     x = torch.rand(1, 2, *[size] * dims)
     code = grid_of(net.encoder, functools.partial(net, x))
     assert code == (1, 32, *[-(-size // 16)] * dims)
@@ -57,7 +57,7 @@ def test_residual_autoencoder_halves_four_times_and_keeps_any_size(dims, size):
 
 
 def test_paper_sizes():
-    net = ResidualAutoencoder()
+    net = StridedResidualAutoencoder()
     stages = list(net.encoder)
     assert [s.shortcut.out_channels for s in stages] == [32, 64, 128, 256]
     assert all(s.shortcut.stride == (2, 2, 2) for s in stages)

@@ -38,7 +38,7 @@ class ResidualStage(nn.Module):
         return nn.functional.leaky_relu(self.body(x) + self.shortcut(x), 0.01)
 
 
-class ResidualAutoencoder(nn.Module):
+class StridedResidualAutoencoder(nn.Module):
     """Stride-2 residual stages to a spatial code, and residual stages between enlargements back.
 
     No skips; linear output. Inputs are padded to a multiple of 2**stages and cut again.

@@ -13,7 +13,7 @@ from normscan.methods.autoencoders.plain import LAPTOP_POSTPROCESS
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, absolute
 from normscan.methods.schedule import Schedule, phase, schedule
-from normscan.networks.volumes import PooledAutoencoder, ResidualAutoencoder
+from normscan.networks.volumes import PooledAutoencoder, StridedResidualAutoencoder
 from normscan.objectives.losses import kl_standard_normal, per_image_sum
 from normscan.registry import register
 
@@ -63,7 +63,7 @@ def massive_healthy_autoencoder(
         difference = restored - batch.image
         return {error: (difference.abs() if error == "l1" else difference.square()).mean()}
 
-    network = ResidualAutoencoder(dims, channels, width, stages)
+    network = StridedResidualAutoencoder(dims, channels, width, stages)
     return Reconstruction(network, loss, absolute, training)
 
 
