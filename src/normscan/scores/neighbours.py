@@ -13,7 +13,7 @@ Search = Literal["auto", "float32", "bfloat16"]
 
 ROWS = 1024  # queries at a time
 BLOCK = 2**22  # products at a time: 16 MB stay near the processor's cache
-SMALL = 2048  # rows of a bank below which coarse products gain nothing
+SMALL = 4096  # rows of a bank below which coarse products gain nothing
 CANDIDATES = 8  # neighbours that coarse products propose
 GROUP = 16  # rows whose nearest is compared first
 FAR = 1e30  # squared distance of the rows that fill up the last group
