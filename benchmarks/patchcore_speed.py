@@ -58,6 +58,14 @@ def images(data: Path, cache: Path) -> dict[str, Any]:
     return dict(np.load(file))
 
 
+def coreset(vectors: Tensor) -> Tensor:
+    """A tenth of the vectors, by normscan."""
+    from normscan.rng import Rng
+    from normscan.scores.coreset import k_center_greedy
+
+    return vectors[k_center_greedy(vectors, round(SHARE * len(vectors)), Rng(0))]
+
+
 class Ours:
     """normscan's method."""
 
@@ -80,10 +88,7 @@ class Ours:
         return self.method.patches(x)[0].flatten(0, 1)
 
     def choose(self, vectors: Tensor) -> Tensor:
-        from normscan.rng import Rng
-        from normscan.scores.coreset import k_center_greedy
-
-        return vectors[k_center_greedy(vectors, round(SHARE * len(vectors)), Rng(0))]
+        return coreset(vectors)
 
     def keep(self, bank: Tensor) -> None:
         self.method.bank.vectors = bank
@@ -177,7 +182,7 @@ def whole(name: str, data: Path, cache: Path) -> dict[str, Any]:
     found |= {"few": len(few), "chosen": len(chosen), "radius": radius(few, chosen)}
     found["fit_peak"] = peak()
     # The peer's own choice among all patches would take a quarter of an hour.
-    bank = Ours.choose(model, vectors)  # type: ignore[arg-type]
+    bank = coreset(vectors)
     found |= {"patches": len(vectors), "bank": len(bank)}
     model.keep(bank)
     model.predict(test[:1])
