@@ -122,20 +122,6 @@ def anomalib(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     return {"aupro": float(metric.compute())}
 
 
-_libraries: list[Any] = []
-
-
-def _declare_torchvision_operators() -> None:
-    """As `normscan.networks.backbones` does: the peers import torchvision, which may lack them."""
-    import torch
-
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _libraries.append(library)
-
-
 METHODS: dict[str, tuple[Callable[..., dict[str, float]], str, str]] = {
     "normscan exact": (normscan_exact, "normscan", "AUROC, AP, AUPRO, best Dice"),
     "normscan streaming": (normscan_streaming, "normscan", "the same, with bounds"),
@@ -190,7 +176,9 @@ def in_own_process(form: str, count: int) -> dict[str, float]:
 
 
 def speed() -> dict[str, Any]:
-    _declare_torchvision_operators()
+    from normscan.networks.backbones import import_timm
+
+    import_timm()  # declares the operators that torchvision lacks beside some builds of torch
     figures: dict[str, Any] = {}
     for title, (count, shape) in SETS.items():
         arrays = data(count, shape)

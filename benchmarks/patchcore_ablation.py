@@ -24,6 +24,7 @@ from normscan import storage
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.io import atomic_path
+from normscan.methods.features.memory import PatchCore
 from normscan.metrics.images import image_metrics
 from normscan.preprocess.foreground import foreground_mask
 
@@ -135,11 +136,12 @@ def run_cell(name: str, variant: str, seed: int, data: Path, weights: str) -> di
             maps.append(finding.map)
             masks.append(mask > 0)
     label, subject = columns["label"], columns["subject"]
+    assert isinstance(detector.method, PatchCore)
     return {
         **figures(columns["score"], label, subject),
         "smoothed": figures(columns["smoothed"], label, subject)["auroc"],
         "pixel_ap": pixel_ap(maps, masks) if masks else None,
-        "bank": len(detector.method.bank.vectors),  # type: ignore[union-attr,arg-type]
+        "bank": len(detector.method.bank.vectors),
         "seconds": round(time.monotonic() - begun, 1),
     }
 

@@ -104,14 +104,10 @@ class Theirs:
     """anomalib's model with the same weights."""
 
     def __init__(self) -> None:
-        for name in ("nms", "qnms"):  # torchvision beside a torch without its operators
-            if not hasattr(torch.ops.torchvision, name):
-                library = torch.library.Library("torchvision", "FRAGMENT")
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-                self.__dict__.setdefault("libraries", []).append(library)
-        from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+        from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, import_timm
 
-        from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD
+        import_timm()  # declares the operators that torchvision lacks beside some builds of torch
+        from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
         self.model = PatchcoreModel(["layer2", "layer3"], "resnet18", pre_trained=False)
         state = torch.load(WEIGHTS, weights_only=True)

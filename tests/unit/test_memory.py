@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.detector import Detector
+from normscan.errors import ArgumentError
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
     PatchCore,
     patch_features,
 )
+from normscan.registry import card
 from normscan.rng import Rng
 from normscan.storage import check_array
 
@@ -173,6 +175,12 @@ def test_the_memory_is_told_before_and_kept(images):
     vectors = method.patches(images)[0].detach().flatten(0, 1).numpy()
     assert cdist(method.bank.vectors.numpy(), vectors).min(1).max() < 1e-6
     assert "more than" not in patchcore().need(5)
+
+
+@pytest.mark.parametrize("bad", [{"memory": 0}, {"largest": 0}])
+def test_a_bank_without_room_is_refused(bad):
+    with pytest.raises(ArgumentError, match="memory=.*largest="):
+        card("patchcore").build(backbone="resnet18.tv_in1k", weights="random", **bad)
 
 
 def test_a_loaded_bank_is_searched(images):

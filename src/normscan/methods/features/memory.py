@@ -205,6 +205,11 @@ def patchcore(
             distances are then computed in float32; or ``auto``, the second where the machine is
             faster by it.
     """
+    if memory <= 0 or largest < 1:
+        raise ArgumentError(
+            f"patchcore can't keep its bank with memory={memory} and largest={largest}: memory is in "
+            "GiB, above 0, and largest is 1 or more."
+        )
     return PatchCore(
         Backbone(backbone, taps, weights), neighbourhood, dim, size, coreset, memory, largest,
         neighbours, reweighted, pooling, search,

@@ -127,9 +127,15 @@ class VoxelSupport(SiamesePatches):
             codes = self.codes(batch.image)
             inside = self.places(batch.foreground, codes[:, :1]).flatten(1)
             keys = batch.rng.uniform((len(batch),)).to(codes)
-            new = codes.flatten(2).transpose(1, 2), inside, keys
-            kept = new if kept is None else tuple(map(torch.cat, zip(kept, new, strict=True)))  # type: ignore[assignment]
-            assert kept is not None
+            rows = codes.flatten(2).transpose(1, 2)
+            if kept is None:
+                kept = rows, inside, keys
+            else:
+                kept = (
+                    torch.cat([kept[0], rows]),
+                    torch.cat([kept[1], inside]),
+                    torch.cat([kept[2], keys]),
+                )
             if len(kept[2]) > self.samples:
                 lowest = kept[2].topk(self.samples, largest=False).indices.sort().values
                 kept = kept[0][lowest], kept[1][lowest], kept[2][lowest]
