@@ -22,6 +22,7 @@ from normscan.scan import Scan
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch import Tensor
 
     from normscan.detector import Detector
     from normscan.methods.base import Method
@@ -219,13 +220,11 @@ def write_detector(detector: Detector, folder: Path) -> None:
     """Write weights, card and, last, ``detector.json``: where that is, the rest is whole."""
     from safetensors.torch import save_file
 
-    from normscan.training.checkpoint import cpu_state
-
     method, threshold = detector.method, detector.scan_threshold
     if method is None or threshold is None:
         raise OutputError("this detector was not fitted, so there is nothing to save.")
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file({k: v.contiguous() for k, v in cpu_state(method).items()}, temporary)
+        save_file(_plain(method.state_dict()), temporary)
     detector.fingerprint = content_hash(folder / WEIGHTS)
     state = {
         "format": FORMAT,
@@ -242,6 +241,20 @@ def write_detector(detector: Detector, folder: Path) -> None:
     with atomic_path(folder / "card.md") as temporary:
         temporary.write_text(model_card(detector), encoding="utf-8")
     write_json(folder / DETECTOR, state)
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share nothing; what is so already isn't copied, it may be large."""
+    plain: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, value in state.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in known or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        known.add(storage.data_ptr())
+        plain[name] = value
+    return plain
 
 
 def read_detector(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class TinyBackbone(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Conv2d(1, 6, 4, stride=4)
-        self.channels = [6]
+        self.channels, self.strides = [6], [4]
 
     def forward(self, x):
         return {"only": self.layer(x)}
@@ -52,7 +52,7 @@ def images():
 
 
 def memory(backbone, shots=None, rotations=1, masked=False, largest=10_000):
-    return AnomalyDINO(backbone, shots, rotations, masked, largest)
+    return AnomalyDINO(backbone, shots, rotations, masked, largest, size=20)
 
 
 def test_scores_are_cosine_distances_to_the_memory(backbone, images):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from normscan.methods.features.memory import (
 )
 from normscan.registry import card
 from normscan.rng import Rng
-from normscan.storage import check_array
+from normscan.storage import _plain, check_array
 
 
 def adaptive_average(vector, n):
@@ -177,10 +178,47 @@ def test_the_memory_is_told_before_and_kept(images):
     assert "more than" not in patchcore().need(5)
 
 
+def test_all_patches_on_disk_give_what_they_give_in_memory(images):
+    pytest.importorskip("faiss", reason="FAISS isn't installed")
+    inside, outside = patchcore(reweighted=3), patchcore(reweighted=3, memory=8000 / 2**30)
+    assert "on disk" in outside.need(5) and "on disk" not in inside.need(5)
+    for method in (inside, outside):
+        method.fit([batch(images[:2]), batch(images[2:4])])
+    assert outside.bank.index.lists is not None and inside.bank.index.lists is None
+    torch.testing.assert_close(outside.bank.vectors, inside.bank.vectors, rtol=0, atol=0)
+    near, far = outside.maps(batch(images[4:])), inside.maps(batch(images[4:]))
+    torch.testing.assert_close(near.map, far.map, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(near.score, far.score, rtol=1e-3, atol=1e-5)
+
+
+def test_a_stored_bank_stays_in_its_file(images, tmp_path):
+    """A bank on disk isn't read when it is stored or loaded: the tensors are those of the file."""
+    first, second = (patchcore(memory=8000 / 2**30) for _ in range(2))
+    first.fit([batch(images)])
+    state = first.state_dict()
+    plain = _plain(state)
+    assert plain["bank.vectors"].data_ptr() == state["bank.vectors"].data_ptr()
+    save_file(plain, tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
+    second.load_weights(stored)
+    assert second.bank.vectors.data_ptr() == stored["bank.vectors"].data_ptr()
+    torch.testing.assert_close(second.maps(batch(images)).map, first.maps(batch(images)).map)
+
+
+def test_tensors_that_share_are_stored_apart(tmp_path):
+    x = torch.arange(6.0)
+    plain = _plain({"all": x, "same": x, "part": x[2:], "none": x[:0], "nothing": torch.zeros(0)})
+    save_file(plain, tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {k: v.tolist() for k, v in stored.items()} == {k: v.tolist() for k, v in plain.items()}
+    assert stored["part"].tolist() == [2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("bad", [{"memory": 0}, {"largest": 0}])
-def test_a_bank_without_room_is_refused(bad):
+@pytest.mark.parametrize("name", ["patchcore", "anomaly_dino"])
+def test_a_bank_without_room_is_refused(name, bad):
     with pytest.raises(ArgumentError, match="memory=.*largest="):
-        card("patchcore").build(backbone="resnet18.tv_in1k", weights="random", **bad)
+        card(name).build(backbone="resnet18.tv_in1k", weights="random", **bad)
 
 
 def test_a_loaded_bank_is_searched(images):

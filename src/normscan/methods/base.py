@@ -197,7 +197,8 @@ class Method(nn.Module):
         for name, buffer in list(self.named_buffers()):
             if name in state and state[name].shape != buffer.shape:
                 owner, _, leaf = name.rpartition(".")
-                setattr(self.get_submodule(owner), leaf, torch.empty_like(state[name]))
+                # The tensor itself: a large one stays where it is, mapped from its file.
+                setattr(self.get_submodule(owner), leaf, state[name])
         self.load_state_dict(state)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Search = Literal["auto", "float32", "bfloat16"]
+from normscan.scores.inverted_lists import InvertedLists
+
+Search = Literal["auto", "float32", "bfloat16", "faiss"]
 
 ROWS = 1024  # queries at a time
 BLOCK = 2**22  # products at a time: 16 MB stay near the processor's cache
@@ -45,33 +47,51 @@ class Neighbours:
     product of centred rows, their norms among the factors, proposes ``CANDIDATES`` neighbours, and
     their distances are then computed in float32 from the rows themselves: what is returned is exact
     for them. Another row is missed only where rounding (1 part in 250 of the coordinates) puts so
-    many others before it, which then are about as near.
+    many others before it, which then are about as near. Inverted lists, where there are some,
+    propose in the place of the product.
 
     Args:
         bank: (m, d).
         search: ``float32``, ``bfloat16`` with the second look in float32, or ``auto``: the second
             where the device gains by it and the bank has at least ``SMALL`` rows.
+        lists: of the same bank, whose proposals are taken whatever ``search`` says.
     """
 
-    def __init__(self, bank: Tensor, search: Search = "auto") -> None:
-        self.bank = bank
+    def __init__(
+        self, bank: Tensor, search: Search = "auto", lists: InvertedLists | None = None
+    ) -> None:
+        self.bank, self.lists = bank, lists
         gains = len(bank) >= SMALL and bfloat16_gains(bank.device.type)
         self.coarse: Tensor | None = None
-        if search == "bfloat16" or (search == "auto" and gains):
+        if lists is None and (search == "bfloat16" or (search == "auto" and gains)):
             self.mean = bank.mean(0)
             centred = bank - self.mean
             factors = torch.cat([centred, _parts(centred), torch.ones_like(centred[:, :2])], 1)
             self.coarse = F.pad(factors.bfloat16(), (0, 0, 0, -len(bank) % GROUP))
             self.coarse[len(bank) :, -4] = FAR
-        else:
-            self.norms = bank.square().sum(1)
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Squared norms (m,) of the rows."""
+        return self.bank.square().sum(1)
 
     def __call__(self, queries: Tensor, k: int = 1) -> Tensor:
         """Squared distances (n, k) of queries (n, d) to the k nearest rows, in order."""
         k = min(k, len(self.bank))
         look = self._exact if self.coarse is None else self._proposed
+        look = look if self.lists is None else self._listed
         with torch.autocast(queries.device.type, enabled=False):
-            return torch.cat([look(part, k) for part in queries.to(self.bank.dtype).split(ROWS)])
+            found = [look(part, k) for part in queries.to(self.bank).split(ROWS)]
+        return torch.cat(found).to(queries.device)
+
+    def rows(self, queries: Tensor, k: int = 1) -> Tensor:
+        """The k nearest rows (n, k) of few queries (n, d), in order."""
+        k, queries = min(k, len(self.bank)), queries.to(self.bank)
+        if self.lists is None:
+            distances = squared_distances(queries, self.bank, self.norms)
+            return distances.topk(k, largest=False).indices
+        rows = self.lists.propose(queries, max(CANDIDATES, 4 * k))
+        return rows.gather(1, self._second(queries, rows).topk(k, largest=False).indices)
 
     def _exact(self, queries: Tensor, k: int) -> Tensor:
         step = max(k, BLOCK // len(queries))
@@ -109,13 +129,24 @@ class Neighbours:
             rows.append(start + numbers.flatten(1).gather(1, chosen))
         best = torch.cat(values, 1).topk(few, largest=False, sorted=False).indices
         found = torch.cat(rows, 1).gather(1, best).clamp_max_(len(self.bank) - 1)
-        distances = torch.cat(
-            [
-                (self.bank[r] - q[:, None]).square().sum(2)
-                for r, q in zip(found.split(128), queries.split(128), strict=True)
-            ]
-        )
-        return distances.topk(k, largest=False).values
+        return self._second(queries, found).topk(k, largest=False).values
+
+    def _listed(self, queries: Tensor, k: int) -> Tensor:
+        assert self.lists is not None
+        rows = self.lists.propose(queries, max(CANDIDATES, 4 * k))
+        nearest = self._second(queries, rows).topk(k, largest=False).values
+        short = ~nearest[:, -1].isfinite()  # the lists looked into hold too few
+        if short.any():
+            nearest = nearest.index_put((short,), self._exact(queries[short], k))
+        return nearest
+
+    def _second(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Squared distances (n, few) of queries to rows (n, few); infinite to the row -1."""
+        distances = [
+            (self.bank[r] - q[:, None]).square().sum(2).masked_fill(r < 0, torch.inf)
+            for r, q in zip(rows.split(128), queries.split(128), strict=True)
+        ]
+        return torch.cat(distances)
 
 
 def _parts(vectors: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
-from normscan.methods.features.memory import Bank
+from normscan.methods.features.memory import Bank, check_room
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
 from normscan.rng import Rng
 from normscan.scores.dpmm import DirichletMixture, Distance
+from normscan.scores.neighbours import Search
 
 
 def unit_patches(backbone: Backbone, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -77,13 +78,14 @@ class AnomalyDINO(Method):
     """Nearest neighbour of unit patches in a memory; see ``anomaly_dino``."""
 
     def __init__(
-        self, backbone: Backbone, shots: int | None, rotations: int, masked: bool, largest: int
-    ) -> None:
+        self, backbone: Backbone, shots: int | None, rotations: int, masked: bool, largest: int,
+        size: int, search: Search = "auto", memory: float = 4.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.backbone = backbone
         self.shots, self.rotations = shots, rotations
-        self.masked, self.largest = masked, largest
-        self.bank = Bank(sum(backbone.channels))
+        self.masked, self.largest, self.size = masked, largest, size
+        self.bank = Bank(sum(backbone.channels), search, memory)
         # Something to look at before it is fitted.
         self.bank.vectors = F.normalize(torch.randn(1, sum(backbone.channels)), dim=1)
 
@@ -101,19 +103,21 @@ class AnomalyDINO(Method):
         for start in range(0, len(kept), 16):
             yield torch.stack([image for _, image in kept[start : start + 16]]), rng
 
+    def need(self, samples: int) -> str:
+        """Memory or disk of the patches of all references."""
+        images = samples if self.shots is None else min(samples, self.shots)
+        cells = (-(-self.size // self.backbone.strides[0])) ** 2
+        return self.bank.need(images * self.rotations * cells, self.largest)
+
     def fit(self, batches: Iterable[Batch]) -> None:
-        bank, keys = self.bank.vectors[:0], torch.empty(0)
+        memory = self.bank.reservoir(self.largest)
         for images, rng in self._references(batches):
-            turns = [rotated(images, i * 360 / self.rotations) for i in range(self.rotations)]
-            found = [unit_patches(self.backbone, x)[0].flatten(0, 1) for x in turns]
-            bank = torch.cat([bank, *found])
-            keys = torch.cat([keys, rng.uniform((len(bank) - len(keys),))])
-            if len(bank) > self.largest:  # the smallest keys: each patch has the same chance
-                lowest = keys.argsort()[: self.largest]
-                bank, keys = bank[lowest.to(bank.device)], keys[lowest]
-        if not len(bank):
+            for i in range(self.rotations):
+                turned = rotated(images, i * 360 / self.rotations)
+                memory.add(unit_patches(self.backbone, turned)[0].flatten(0, 1), rng)
+        if not memory.seen:
             raise ArgumentError("anomaly_dino needs at least one training image.")
-        self.bank.vectors = bank
+        self.bank.keep(memory.finish())
 
     def _foreground(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = vectors(concatenated(list(self.backbone(x).values())))
@@ -155,6 +159,8 @@ def anomaly_dino(
     rotations: int = 8,
     masked: bool = False,
     largest: int = 1_000_000,
+    memory: float = 4.0,
+    search: Search = "auto",
 ) -> Method:
     """Nearest neighbour in a memory of patches from a few healthy images (AnomalyDINO).
 
@@ -177,10 +183,12 @@ def anomaly_dino(
         rotations: of each reference, evenly over the circle; 1 for none.
         masked: set patches outside the object to 0, which the first principal component finds.
         largest: patches in the memory at most, a random choice; 1.5 GB per million.
+        memory: GiB that the patches may take; more lie on disk.
+        search: of the nearest, as of ``patchcore``.
     """
-    return AnomalyDINO(
-        Backbone(backbone, taps, weights, channels=channels), shots, rotations, masked, largest
-    )
+    check_room("anomaly_dino", memory, largest)
+    network = Backbone(backbone, taps, weights, channels=channels)
+    return AnomalyDINO(network, shots, rotations, masked, largest, size, search, memory)
 
 
 class PatchMixture(Method):

@@ -15,7 +15,9 @@ from normscan.networks.aggregation import concatenated, patch_features, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
 from normscan.scores.coreset import Coreset
-from normscan.scores.neighbours import Neighbours, Search, squared_distances
+from normscan.scores.inverted_lists import InvertedLists, has_faiss
+from normscan.scores.neighbours import Neighbours, Search
+from normscan.scores.reservoir import Reservoir
 
 Pooling = Literal["windows", "average"]
 
@@ -28,25 +30,82 @@ class Bank(nn.Module):
 
     Args:
         dim: of the vectors.
-        search: see ``Neighbours``.
+        search: see ``Neighbours``; ``faiss`` by inverted lists, which ``auto`` takes where the
+            vectors need more than ``memory`` and FAISS is installed.
+        memory: GiB; more vectors lie on disk.
     """
 
-    def __init__(self, dim: int, search: Search = "auto") -> None:
+    def __init__(self, dim: int, search: Search = "auto", memory: float = float("inf")) -> None:
         super().__init__()
-        self.search = search
+        self.search, self.memory = search, memory
         self.vectors: Tensor
         self.register_buffer("vectors", torch.zeros(0, dim))
+        self.lists = InvertedLists(dim)
         self._index: Neighbours | None = None
         self.register_load_state_dict_post_hook(Bank._forget)
 
     def _forget(self, *_: object) -> None:
         self._index = None
 
+    def reservoir(self, largest: int) -> Reservoir:
+        """For vectors that come in parts; ``keep`` takes what it holds in the end."""
+        return Reservoir(min(largest, self.largest), self.memory * GIB)
+
+    @property
+    def largest(self) -> int:
+        """Vectors whose codes of 4 bits a number still fit into the memory."""
+        dim = self.vectors.shape[1]
+        return int(min(self.memory * GIB / (dim / 2 + 8), 2**40))
+
+    def keep(self, vectors: Tensor) -> None:
+        """Take these vectors (n, dim), and part them into lists where FAISS will search them."""
+        self.vectors, self.lists = vectors, InvertedLists(vectors.shape[1])
+        large = vectors.nbytes > self.memory * GIB
+        if self.search == "faiss" or (self.search == "auto" and large and has_faiss()):
+            fit = len(vectors) * (vectors.shape[1] + 8) <= self.memory * GIB
+            self.lists.build(vectors.cpu(), 8 if fit else 4)
+
+    @property
+    def index(self) -> Neighbours:
+        """What finds the nearest of the vectors."""
+        if self._index is None or self._index.bank is not self.vectors:
+            # An accelerator that holds the vectors compares them all in less time.
+            listed = len(self.lists.rows) > 0 and self.vectors.device.type == "cpu"
+            lists = self.lists if listed else None
+            self._index = Neighbours(self.vectors, self.search, lists)
+        return self._index
+
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
         """Squared distances (n, k) of (n, dim) to the k nearest vectors, in order."""
-        if self._index is None or self._index.bank is not self.vectors:
-            self._index = Neighbours(self.vectors, self.search)
-        return self._index(queries, k)
+        return self.index(queries, k)
+
+    def need(self, total: int, largest: int) -> str:
+        """Where so many patches will lie, and what the search holds."""
+        dim = self.vectors.shape[1]
+        kept = min(total, largest, self.largest)
+        gib = kept * dim * 4 / GIB
+        if gib <= self.memory:
+            return f"the bank keeps {kept:,} of {total:,} training patches in {gib:.2g} GiB"
+        bits = 8 if kept * (dim + 8) <= self.memory * GIB else 4
+        text = (
+            f"the bank keeps {kept:,} of {total:,} training patches; their {gib:.2g} GiB are more "
+            f"than the {self.memory:g} GiB allowed (memory) and lie on disk (TMPDIR, then the "
+            "detector's folder)"
+        )
+        if self.search == "faiss" or (self.search == "auto" and has_faiss()):
+            return (
+                f"{text}; FAISS finds them by {kept * (dim * bits / 8 + 8) / GIB:.2g} GiB of codes"
+            )
+        return f"{text}; each prediction reads all of them (pip install normscan[faiss] mends that)"
+
+
+def check_room(method: str, memory: float, largest: int) -> None:
+    """Refuse a bank that can hold nothing."""
+    if not memory > 0 or largest < 1:
+        raise ArgumentError(
+            f"{method} can't keep its bank with memory={memory} and largest={largest}: memory is in "
+            "GiB, above 0, and largest is 1 or more."
+        )
 
 
 class PatchCore(Method):
@@ -65,8 +124,9 @@ class PatchCore(Method):
         self.reweighted, self.pooling = reweighted, pooling
         # A vector is held with its projection, which is joined with others from time to time.
         self.capacity = int(memory * GIB / (4 * (dim + 2 * min(dim, PROJECTION))))
-        self.largest = max(1, min(largest, self.capacity // 2))
-        self.bank = Bank(dim, search)
+        self.bank = Bank(dim, search, memory)
+        self.whole = coreset >= 1
+        self.largest = largest if self.whole else max(1, min(largest, self.capacity // 2))
 
     def patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch features (B, h * w, dim) and the grid (h, w)."""
@@ -79,6 +139,8 @@ class PatchCore(Method):
     def need(self, samples: int) -> str:
         """Memory of the bank and of the choice of its vectors."""
         total = samples * (-(-self.size // self.backbone.strides[0])) ** 2
+        if self.whole:
+            return self.bank.need(total, self.largest)
         bank = min(max(1, round(self.coreset * total)), self.largest)
         gib = self.memory / max(1, self.capacity)
         text = f"{total:,} training patches of {self.dim} numbers need {total * gib:.2g} GiB"
@@ -92,13 +154,21 @@ class PatchCore(Method):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
+        every = self.bank.reservoir(self.largest)
         chosen: Coreset | None = None
         for batch in batches:
-            chosen = chosen or Coreset(self.largest, self.capacity, batch.rng, PROJECTION)
-            chosen.add(self.patches(batch.image)[0].flatten(0, 1).float())
-        if chosen is None:
+            found = self.patches(batch.image)[0].flatten(0, 1).float()
+            if self.whole:
+                every.add(found, batch.rng)
+            else:
+                chosen = chosen or Coreset(self.largest, self.capacity, batch.rng, PROJECTION)
+                chosen.add(found)
+        if chosen is not None:
+            self.bank.keep(chosen.finish(max(1, round(self.coreset * chosen.seen))))
+        elif every.seen:
+            self.bank.keep(every.finish())
+        else:
             raise ArgumentError("patchcore needs at least one training image.")
-        self.bank.vectors = chosen.finish(max(1, round(self.coreset * chosen.seen)))
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
@@ -108,30 +178,29 @@ class PatchCore(Method):
         worst, place = scores.flatten(1).max(1)
         if self.reweighted:
             farthest = patches[torch.arange(len(batch)), place].float()
-            worst = worst * novelty(farthest, self.bank.vectors, self.reweighted)
+            worst = worst * novelty(farthest, self.bank.index, self.reweighted)
         shape = batch.image.shape[2:]
         enlarged = F.interpolate(scores, shape, mode="bilinear", align_corners=False)
         return Maps(map=enlarged, score=worst)
 
 
-def novelty(patches: Tensor, bank: Tensor, k: int) -> Tensor:
+def novelty(patches: Tensor, index: Neighbours, k: int) -> Tensor:
     """How little a patch is explained by the surroundings of its nearest neighbour (Roth, eq. 7).
 
     Args:
         patches: (B, dim).
-        bank: (n, dim).
+        index: of the bank's vectors (n, dim).
         k: rows around the nearest one, itself among them.
 
     Returns:
         (B,) 1 - softmax of the distances to these rows, at the nearest: small where the nearest is
         as far as the others, which are then near it.
     """
-    distances = squared_distances(patches, bank).sqrt()
-    nearest = distances.argmin(1)
-    around = squared_distances(bank[nearest], bank).topk(min(k, len(bank)), largest=False).indices
-    shares = distances.gather(1, around).softmax(1)
-    own = around == nearest[:, None]
-    return 1 - (shares * own).sum(1)
+    nearest = index.rows(patches)
+    around = index.rows(index.bank[nearest[:, 0]], k)
+    rows = index.bank[around].to(patches)
+    shares = (patches[:, None] - rows).norm(dim=2).softmax(1)
+    return 1 - (shares * (around == nearest).to(shares)).sum(1)
 
 
 @register(
@@ -191,9 +260,11 @@ def patchcore(
         weights: ``hub``, ``random``, or the path of a state dict.
         neighbourhood: side of a patch in cells of the stage.
         dim: numbers in a patch's vector, where windows are pooled.
-        coreset: share of all training patches that the bank keeps.
+        coreset: share of all training patches that the bank keeps; 1 keeps all, or ``largest`` of
+            them at random.
         memory: GiB for the training patches among which the coreset is chosen. Where they need
-            more, it is chosen from a stream, and what is held is bounded.
+            more, it is chosen from a stream, and what is held is bounded. With ``coreset=1`` they
+            lie on disk then.
         largest: vectors in the bank at most; the time of a prediction grows with them.
         neighbours: patches of the bank whose distances are averaged.
         reweighted: patches of the bank, around the nearest one, that weight the image score; 0 for
@@ -202,14 +273,11 @@ def patchcore(
             released code does; ``average`` averages each channel over the window, so that a vector
             has as many numbers as the taps have channels.
         search: ``float32``; ``bfloat16`` for rounded products that propose neighbours, whose
-            distances are then computed in float32; or ``auto``, the second where the machine is
+            distances are then computed in float32; ``faiss`` for inverted lists that propose them;
+            or ``auto``, FAISS where the bank lies on disk, else bfloat16 where the machine is
             faster by it.
     """
-    if memory <= 0 or largest < 1:
-        raise ArgumentError(
-            f"patchcore can't keep its bank with memory={memory} and largest={largest}: memory is in "
-            "GiB, above 0, and largest is 1 or more."
-        )
+    check_room("patchcore", memory, largest)
     return PatchCore(
         Backbone(backbone, taps, weights), neighbourhood, dim, size, coreset, memory, largest,
         neighbours, reweighted, pooling, search,

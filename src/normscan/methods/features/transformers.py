@@ -215,7 +215,7 @@ class UniAD(Method):
     presets={
         "laptop": {
             "backbone": "resnet18.tv_in1k", "taps": ("layer1", "layer2", "layer3"), "size": 128,
-            "width": 128, "layers": 2, "hidden": 512, "batch_size": 8, "steps": 250, "lr": 4e-4,
+            "width": 128, "layers": 2, "hidden": 512, "batch_size": 8, "steps": 800, "lr": 1e-3,
             # Of 8 x 8 tokens 7 x 7 would leave nearly none to look at.
             "neighbours": 3,
         },
