@@ -62,6 +62,10 @@ def test_a_full_disk_says_what_to_do(monkeypatch):
     monkeypatch.setattr(reservoir, "_temporary", Full)
     with pytest.raises(OutputError, match=r"no room .*No space.*TMPDIR"):
         filled([torch.rand(9, 3)], 100, 0)
+    monkeypatch.undo()
+    monkeypatch.setattr("os.posix_fallocate", lambda *_: Full().write(b""), raising=False)
+    with pytest.raises(OutputError, match=r"no room for 1e\+03 GiB"):
+        on_disk((2**40,), torch.uint8)
 
 
 def test_a_tensor_on_disk():

@@ -193,12 +193,15 @@ class Method(nn.Module):
         return None
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        """Load a state dict; a buffer that was fitted to another size takes the stored one."""
+        """Load a state dict, whose tensors may become the method's own.
+
+        A buffer that was fitted to another size is replaced by the stored one, which isn't copied: a
+        large one stays mapped from its file.
+        """
         for name, buffer in list(self.named_buffers()):
             if name in state and state[name].shape != buffer.shape:
                 owner, _, leaf = name.rpartition(".")
-                # The tensor itself: a large one stays where it is, mapped from its file.
-                setattr(self.get_submodule(owner), leaf, state[name])
+                setattr(self.get_submodule(owner), leaf, state[name].to(buffer.device))
         self.load_state_dict(state)
 
 

@@ -7,13 +7,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from normscan.scores.inverted_lists import InvertedLists
 
 Search = Literal["auto", "float32", "bfloat16", "faiss"]
 
-ROWS = 1024  # queries at a time
+ROWS = 512  # queries at a time
 BLOCK = 2**22  # products at a time: 16 MB stay near the processor's cache
 SMALL = 4096  # rows of a bank below which coarse products gain nothing
 CANDIDATES = 8  # neighbours that coarse products propose
@@ -65,10 +64,13 @@ class Neighbours:
         self.coarse: Tensor | None = None
         if lists is None and (search == "bfloat16" or (search == "auto" and gains)):
             self.mean = bank.mean(0)
-            centred = bank - self.mean
-            factors = torch.cat([centred, _parts(centred), torch.ones_like(centred[:, :2])], 1)
-            self.coarse = F.pad(factors.bfloat16(), (0, 0, 0, -len(bank) % GROUP))
-            self.coarse[len(bank) :, -4] = FAR
+            rows, dim = bank.shape
+            self.coarse = bank.new_zeros(rows + -rows % GROUP, dim + 4, dtype=torch.bfloat16)
+            self.coarse[rows:, dim] = FAR
+            for part, factors in zip(bank.split(ROWS), self.coarse.split(ROWS), strict=True):
+                centred = part - self.mean
+                ones = torch.ones_like(centred[:, :2])
+                factors[: len(part)] = torch.cat([centred, _parts(centred), ones], 1)
 
     @cached_property
     def norms(self) -> Tensor:

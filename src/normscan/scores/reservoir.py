@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import IO
@@ -35,10 +36,13 @@ def _temporary() -> IO[bytes]:
 def _grow(file: IO[bytes], size: int, data: bytes | memoryview | None = None) -> None:
     """Make the file this long, or write the data behind what it has."""
     try:
-        if data is None:
-            file.truncate(size)
-        else:
+        if data is not None:
             file.write(data)
+        elif hasattr(os, "posix_fallocate"):
+            # Room that is only promised would end the process when the disk is full.
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
     except OSError as error:
         raise OutputError(
             f"a memory bank on disk has no room for {size / 2**30:.2g} GiB in "
