@@ -218,13 +218,12 @@ def check_folder(folder: Path) -> None:
 
 def write_detector(detector: Detector, folder: Path) -> None:
     """Write weights, card and, last, ``detector.json``: where that is, the rest is whole."""
-    from safetensors.torch import save_file
+    from normscan.training.checkpoint import write_tensors
 
     method, threshold = detector.method, detector.scan_threshold
     if method is None or threshold is None:
         raise OutputError("this detector was not fitted, so there is nothing to save.")
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(_plain(method.state_dict()), temporary)
+    write_tensors(folder / WEIGHTS, _plain(method.state_dict()))
     detector.fingerprint = content_hash(folder / WEIGHTS)
     state = {
         "format": FORMAT,

@@ -150,3 +150,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         save_state(path, {"step": object()})
     assert load_state(path) == {"step": 1}
+
+
+def test_a_checkpoint_has_the_rights_of_any_file(tmp_path):
+    (tmp_path / "any").touch()
+    save_state(tmp_path / "state", STATE)
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "any").stat().st_mode

@@ -44,8 +44,18 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state to one file, which is there whole or not at all."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(pack(state, tensors))
+    write_tensors(path, tensors, {"state": text})
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all, with the rights of any new file."""
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": text})
+        temporary.touch()
+        rights = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(rights)  # safetensors leaves it to its owner alone
 
 
 def load_state(path: Path) -> dict[str, Any]:
