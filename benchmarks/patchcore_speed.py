@@ -153,6 +153,27 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+class Stage:
+    """CPU seconds of a block and the memory, MiB, that its process grew by inside it at most."""
+
+    def __enter__(self) -> Stage:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self.before, self.clock = status("VmRSS"), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.process_time() - self.clock
+        self.memory = status("VmHWM") - self.before
+
+
+def status(name: str) -> float:
+    """A line of this process's status, MiB; RssAnon lies in no file, the rest can be dropped."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
 def radius(vectors: Tensor, bank: Tensor) -> float:
     """The largest distance of a vector to its nearest in the bank."""
     from normscan.scores.neighbours import Neighbours
@@ -169,24 +190,27 @@ def whole(name: str, data: Path, cache: Path) -> dict[str, Any]:
     train, test = (torch.from_numpy(parts[part]) for part in ("train", "test"))
     model = library(name)
     model.embed(train[:1])
-    found: dict[str, Any] = {"before": peak(), "train": len(train), "test": len(test)}
-    clock = time.process_time()
-    vectors = torch.cat([model.embed(x) for x in train.split(BATCH)])
-    found["embed"] = (time.process_time() - clock) / len(train)
+    found: dict[str, Any] = {"before": status("VmRSS"), "train": len(train), "test": len(test)}
+    with Stage() as stage:
+        vectors = torch.cat([model.embed(x) for x in train.split(BATCH)])
+    found["embed"] = stage.seconds / len(train)
     few = vectors[: CHOSEN_FROM * len(vectors) // len(train)]
-    clock = time.process_time()
-    chosen = model.choose(few)
-    found["choose"] = time.process_time() - clock
+    with Stage() as stage:
+        chosen = model.choose(few)
+    found |= {"choose": stage.seconds, "choose_memory": stage.memory}
     found |= {"few": len(few), "chosen": len(chosen), "radius": radius(few, chosen)}
-    found["fit_peak"] = peak()
     # The peer's own choice among all patches would take a quarter of an hour.
     bank = coreset(vectors)
     found |= {"patches": len(vectors), "bank": len(bank)}
+    del vectors, few, chosen
     model.keep(bank)
-    model.predict(test[:1])
-    clock = time.process_time()
-    scores = torch.cat([model.predict(x) for x in test.split(BATCH)])
-    found["predict"] = (time.process_time() - clock) / len(test)
+    # The first prediction makes what the search stores: that is part of its memory.
+    with Stage() as first:
+        model.predict(test[:1])
+    with Stage() as stage:
+        scores = torch.cat([model.predict(x) for x in test.split(BATCH)])
+    found["predict"] = stage.seconds / len(test)
+    found["predict_memory"] = max(first.memory, stage.before + stage.memory - first.before)
     found["auroc"] = float(roc_auc_score(parts["test_labels"] == 1, scores))
     found["peak"] = peak()
     return found
@@ -267,14 +291,6 @@ def varied(model: Ours, source: Tensor, n: int) -> Iterator[Any]:
             print(start, f"{peak():.0f} MiB", f"{time.time() - clock:.0f} s", flush=True)
 
 
-def anonymous() -> float:
-    """Memory of this process that lies in no file, MiB: what is mapped can be dropped at will."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
 @torch.inference_mode()
 def disk(data: Path, cache: Path) -> dict[str, Any]:
     """A bank of all patches that is larger than the memory allowed, and its search."""
@@ -283,19 +299,19 @@ def disk(data: Path, cache: Path) -> dict[str, Any]:
     need = model.method.need(ON_DISK)
     print(need, flush=True)
     test = model.embed(torch.from_numpy(parts["test"][:4]))
-    before, used, held = anonymous(), time.process_time(), 0.0
+    before, used, held = status("RssAnon"), time.process_time(), 0.0
 
     def watched() -> Iterator[Any]:
         nonlocal held
         for batch in varied(model, torch.from_numpy(parts["train"]), ON_DISK):
-            held = max(held, anonymous())
+            held = max(held, status("RssAnon"))
             yield batch
 
     model.method.fit(watched())
     bank = model.method.bank
     found: dict[str, Any] = {"images": ON_DISK, "need": need, "cpu": time.process_time() - used}
     found |= {"bank": len(bank.vectors), "size": bank.vectors.nbytes / 2**30}
-    found |= {"before": before, "collecting": held, "after": anonymous()}
+    found |= {"before": before, "collecting": held, "after": status("RssAnon")}
     bank.nearest(test[:100])
     clock = time.process_time()
     near = bank.nearest(test)[:, 0]
@@ -334,20 +350,22 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"`{results['command']}` ({versions}). {first['train']} training and {first['test']} test "
         f"images of {SIZE} pixels, {first['patches']:,} patches of 384 numbers, a bank of "
-        f"{first['bank']:,}. CPU time of one thread. The memory is what a process grew by. The "
+        f"{first['bank']:,}. CPU time of one thread. The memory of a stage is what its process grew "
+        "by inside it, that of the process includes the libraries and all patches. The "
         f"coreset is a tenth of the {first['few']:,} patches of {CHOSEN_FROM} images; the banks "
         "for the prediction were both chosen by normscan, each among its own vectors. Large "
         "allocations are returned at once (MALLOC_MMAP_THRESHOLD_), in all processes: else "
         "anomalib's choice fragments the heap until the machine has no memory left.",
         "",
-        "| | features, s/image | coreset, s | covering radius | prediction, s/image | memory, MiB "
-        "| image AUROC |",
-        "|---|---|---|---|---|---|---|",
+        "| | features, s/image | coreset, s | its memory, MiB | covering radius "
+        "| prediction, s/image | its memory, MiB | process, MiB | image AUROC |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, f in results["whole"].items():
         lines.append(
-            f"| {name} | {f['embed']:.3f} | {f['choose']:.2f} | {f['radius']:.3f} "
-            f"| {f['predict']:.3f} | {f['peak'] - f['before']:.0f} | {f['auroc']:.4f} |"
+            f"| {name} | {f['embed']:.3f} | {f['choose']:.2f} | {f['choose_memory']:.0f} "
+            f"| {f['radius']:.3f} | {f['predict']:.3f} | {f['predict_memory']:.0f} "
+            f"| {f['peak']:.0f} | {f['auroc']:.4f} |"
         )
     if "anomalib" in results["whole"]:
         peer = results["whole"]["anomalib"]
