@@ -147,8 +147,10 @@ def test_without_faiss(monkeypatch, rng):
         Bank(16, "faiss").keep(vectors(rng, 50))
     monkeypatch.setattr("normscan.methods.features.memory.has_faiss", lambda: False)
     rows = vectors(rng, 50)
+    monkeypatch.setattr("normscan.scores.neighbours.SMALL", 1)
     bank = Bank(16, memory=0.0)
     bank.keep(rows)
     assert bank.index.lists is None
+    assert bank.index.coarse is None  # no copy of what lies on disk
     expected = cdist(rows + 0.1, rows, "sqeuclidean").min(1)[:, None]
     np.testing.assert_allclose(bank.nearest(rows + 0.1), expected, rtol=1e-3, atol=1e-4)

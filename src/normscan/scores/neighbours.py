@@ -75,7 +75,7 @@ class Neighbours:
     @cached_property
     def norms(self) -> Tensor:
         """Squared norms (m,) of the rows."""
-        return self.bank.square().sum(1)
+        return torch.cat([part.square().sum(1) for part in self.bank.split(2**14)])
 
     def __call__(self, queries: Tensor, k: int = 1) -> Tensor:
         """Squared distances (n, k) of queries (n, d) to the k nearest rows, in order."""

@@ -60,10 +60,14 @@ class Bank(nn.Module):
     def keep(self, vectors: Tensor) -> None:
         """Take these vectors (n, dim), and part them into lists where FAISS will search them."""
         self.vectors, self.lists = vectors, InvertedLists(vectors.shape[1])
-        large = vectors.nbytes > self.memory * GIB
+        large = self._beyond(vectors)
         if self.search == "faiss" or (self.search == "auto" and large and has_faiss()):
             fit = len(vectors) * (vectors.shape[1] + 8) <= self.memory * GIB
             self.lists.build(vectors.cpu(), 8 if fit else 4)
+
+    def _beyond(self, vectors: Tensor) -> bool:
+        """Whether the vectors are more than the memory allowed, so that they lie on disk."""
+        return vectors.nbytes > self.memory * GIB
 
     @property
     def index(self) -> Neighbours:
@@ -71,8 +75,11 @@ class Bank(nn.Module):
         if self._index is None or self._index.bank is not self.vectors:
             # An accelerator that holds the vectors compares them all in less time.
             listed = len(self.lists.rows) > 0 and self.vectors.device.type == "cpu"
-            lists = self.lists if listed else None
-            self._index = Neighbours(self.vectors, self.search, lists)
+            # A coarse copy would bring half of what lies on disk into memory.
+            coarse = self.search != "auto" or not self._beyond(self.vectors)
+            self._index = Neighbours(
+                self.vectors, self.search if coarse else "float32", self.lists if listed else None
+            )
         return self._index
 
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
