@@ -89,7 +89,13 @@ def test_the_state_makes_the_same_index(rng):
         ("rows", lambda x: x[:-1]),
         ("sizes", lambda x: -x),
         ("sizes", lambda x: x + 1),
+        ("sizes", lambda x: x.int()),
+        ("sizes", lambda x: x[:0]),
+        # Their sum is right, by overflow.
+        ("sizes", lambda x: x + torch.tensor([2**62] * 4 + [0] * (len(x) - 4))),
         ("centres", lambda x: x[:, :3]),
+        ("centres", lambda x: x[:0]),
+        ("rows", lambda x: x.int()),
         ("ranges", lambda x: x[:3]),
         ("codes", lambda x: x[:, :3]),
         ("codes", lambda x: x[:0]),
@@ -98,10 +104,18 @@ def test_the_state_makes_the_same_index(rng):
 def test_a_damaged_state_is_refused(rng, name, change):
     lists = InvertedLists(16)
     lists.build(vectors(rng, 200))
+    assert len(lists.sizes) == 5
     setattr(lists, name, change(getattr(lists, name)))
     del lists.index
     with pytest.raises(ArgumentError, match="damaged"):
         lists.propose(torch.rand(1, 16), 1)
+
+
+def test_lists_of_another_bank_are_refused(rng):
+    lists = InvertedLists(16)
+    lists.build(vectors(rng, 200))
+    with pytest.raises(ArgumentError, match="not those of this"):
+        Neighbours(vectors(rng, 199), lists=lists)
 
 
 def test_a_bank_takes_lists_where_it_needs_more_than_the_memory(rng):

@@ -116,13 +116,17 @@ class InvertedLists(nn.Module):
         faiss = self._faiss()
         n, width = self.codes.shape
         lists = len(self.centres)
+        kinds = {k: v.dtype for k, v in InvertedLists(self.dim).named_buffers()}
+        # FAISS trusts what it is given: a size too large would have it read beyond the codes.
         sound = (
-            self.centres.shape[1] == self.dim
+            min(n, lists) > 0
+            and {k: v.dtype for k, v in self.named_buffers()} == kinds
+            and self.centres.shape[1] == self.dim
             and self.ranges.shape == (2 * self.dim,)
             and self.sizes.shape == (lists,)
             and self.rows.shape == (n,)
             and width in (self.dim, -(-self.dim // 2))
-            and n > 0 <= int(self.sizes.min())
+            and bool(((self.sizes >= 0) & (self.sizes <= n)).all())
             and int(self.sizes.sum()) == n
             and bool(((self.rows >= 0) & (self.rows < n)).all())
         )

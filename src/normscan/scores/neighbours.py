@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from normscan.errors import ArgumentError
 from normscan.scores.inverted_lists import InvertedLists
 
 Search = Literal["auto", "float32", "bfloat16", "faiss"]
@@ -59,6 +60,8 @@ class Neighbours:
     def __init__(
         self, bank: Tensor, search: Search = "auto", lists: InvertedLists | None = None
     ) -> None:
+        if lists is not None and len(lists.rows) != len(bank):
+            raise ArgumentError("the inverted lists are not those of this memory bank. Fit again.")
         self.bank, self.lists = bank, lists
         gains = len(bank) >= SMALL and bfloat16_gains(bank.device.type)
         self.coarse: Tensor | None = None
