@@ -193,15 +193,17 @@ class Method(nn.Module):
         return None
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        """Load a state dict, whose tensors may become the method's own.
+        """Load a state dict; a buffer that was fitted to another size takes the stored one.
 
-        A buffer that was fitted to another size is replaced by the stored one, which isn't copied: a
-        large one stays mapped from its file.
+        That is copied, since products depend in their last bit on how numbers lie in memory, unless
+        its module has ``stays_mapped`` and wants to leave it in the file that it was mapped from.
         """
         for name, buffer in list(self.named_buffers()):
             if name in state and state[name].shape != buffer.shape:
                 owner, _, leaf = name.rpartition(".")
-                setattr(self.get_submodule(owner), leaf, state[name].to(buffer.device))
+                module, stored = self.get_submodule(owner), state[name].to(buffer.device)
+                stays = getattr(module, "stays_mapped", None)
+                setattr(module, leaf, stored if stays and stays(leaf, stored) else stored.clone())
         self.load_state_dict(state)
 
 

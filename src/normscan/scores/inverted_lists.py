@@ -39,16 +39,20 @@ class InvertedLists(nn.Module):
         super().__init__()
         self.dim = dim
         self.centres: Tensor  # (lists, dim)
-        self.ranges: Tensor  # (2 * dim,), lowest value and width of each number
+        self.ranges: Tensor  # (2, dim), lowest and highest of what is left of each number
         self.codes: Tensor  # (rows, dim or dim / 2), list by list
         self.rows: Tensor  # (rows,), the row of each code
         self.sizes: Tensor  # (lists,)
         self.register_buffer("centres", torch.zeros(0, dim))
-        self.register_buffer("ranges", torch.zeros(0))
+        self.register_buffer("ranges", torch.zeros(2, dim))
         self.register_buffer("codes", torch.zeros(0, 0, dtype=torch.uint8))
         self.register_buffer("rows", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("sizes", torch.zeros(0, dtype=torch.int64))
         self.register_load_state_dict_post_hook(InvertedLists._forget)
+
+    def stays_mapped(self, name: str, value: Tensor) -> bool:
+        """The codes: FAISS has its own copy."""
+        return name == "codes"
 
     def _forget(self, *_: object) -> None:
         self.__dict__.pop("index", None)
@@ -87,11 +91,17 @@ class InvertedLists(nn.Module):
         lists = max(1, min(round(4 * n**0.5), n // TRAINED, LISTS))
         index = self._empty(lists, bits)
         # Evenly over the bank: neighbouring rows are patches of one image.
-        index.train(bank[:: max(1, n // (TRAINED * lists))][: TRAINED * lists].numpy())
+        sample = bank[:: max(1, n // (TRAINED * lists))][: TRAINED * lists].contiguous()
+        index.train(sample.numpy())
+        self.centres = torch.from_numpy(index.quantizer.reconstruct_n(0, lists))
+        nearest = torch.from_numpy(index.quantizer.search(sample.numpy(), 1)[1][:, 0])
+        rest = sample - self.centres[nearest]
+        self.ranges = torch.stack([rest.amin(0), rest.amax(0)])
+        # Trained on the two ends, as after loading. What was learnt can't be read from FAISS: where
+        # SimpleITK came first, Python takes a C++ vector for one of SimpleITK's.
+        index.sq.train(self.ranges.numpy())
         for part in bank.split(ROWS):
             index.add(part.numpy())
-        self.centres = torch.from_numpy(index.quantizer.reconstruct_n(0, lists))
-        self.ranges = torch.from_numpy(faiss.vector_to_array(index.sq.trained))
         held = index.invlists
         self.sizes = torch.tensor([held.list_size(i) for i in range(lists)])
         self.codes = on_disk((n, index.code_size), torch.uint8)
@@ -122,7 +132,7 @@ class InvertedLists(nn.Module):
             min(n, lists) > 0
             and {k: v.dtype for k, v in self.named_buffers()} == kinds
             and self.centres.shape[1] == self.dim
-            and self.ranges.shape == (2 * self.dim,)
+            and self.ranges.shape == (2, self.dim)
             and self.sizes.shape == (lists,)
             and self.rows.shape == (n,)
             and width in (self.dim, -(-self.dim // 2))
@@ -134,7 +144,7 @@ class InvertedLists(nn.Module):
             raise ArgumentError("the inverted lists of the memory bank are damaged. Fit again.")
         index = self._empty(lists, 8 if width == self.dim else 4)
         self._centres.add(self.centres.numpy())
-        faiss.copy_array_to_vector(self.ranges.numpy(), index.sq.trained)
+        index.sq.train(np.ascontiguousarray(self.ranges.numpy()))
         start = 0
         for i, size in enumerate(self.sizes.tolist()):
             if size:

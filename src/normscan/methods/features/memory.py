@@ -47,6 +47,10 @@ class Bank(nn.Module):
     def _forget(self, *_: object) -> None:
         self._index = None
 
+    def stays_mapped(self, name: str, value: Tensor) -> bool:
+        """Vectors that are more than the memory allowed, so that they lie on disk."""
+        return name == "vectors" and value.nbytes > self.memory * GIB
+
     def reservoir(self, largest: int) -> Reservoir:
         """For vectors that come in parts; ``keep`` takes what it holds in the end."""
         return Reservoir(min(largest, self.largest), self.memory * GIB)
@@ -60,14 +64,10 @@ class Bank(nn.Module):
     def keep(self, vectors: Tensor) -> None:
         """Take these vectors (n, dim), and part them into lists where FAISS will search them."""
         self.vectors, self.lists = vectors, InvertedLists(vectors.shape[1])
-        large = self._beyond(vectors)
+        large = self.stays_mapped("vectors", vectors)
         if self.search == "faiss" or (self.search == "auto" and large and has_faiss()):
             fit = len(vectors) * (vectors.shape[1] + 8) <= self.memory * GIB
             self.lists.build(vectors.cpu(), 8 if fit else 4)
-
-    def _beyond(self, vectors: Tensor) -> bool:
-        """Whether the vectors are more than the memory allowed, so that they lie on disk."""
-        return vectors.nbytes > self.memory * GIB
 
     @property
     def index(self) -> Neighbours:
@@ -76,7 +76,7 @@ class Bank(nn.Module):
             # An accelerator that holds the vectors compares them all in less time.
             listed = len(self.lists.rows) > 0 and self.vectors.device.type == "cpu"
             # A coarse copy would bring half of what lies on disk into memory.
-            coarse = self.search != "auto" or not self._beyond(self.vectors)
+            coarse = self.search != "auto" or not self.stays_mapped("vectors", self.vectors)
             self._index = Neighbours(
                 self.vectors, self.search if coarse else "float32", self.lists if listed else None
             )
