@@ -163,7 +163,7 @@ def launch_fabric(device: str, devices: int, precision: str) -> Fabric:
         fabric = Fabric(
             accelerator=device,
             devices=devices,
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
             strategy="ddp" if devices > 1 else "auto",
         )
         fabric.launch()

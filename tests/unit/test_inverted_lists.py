@@ -158,6 +158,21 @@ def test_what_a_bank_says_it_needs(monkeypatch):
     assert "normscan[faiss]" in Bank(16, memory=30_000 / GIB).need(9000, 1000)
 
 
+def test_lists_made_elsewhere_are_left_alone_without_faiss(monkeypatch, rng):
+    rows = vectors(rng, 1000)
+    banks = [Bank(16, search, 30_000 / GIB) for search in ("auto", "faiss")]
+    for bank in banks:
+        bank.keep(rows)
+        bank._forget()
+        bank.lists._forget()
+    monkeypatch.setattr(inverted_lists, "has_faiss", lambda: False)
+    monkeypatch.setattr("normscan.methods.features.memory.has_faiss", lambda: False)
+    expected = cdist(rows[:9] + 0.1, rows, "sqeuclidean").min(1)[:, None]
+    np.testing.assert_allclose(banks[0].nearest(rows[:9] + 0.1), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ArgumentError, match=r"pip install normscan\[faiss\]"):
+        banks[1].nearest(rows[:9])
+
+
 def test_without_faiss(monkeypatch, rng):
     monkeypatch.setattr(inverted_lists, "has_faiss", lambda: False)
     with pytest.raises(ArgumentError, match=r"pip install normscan\[faiss\]"):

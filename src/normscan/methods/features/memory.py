@@ -75,6 +75,8 @@ class Bank(nn.Module):
         if self._index is None or self._index.bank is not self.vectors:
             # An accelerator that holds the vectors compares them all in less time.
             listed = len(self.lists.rows) > 0 and self.vectors.device.type == "cpu"
+            # A detector made with FAISS also works where it is missing, unless it was asked for.
+            listed = listed and (self.search == "faiss" or has_faiss())
             # A coarse copy would bring half of what lies on disk into memory.
             coarse = self.search != "auto" or not self.stays_mapped("vectors", self.vectors)
             self._index = Neighbours(
