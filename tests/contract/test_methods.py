@@ -29,10 +29,16 @@ from normscan.rng import Rng
 from normscan.training.loop import Trainer
 
 CARDS = load_all()
-PLANE = [pytest.param(m, id=m) for m in CARDS]
-CASES = [pytest.param(m, d, id=f"{m}-{d}d") for m in CARDS for d in CARDS[m].dims]
+# A method's tests go to one worker, which fits its detectors once (``pytest --dist loadgroup``).
+ONE = {m: pytest.mark.xdist_group(m) for m in CARDS}
+PLANE = [pytest.param(m, id=m, marks=ONE[m]) for m in CARDS]
+CASES = [pytest.param(m, d, id=f"{m}-{d}d", marks=ONE[m]) for m in CARDS for d in CARDS[m].dims]
+LEARNT = [
+    pytest.param(m, id=m, marks=ONE[m]) for m in CARDS
+    if CARDS[m].create(**{**CARDS[m].arguments("tiny"), "dims": 2}).phases()
+]  # fmt: skip
 TRAINED = [
-    pytest.param(m, id=m) for m in CARDS
+    pytest.param(m, id=m, marks=ONE[m]) for m in CARDS
     if CARDS[m].regime in ("healthy", "healthy+unlabelled") and CARDS[m].family != "baselines"
 ]  # fmt: skip
 
@@ -43,14 +49,21 @@ SHORT = 6
 
 
 @pytest.fixture(scope="module")
-def fitted(toy):
-    """Detectors trained briefly, one per method, axes and channels."""
+def runs(toy, tmp_path_factory):
+    """Detectors trained briefly and their run folders, one per method, axes and channels."""
 
     @functools.cache
-    def make(method: str, dims: int, channels: int = 1) -> Detector:
-        return detector(method, dims, SHORT).fit(Cohort.read(toy(dims, channels)))
+    def make(method: str, dims: int, channels: int = 1) -> tuple[Detector, Path]:
+        folder = tmp_path_factory.mktemp("run") / "run"
+        return detector(method, dims, SHORT).fit(Cohort.read(toy(dims, channels)), folder), folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def fitted(runs):
+    """The detectors of ``runs``."""
+    return lambda method, dims, channels=1: runs(method, dims, channels)[0]
 
 
 def scans(cohort: Cohort, split: str = "test"):
@@ -248,14 +261,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "method",
-    [m for m in CARDS if CARDS[m].create(**{**CARDS[m].arguments("tiny"), "dims": 2}).phases()],
-)
-def test_resumed_equals_straight(method: str, toy, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("method", LEARNT)
+def test_resumed_equals_straight(method: str, runs, toy, tmp_path: Path, monkeypatch):
     """Killed in the middle of every phase in turn, the run ends as the straight one."""
     cohort = Cohort.read(toy(2))
-    straight = detector(method, 2, SHORT).fit(cohort, tmp_path / "straight")
+    straight, folder = runs(method, 2)
     inner = Trainer._step
     killed: set[tuple[int, int]] = set()
 
@@ -285,7 +295,7 @@ def test_resumed_equals_straight(method: str, toy, tmp_path: Path, monkeypatch):
     ):
         assert torch.equal(a, b), name
     assert straight.scan_threshold.threshold == resumed.scan_threshold.threshold
-    lines = (tmp_path / "straight" / "log.jsonl").read_text().splitlines()
+    lines = (folder / "log.jsonl").read_text().splitlines()
     assert len((tmp_path / "resumed" / "log.jsonl").read_text().splitlines()) == len(lines)
 
 
