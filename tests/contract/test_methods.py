@@ -17,11 +17,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from normscan import storage
-from normscan.cli import build_parser
+from normscan.cli.commands import fit as fit_command
+from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
-from normscan.commands import fit as fit_command
-from normscan.detector import Detector, load
+from normscan.detector import Detector, load, storage
 from normscan.methods.base import Batch, Method
 from normscan.registry import REGIMES, card, load_all
 from normscan.rng import Rng
