@@ -19,9 +19,8 @@ from pathlib import Path
 
 import torch
 
-from normscan import storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
+from normscan.detector import Detector, storage
 from normscan.evaluation import score_cohort, summarise
 from normscan.io import atomic_path
 

@@ -18,10 +18,11 @@ import statistics
 import time
 from pathlib import Path
 
-from normscan import storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
-from normscan.evaluation import _groups, group_column, score_cohort, summarise
+from normscan.detector import Detector, storage
+from normscan.evaluation import score_cohort, summarise
+from normscan.evaluation.scoring import group_column
+from normscan.evaluation.summary import group_metrics
 from normscan.phantom import simulate
 
 METHODS = (
@@ -84,7 +85,7 @@ def run_cell(name: str, method: str, seed: int, work: Path, data: Path, weights:
         "options": {k: v for k, v in options.items() if k != "weights"},
         "metrics": metrics,
         "pixels": pixels,
-        "groups": _groups(scores, group, detector.pixel_threshold) if group else [],
+        "groups": group_metrics(scores, group, detector.pixel_threshold) if group else [],
         "decision": decision,
         "failures": len(scores.failures),
         "n": {str(k): sum(r["label"] == k for r in scores.rows) for k in (0, 1)},

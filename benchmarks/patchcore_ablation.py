@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from normscan import storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
+from normscan.detector import Detector, storage
 from normscan.io import atomic_path
 from normscan.methods.features.memory import PatchCore
 from normscan.metrics.images import image_metrics

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from normscan.cohort import Cohort
+from normscan.detector.storage import write_json
 from normscan.phantom import simulate
 from normscan.quality import Gate, GateBuilder
 from normscan.quality.gate import Profile
 from normscan.scan import Scan
-from normscan.storage import write_json
 
 REAL = (
     "brain_mri_kaggle", "head_ct_kaggle", "chest_xray_kermany_224", "lgg_flair_slices",

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from normscan import cli, commands
+from normscan.cli import commands
+from normscan.cli import main as cli
 from normscan.registry import DETECTOR_KEYS, Card, load_all
 from normscan.scores.postprocess import _STEPS
 from normscan.scores.reductions import reduce_map

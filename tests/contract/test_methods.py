@@ -18,11 +18,10 @@ import pytest
 import torch
 from tests.contract.judging import LEAST, batch, detector, judge
 
-from normscan import storage
-from normscan.cli import build_parser
+from normscan.cli.commands import fit as fit_command
+from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
-from normscan.commands import fit as fit_command
-from normscan.detector import Detector, load
+from normscan.detector import Detector, load, storage
 from normscan.methods.base import Batch
 from normscan.registry import REGIMES, load_all
 from normscan.rng import Rng

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import ArgumentError, ScanError
 from normscan.io import content_hash
 

@@ -14,11 +14,11 @@ import pytest
 from scipy.stats import wilcoxon
 from sklearn.metrics import roc_auc_score
 
-from normscan import storage
 from normscan.benchmark import load, run, targets
 from normscan.benchmark.data import Data
 from normscan.benchmark.runner import make_plan
-from normscan.cli import main
+from normscan.cli.main import main
+from normscan.detector import storage
 from normscan.errors import OutputError
 
 METHODS = ["ae_dense", "hist_threshold_baseline"]

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from scipy import linalg
 from skimage.metrics import structural_similarity
 
-from normscan import load, storage
+from normscan import load
 from normscan.benchmark import run
 from normscan.benchmark.data import Data
 from normscan.benchmark.protocol import parse
 from normscan.benchmark.restorations import quality
 from normscan.cohort import Cohort
+from normscan.detector import storage
 from normscan.networks.backbones import Backbone, import_timm
 
 PROTOCOL = {

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.evaluation import evaluate
 
 TINY = ("--preset", "tiny", "--device", "cpu")

@@ -25,7 +25,7 @@ from tests.malformed import SECRET, Case, Odd
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import NormscanError, ScanError
 from normscan.io import probe, read_scan
 

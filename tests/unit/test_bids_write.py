@@ -13,8 +13,8 @@ from tests.bids_trees import raw_tree, volume
 from normscan.bids import read_bids, write_derivatives, write_group
 from normscan.bids.write import is_done
 from normscan.cohort import CohortRow
+from normscan.detector.finding import Finding
 from normscan.errors import CohortError, OutputError
-from normscan.finding import Finding
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests import dicom_files as D
 from tests import dicom_planes as G
 
 from normscan import Cohort, Scan
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import CohortError, ScanError
 from normscan.io import content_hash, probe
 from normscan.io.dicom import find_series, read_dicom

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from normscan import cli, commands
+from normscan.cli import commands
+from normscan.cli import main as cli
 from normscan.registry import load_all
 from normscan.signatures import DESCRIPTIONS
 

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from tests.planted import head, site
 
 from normscan.decide import ScanThreshold
+from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, CohortError, OutputError, ScanError
-from normscan.finding import Finding
 from normscan.limits import detection_limits
 from normscan.limits.curves import Curve, cells, fit_curve, surfaces
 from normscan.limits.planting import EDGE

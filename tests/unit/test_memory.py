@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.detector import Detector
+from normscan.detector.storage import _plain, check_array
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
@@ -19,7 +20,6 @@ from normscan.methods.features.memory import (
 )
 from normscan.registry import card
 from normscan.rng import Rng
-from normscan.storage import _plain, check_array
 
 
 def adaptive_average(vector, n):

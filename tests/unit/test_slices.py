@@ -207,7 +207,7 @@ def test_a_range_without_slices_is_refused(tmp_path):
 
 
 def test_the_command_writes_a_cohort_of_slices(tmp_path, capsys):
-    from normscan.cli import main
+    from normscan.cli.main import main
 
     cohort(tmp_path)
     out = tmp_path / "slices.csv"

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from normscan import storage
+from normscan.detector import storage
 from normscan.errors import NormscanError
 
 CELL, ERROR, PIXELS = "cell.json", "error.json", "pixels.csv"

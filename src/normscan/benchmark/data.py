@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscan import storage
 from normscan.benchmark.protocol import Part, Protocol, Set
+from normscan.detector import storage
 from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normscan import registry, storage
+from normscan import registry
 from normscan.benchmark.cell import Job, clear, fail, run_job
 from normscan.benchmark.data import Data, MissingDataError, joined, local_sets, prepare_set
 from normscan.benchmark.protocol import Protocol, Set
 from normscan.benchmark.restorations import INDICES
+from normscan.detector import storage
 from normscan.errors import ArgumentError, NormscanError, OutputError, nearest
 from normscan.parallel import THREADS
 from normscan.progress import Progress

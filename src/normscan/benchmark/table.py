@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan import storage
 from normscan.benchmark.cell import CELL, ERROR, PIXELS
 from normscan.benchmark.protocol import Set
 from normscan.benchmark.restorations import INDICES, RESTORATIONS, quality
 from normscan.benchmark.runner import BASELINES, Plan
 from normscan.benchmark.targets import published
+from normscan.detector import storage
 from normscan.metrics.comparisons import holm, rank_methods, wilcoxon
 from normscan.metrics.normative import FORMULAS
 from normscan.metrics.statistics import Statistic, over_seeds, scan_statistic

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from normscan import storage
 from normscan.benchmark.figures import critical_difference
+from normscan.detector import storage
 from normscan.io import atomic_path
 
 DASH = "–"

@@ -12,7 +12,7 @@ from normscan.bids.labels import Rule, label_rows
 from normscan.bids.masks import NO_SCAN, Filters, find_masks, mask_of, matches
 from normscan.bids.names import ANOMALY, BidsFile, Index, differing, index_files, place
 from normscan.bids.tables import Cells, SubjectTables, participants
-from normscan.cohort_table import COLUMNS
+from normscan.cohort.table import COLUMNS
 from normscan.errors import CohortError, nearest
 
 if TYPE_CHECKING:

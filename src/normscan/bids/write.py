@@ -17,7 +17,7 @@ from normscan.io import atomic_path, content_hash, extension, write_map
 
 if TYPE_CHECKING:
     from normscan.cohort import CohortRow
-    from normscan.finding import Finding
+    from normscan.detector.finding import Finding
 
 __all__ = ["Place", "begin_dataset", "write_derivatives", "write_finding", "write_group"]
 

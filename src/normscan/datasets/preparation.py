@@ -60,8 +60,8 @@ def prepare(
             that can be seen), a missing side table.
     """
     from normscan.cohort import Cohort
-    from normscan.cohort_splits import assign_splits
-    from normscan.cohort_table import normalise
+    from normscan.cohort.splits import assign_splits
+    from normscan.cohort.table import normalise
     from normscan.datasets import masks, splits
 
     recipe = load(id)

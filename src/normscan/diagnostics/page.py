@@ -30,7 +30,7 @@ def write(folder: Path, landscapes: Mapping[str, Landscape], about: Mapping[str,
     Raises:
         OutputError: the folder can't be written.
     """
-    from normscan import storage
+    from normscan.detector import storage
 
     values = {"about": dict(about), "landscapes": {k: v.to_dict() for k, v in landscapes.items()}}
     with atomic_path(folder / "pitfalls.png") as temporary:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from normscan import fitting, storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
+from normscan.detector import Detector, fitting, storage
 from normscan.errors import NormscanError
 from normscan.federated.rounds import plan, round_phase, shared_parameters
 from normscan.progress import Progress

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from normscan import storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
+from normscan.detector import Detector, storage
 from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError, nearest
 from normscan.federated.client import Client
 from normscan.progress import Progress

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan import storage
+from normscan.detector import storage
 from normscan.errors import ArgumentError, NormscanError, nearest
 from normscan.io import atomic_path
 from normscan.limits.curves import (

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan import storage
 from normscan.cohort import Cohort
+from normscan.detector import storage
+from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, NormscanError, OutputError
-from normscan.finding import Finding
 from normscan.io import atomic_path
 from normscan.limits.curves import LEVELS
 from normscan.limits.planting import Planted, Site

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from normscan.detector.storage import CHECKPOINT, LOG
 from normscan.errors import NormscanError
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed
-from normscan.storage import CHECKPOINT, LOG
 from normscan.training.checkpoint import cpu_state, load_state, save_state
 from normscan.training.data import Draws, PreparedSet
 

@@ -10,19 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from normscan.benchmark.command import benchmark as benchmark
+from normscan.cli.benchmark import benchmark as benchmark
+from normscan.cli.data import bids as bids
+from normscan.cli.data import cohort as cohort
+from normscan.cli.data import dump
+from normscan.cli.data import preprocess as preprocess
+from normscan.cli.data import steps as steps
+from normscan.cli.datasets import datasets as datasets
+from normscan.cli.diagnostics import pitfalls as pitfalls
+from normscan.cli.federated import federate as federate
+from normscan.cli.statistics import compare as compare
+from normscan.cli.statistics import subgroups as subgroups
 from normscan.cohort import Cohort
-from normscan.commands_data import bids as bids
-from normscan.commands_data import cohort as cohort
-from normscan.commands_data import dump
-from normscan.commands_data import preprocess as preprocess
-from normscan.commands_data import steps as steps
-from normscan.commands_diagnostics import pitfalls as pitfalls
-from normscan.commands_statistics import compare as compare
-from normscan.commands_statistics import subgroups as subgroups
-from normscan.datasets.command import datasets as datasets
 from normscan.errors import NormscanError, OutputError, ScanError
-from normscan.federated.command import federate as federate
 from normscan.progress import Progress
 
 
@@ -82,7 +82,7 @@ def fit(
     from torch import cuda
 
     from normscan.detector import Detector
-    from normscan.storage import DETECTOR
+    from normscan.detector.storage import DETECTOR
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
@@ -135,9 +135,9 @@ def predict(
         overwrite: replace the findings of an earlier prediction.
         force: score scans that the quality gate refuses, too.
     """
-    from normscan.cohort_table import unique_names
+    from normscan.cohort.table import unique_names
     from normscan.detector import load
-    from normscan.storage import check_folder
+    from normscan.detector.storage import check_folder
 
     detector = load(run, device)
     folder = Path(out)
@@ -306,8 +306,8 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     """
     import shutil
 
-    from normscan import evaluation, storage
-    from normscan.detector import Detector
+    from normscan import evaluation
+    from normscan.detector import Detector, storage
     from normscan.phantom import simulate
 
     begun = time.monotonic()

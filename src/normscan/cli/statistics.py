@@ -184,7 +184,7 @@ def _common(tables: list[pd.DataFrame], runs: list[str]) -> tuple[list[pd.DataFr
 
 
 def _names(runs: list[str]) -> list[str]:
-    from normscan.cohort_table import unique_names
+    from normscan.cohort.table import unique_names
 
     return unique_names([str(Path(r).parent if Path(r).name == "evaluation" else r) for r in runs])
 

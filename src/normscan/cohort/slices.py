@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +14,40 @@ from normscan.io.files import check_file
 if TYPE_CHECKING:
     import pandas as pd
 
-    from normscan.cohort import Cohort, CohortRow
+    from normscan.cohort.row import CohortRow
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 def slice_table(
-    cohort: Cohort,
+    scans: Sequence[CohortRow],
+    cells: Sequence[dict[Any, Any]],
     first: int = 0,
     last: int | None = None,
     step: int = 1,
     axis: int = 2,
     progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return a table with one row per slice; see ``Cohort.slices``."""
+    """Return a table with one row per slice; see ``Cohort.slices``.
+
+    Args:
+        scans: the volumes.
+        cells: their cells in the table by column, which the slices inherit.
+        first: number of the first slice.
+        last: number after the last one.
+        step: take every so many.
+        axis: of the file.
+        progress: as in ``Cohort.slices``.
+    """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     flat = 0
-    records = zip(cohort, cohort.table.to_dict("records"), strict=True)
-    for row, cells in progress(list(records), "slices") if progress else records:
+    records = list(zip(scans, cells, strict=True))
+    for row, own in progress(records, "slices") if progress else records:
         try:
-            found = _slices(row, cells, first, last, step, axis)
+            found = _slices(row, own, first, last, step, axis)
         except ScanError as error:
             notes.append(f"Left out: {error}")
             continue
@@ -47,7 +58,7 @@ def slice_table(
     if not rows:
         raise CohortError(
             f"no slice {first} to {'the last' if last is None else last - 1} along axis {axis} in "
-            f"any of the {len(cohort)} scans. {notes[0] if notes else ''}"
+            f"any of the {len(scans)} scans. {notes[0] if notes else ''}"
         )
     return pd.DataFrame(rows), notes
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from normscan import storage
 from normscan.cohort import Cohort
+from normscan.detector import storage
+from normscan.detector.survey import Survey, survey
 from normscan.errors import ArgumentError, CohortError
 from normscan.progress import Progress
 from normscan.quality import Gate
 from normscan.rng import derive_seed
-from normscan.survey import Survey, survey
 from normscan.training.data import PreparedSet, prepare_sets, select_part
 from normscan.training.loop import closed_form, seeded
 from normscan.wrappers import wrap

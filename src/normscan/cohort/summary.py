@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from normscan.errors import ScanError
 from normscan.io import Header, content_hash, probe
 
 if TYPE_CHECKING:
-    from normscan.cohort import Cohort, CohortRow
+    from normscan.cohort.row import CohortRow
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 _LABELS = {0: "healthy", 1: "anomalous", None: "unlabelled"}
@@ -84,19 +84,21 @@ class CohortSummary:
         return "\n".join(lines)
 
 
-def summarise(cohort: Cohort, progress: Progress | None = None) -> CohortSummary:
+def summarise(
+    rows: Sequence[CohortRow], notes: Iterable[str] = (), progress: Progress | None = None
+) -> CohortSummary:
     """Look at every file of a cohort: its header and its hash, not its pixels.
 
     Args:
-        cohort: the cohort.
+        rows: the scans of the cohort.
+        notes: what was decided when it was read.
         progress: wraps the rows and a description, for a progress bar.
     """
-    rows: Iterable[CohortRow] = list(cohort)
     summary = CohortSummary(
-        scans=len(cohort),
-        subjects=int(cohort.table["subject"].nunique()),
-        splits=_splits(list(rows)),
-        notes=list(cohort.notes),
+        scans=len(rows),
+        subjects=len({row.subject for row in rows}),
+        splits=_splits(rows),
+        notes=list(notes),
     )
     headers: list[Header] = []
     hashed: dict[tuple[str, ...], list[CohortRow]] = {}
@@ -132,7 +134,7 @@ def _mask_problem(row: CohortRow, header: Header) -> str:
     return ""
 
 
-def _splits(rows: list[CohortRow]) -> dict[str, dict[str, int]]:
+def _splits(rows: Sequence[CohortRow]) -> dict[str, dict[str, int]]:
     result = {}
     for split in ("train", "val", "test", "extra", ""):
         part = [row for row in rows if row.split == split]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normscan.cohort_dicom import dicom_rows, may_hold_dicom
-from normscan.cohort_table import EXAMPLE
+from normscan.cohort.dicom import dicom_rows, may_hold_dicom
+from normscan.cohort.table import EXAMPLE
 from normscan.errors import CohortError
 from normscan.io.address import split_address
 from normscan.io.files import EXTENSIONS, extension, stem, walk_files

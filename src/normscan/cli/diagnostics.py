@@ -1,4 +1,4 @@
-"""The commands that put scores to the test; see ``normscan.commands``."""
+"""The commands that put scores to the test; see ``normscan.cli.commands``."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def pitfalls(
     """
     import numpy as np
 
-    from normscan import storage
-    from normscan.detector import load
+    from normscan.detector import load, storage
     from normscan.diagnostics import equalized, residual_landscape
     from normscan.diagnostics.images import healthy_images, restoring
     from normscan.diagnostics.page import write

@@ -1,4 +1,4 @@
-"""The commands that look at scans and prepare them; see ``normscan.commands``."""
+"""The commands that look at scans and prepare them; see ``normscan.cli.commands``."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def preprocess(
     """
     from functools import partial
 
+    from normscan.detector.storage import build_preprocess
     from normscan.preprocess.cohort import prepare_cohort
     from normscan.preprocess.pipeline import expanded
-    from normscan.storage import build_preprocess
 
     given = {"preset": preset} | ({} if steps is None else {"steps": steps})
     settings = expanded(given)

@@ -1,4 +1,4 @@
-"""The command line: one command, sub-commands made from the signatures in ``normscan.commands``.
+"""The command line: one command, sub-commands made from the signatures in ``normscan.cli.commands``.
 
 Only the standard library is imported before a sub-command is known, so that ``normscan --help``
 answers at once.
@@ -121,7 +121,7 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
 
 def run(name: str, arguments: list[str]) -> int:
     """Parse the arguments of a command and call it."""
-    from normscan import commands
+    from normscan.cli import commands
 
     function: Callable[..., Any] = getattr(commands, name)
     signature = commands.signature(name)

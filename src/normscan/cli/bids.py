@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscan import __version__
 from normscan.bids.tables import read_json
-from normscan.cli import fail
+from normscan.cli.main import fail
 from normscan.errors import ArgumentError, CohortError, NormscanError, nearest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _participant(options: argparse.Namespace) -> int:
     from normscan.bids.write import begin_dataset, is_done, write_finding
     from normscan.detector import load
-    from normscan.finding import Finding
+    from normscan.detector.finding import Finding
     from normscan.progress import Progress
 
     if not options.detector:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan.cohort_layouts import read_layout
-from normscan.cohort_splits import assign_splits, check_subjects, only_healthy_trains
-from normscan.cohort_summary import CohortSummary, Progress, summarise
-from normscan.cohort_table import (
+from normscan.cohort.layouts import read_layout
+from normscan.cohort.row import CohortRow
+from normscan.cohort.splits import assign_splits, check_subjects, only_healthy_trains
+from normscan.cohort.summary import CohortSummary, Progress, summarise
+from normscan.cohort.table import (
     COLUMNS,
     SPLITS,
     TABLES,
@@ -23,85 +23,10 @@ from normscan.cohort_table import (
     read_table,
     write_table,
 )
-from normscan.errors import ArgumentError, CohortError, ScanError, nearest
-from normscan.io import read_mask, read_scan
-from normscan.scan import Scan
+from normscan.errors import ArgumentError, CohortError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["COLUMNS", "SPLITS", "Cohort", "CohortRow", "CohortSummary"]
-
-
-@dataclass(frozen=True)
-class CohortRow:
-    """One scan of a cohort.
-
-    Attributes:
-        scan: unique name, fit for a file name.
-        subject: who it is of.
-        paths: its file, or one file per channel.
-        channels: names of the channels, or an empty tuple where the file names them.
-        label: 0 healthy, 1 anomalous, None unknown.
-        mask: lesion mask, or None.
-        foreground: mask of the anatomy, or None.
-        split: train, val, test, extra or an empty string.
-        site: where it was taken, or an empty string.
-        columns: the free columns (age, sex, scanner, ...).
-        missing: channels of the cohort that this scan has no file for.
-    """
-
-    scan: str
-    subject: str
-    paths: tuple[Path, ...]
-    channels: tuple[str, ...] = ()
-    label: int | None = None
-    mask: Path | None = None
-    foreground: Path | None = None
-    split: str = ""
-    site: str = ""
-    columns: dict[str, Any] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
-
-    def load(self) -> Scan:
-        """Read the scan.
-
-        Raises:
-            ScanError: as ``read_scan`` does; a channel without a file.
-        """
-        if self.missing:
-            raise ScanError(
-                f"{self.paths[0]}: the scan '{self.scan}' has no file for the channel "
-                f"{' and '.join(self.missing)}. Fill its path_{self.missing[0]}, or drop the scan."
-            )
-        if self.channels:
-            return read_scan(self.paths, channels=self.channels)
-        return read_scan(self.paths[0])
-
-    def load_mask(self, scan: Scan) -> np.ndarray | None:
-        """Read the lesion mask as booleans on the grid of the scan.
-
-        A healthy scan without a mask has no lesion: all False. None where nobody knows.
-
-        Raises:
-            ScanError: as ``read_mask`` does.
-        """
-        if self.mask is not None:
-            return read_mask(self.mask, scan)
-        return np.zeros(scan.shape, dtype=bool) if self.label == 0 else None
-
-    def load_foreground(self, scan: Scan) -> np.ndarray | None:
-        """Read the foreground mask as booleans, or None where there is no file.
-
-        Raises:
-            ScanError: as ``read_mask`` does; a mask without any foreground.
-        """
-        if self.foreground is None:
-            return None
-        mask = read_mask(self.foreground, scan)
-        if not mask.any():
-            raise ScanError(f"{self.foreground}: the foreground mask is empty. Drop it or mend it.")
-        return mask
 
 
 class Cohort:
@@ -343,9 +268,10 @@ class Cohort:
                 f"slices first={first}, last={last}, step={step}, axis={axis}: count from 0, with a "
                 "last above the first, a step of 1 or more, and axis 0, 1 or 2."
             )
-        from normscan.cohort_slices import slice_table
+        from normscan.cohort.slices import slice_table
 
-        table, notes = slice_table(self, first, last, step, axis, progress)
+        cells = self.table.to_dict("records")
+        table, notes = slice_table(list(self), cells, first, last, step, axis, progress)
         table = normalise(table, "The slices")
         more = only_healthy_trains(table)
         return self._of(table, self.root, [*self.notes, *notes, *more])
@@ -374,7 +300,7 @@ class Cohort:
         Args:
             progress: ``progress(iterable, description)`` gives the iterable back with a bar.
         """
-        return summarise(self, progress)
+        return summarise(list(self), self.notes, progress)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as CSV, TSV or Parquet, with paths relative to its folder.

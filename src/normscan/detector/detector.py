@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from normscan import fitting, registry, storage
+from normscan import registry
 from normscan.cohort import Cohort, CohortRow
 from normscan.decide import PixelThreshold, ScanThreshold
+from normscan.detector import fitting, storage
+from normscan.detector.finding import Finding
+from normscan.detector.prediction import Predictor, Stitched
 from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError, ScanError
-from normscan.finding import Finding
 from normscan.methods.base import Method
-from normscan.prediction import Predictor, Stitched
 from normscan.preprocess import Prepared
 from normscan.preprocess.pipeline import expanded
 from normscan.preprocess.samples import Preparation
