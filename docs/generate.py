@@ -1,6 +1,7 @@
 """Write the reference pages that come from the code, methods and command line, to docs/methods/.
 
-With --readme, also fill the block of methods in README.md.
+With --readme, also fill the block of methods in README.md; with --index, write the index of methods
+that the command line reads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from normscan.cli import commands
+from normscan import registry
+from normscan.cli import commands, help
 from normscan.cli import main as cli
 from normscan.registry import DETECTOR_KEYS, Card, load_all
 from normscan.scores.postprocess import _STEPS
@@ -234,6 +236,14 @@ def filled_readme(text: str, cards: Mapping[str, Card]) -> str:
     return f"{head}{begin}\n\n{readme_block(cards)}\n\n{end}{tail}"
 
 
+def index_text() -> str:
+    """Return the index of methods that the command line reads."""
+    made = help.build_index(
+        lambda card, preset: cli.build_parser("fit", commands.fit, card, preset)
+    )
+    return help.written(made)
+
+
 def pages() -> dict[str, str]:
     """Return the text of every generated page by its path below ``docs/methods``."""
     cards = load_all()
@@ -249,7 +259,12 @@ def main() -> int:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--readme", action="store_true", help="also fill the table in README.md")
+    parser.add_argument("--index", action="store_true", help="only write the index of methods")
     arguments = parser.parse_args()
+    if arguments.index:
+        registry.INDEX.write_text(index_text(), encoding="utf-8")
+        print(f"{len(load_all())} methods in {registry.INDEX.relative_to(DOCS.parent)}")
+        return 0
     folder = DOCS / "methods"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.errors import ArgumentError, nearest
@@ -24,6 +27,8 @@ REGIMES = (
     "zero-shot",
     "few-shot",
 )
+
+INDEX = Path(__file__).parent / "methods" / "index.json"
 
 # Keys that a preset may set beside the method's own arguments: they belong to the detector.
 DETECTOR_KEYS = ("preprocess", "postprocess", "reduction", "wrappers")
@@ -175,12 +180,30 @@ def load_all() -> dict[str, Card]:
     return dict(sorted(_CARDS.items()))
 
 
+@functools.cache
+def index() -> dict[str, Any]:
+    """What is known of the methods without importing them; ``docs/generate.py --index`` writes it.
+
+    Returns:
+        ``fit``: the options of that command, and ``methods``: by id the module, family, regime,
+        dims, paper, presets and summary of each, its options, and what presets change of them. An
+        option is its flags, metavar and help.
+    """
+    found: dict[str, Any] = json.loads(INDEX.read_text(encoding="utf-8"))
+    return found
+
+
 def card(id: str) -> Card:
-    """Return the card of a method.
+    """Return the card of a method; only its own module is imported.
 
     Raises:
         ArgumentError: no such method; names the nearest one.
     """
+    known = index()["methods"]
+    if id not in _CARDS and id in known:
+        importlib.import_module(known[id]["module"])
+    if id in _CARDS:
+        return _CARDS[id]
     cards = load_all()
     if id not in cards:
         raise ArgumentError(

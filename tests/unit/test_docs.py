@@ -6,11 +6,13 @@ import importlib.util
 import inspect
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from normscan import registry
 from normscan.cli import commands
 from normscan.cli import main as cli
 from normscan.registry import load_all
@@ -84,6 +86,25 @@ def test_readme_lists_the_methods(generator):
     assert generator.filled_readme(text, CARDS) == text, (
         "the table of methods in README.md is old: run `python docs/generate.py --readme`"
     )
+
+
+def test_the_index_of_methods_is_current(generator):
+    assert registry.INDEX.read_text(encoding="utf-8") == generator.index_text(), (
+        "the index of methods is old: run `python docs/generate.py --index`"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["methods", "--json"], ["fit", "--help"], ["fit", "vae", "--help"]]
+)
+def test_methods_are_told_without_importing_them(arguments: list[str]):
+    lines = ["import sys", "from normscan.cli.main import main", f"assert main({arguments}) == 0"]
+    lines += ["heavy = {'torch', 'pandas', 'jsonargparse'} & set(sys.modules)", "assert not heavy"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vae" in done.stdout
 
 
 @pytest.mark.parametrize("method", CARDS)

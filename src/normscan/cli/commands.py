@@ -13,7 +13,6 @@ from typing import Any, Literal
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
-from normscan.cli.data import dump
 from normscan.cli.data import preprocess as preprocess
 from normscan.cli.data import steps as steps
 from normscan.cli.datasets import datasets as datasets
@@ -269,31 +268,9 @@ def methods(json: bool = False) -> None:
     Args:
         json: print JSON for machines.
     """
-    from normscan.registry import load_all
+    from normscan.cli import help
 
-    rows = [
-        {
-            "id": card.id,
-            "family": card.family,
-            "regime": card.regime,
-            "dims": list(card.dims),
-            "paper": card.paper,
-            "presets": [p for p in card.presets if p != "tiny"],
-            "summary": card.summary,
-        }
-        for card in load_all().values()
-    ]
-    if json:
-        print(dump(rows))
-        return
-    columns = ("id", "family", "regime", "dims", "paper")
-    table = [columns] + [
-        tuple(", ".join(map(str, r[c])) if c == "dims" else str(r[c]) for c in columns)  # type: ignore[call-overload]
-        for r in rows
-    ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+    print(help.methods(json))
 
 
 def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:

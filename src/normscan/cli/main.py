@@ -121,6 +121,9 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
 
 def run(name: str, arguments: list[str]) -> int:
     """Parse the arguments of a command and call it."""
+    if (text := _at_once(name, arguments)) is not None:
+        print(text)
+        return 0
     from normscan.cli import commands
 
     function: Callable[..., Any] = getattr(commands, name)
@@ -141,18 +144,27 @@ def run(name: str, arguments: list[str]) -> int:
     return 0
 
 
+def _at_once(name: str, arguments: list[str]) -> str | None:
+    """Return what can be said of methods without importing them, or None."""
+    asked = bool({"-h", "--help"} & set(arguments))
+    if name == "methods" and set(arguments) <= {"--json", "--json=true"}:
+        from normscan.cli import help
+
+        return help.methods(bool(arguments))
+    if name == "fit" and asked:
+        from normscan.cli import help
+
+        if arguments[0].startswith("-"):
+            return help.method_list()
+        return help.method_help(arguments[0], _preset(arguments))
+    return None
+
+
 def _method(arguments: list[str]) -> tuple[Card, list[str]]:
-    """Take the method's id off the front; help without one lists what there is."""
+    """Take the method's id off the front."""
     from normscan import registry
 
     if not arguments or arguments[0].startswith("-"):
-        cards = registry.load_all()
-        asked = any(a in ("-h", "--help") for a in arguments)
-        text = "usage: normscan fit METHOD --cohort COHORT --out FOLDER [options]\n\nmethods:\n"
-        text += "\n".join(f"  {id:<26}{card.summary}" for id, card in cards.items())
-        if asked:
-            print(text + "\n\n`normscan fit METHOD --help` lists all options.")
-            raise SystemExit(0)
         raise NormscanError("name a method first: normscan fit METHOD --cohort C --out RUN.")
     return registry.card(arguments[0]), arguments[1:]
 
