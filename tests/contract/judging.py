@@ -28,10 +28,20 @@ AS_THEY_ARE = {"scaling": "none", "crop": "none"}
 # Margin of AUROC that a verdict must keep in every run of ``margins.csv``.
 LEAST = 0.03
 
-# Maps that by their definition show some kinds only, and why.
+# Kinds of lesions that a method's map can show by its definition, where it isn't all of them.
+POSITIVE = "its residual is positive where a lesion is brighter than healthy tissue, else nothing"
 SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
-    "bayesian_skip_ae": (("bright",), "positive residual"),
-    "healthy_anatomy_ae": (("bright",), "positive residual"),
+    "bayesian_skip_ae": (("bright",), POSITIVE),
+    "feddis": (("bright",), POSITIVE),
+    "healthy_anatomy_ae": (("bright",), POSITIVE),
+    "scale_space_ae": (("bright",), POSITIVE),
+    "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
+    "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
+}
+
+# Methods whose image score is judged instead of the map, and why.
+BY_SCAN: dict[str, str] = {
+    "fae": "structure of the features is what an untrained restoration lacks, and edges have most",
 }
 
 
@@ -70,16 +80,19 @@ def batch(det: Detector, n: int = 3, seed: int = 0) -> Batch:
     return Batch(image, foreground, Rng([seed + i for i in range(n)]), torch.full((n,), 0.5))
 
 
-def quality(det: Detector, test: Cohort, kinds: Sequence[Kind] = KINDS) -> float:
-    """Mean AUROC of pixels (of scans where there is no map) over the kinds of lesions.
+def quality(
+    det: Detector, test: Cohort, kinds: Sequence[Kind] = KINDS, by_scan: bool = False
+) -> float:
+    """Mean AUROC over the kinds of lesions: of pixels, or of scans by their score.
 
-    Each kind's lesions stand against the healthy foreground of all test scans.
+    Each kind's lesions stand against the healthy foreground of all test scans, and each kind's
+    scans against the healthy scans.
     """
     inside: dict[str, list[np.ndarray]] = defaultdict(list)
     outside = []
     for row, finding in det.predict_cohort(test, details=True):
         kind = row.columns.get("kind")
-        if finding.map is None:
+        if finding.map is None or by_scan:
             (inside[kind] if row.label else outside).append(np.array([finding.score]))
             continue
         mask = row.load_mask(finding.scan)
@@ -102,8 +115,9 @@ def judge(method: str, cohort: Cohort, seed: int = 0) -> Verdict:
     """
     test = cohort.part("test")
     kinds = SHOWS[method][0] if method in SHOWS else KINDS
+    by_scan = method in BY_SCAN
     det = detector(method, 2, seed=seed).fit(cohort)
-    trained = quality(det, test, kinds)
+    trained = quality(det, test, kinds, by_scan)
     before = []
     for other in range(3):
         with torch.random.fork_rng():
@@ -113,6 +127,6 @@ def judge(method: str, cohort: Cohort, seed: int = 0) -> Verdict:
             noise = [dataclasses.replace(batch(det, 8, s), rng=Rng(s)) for s in range(3)]
             untrained.fit(iter(noise))
         det.method = untrained
-        before.append(quality(det, test, kinds))
-    mean_image = quality(detector("mean_image", 2).fit(cohort), test, kinds)
+        before.append(quality(det, test, kinds, by_scan))
+    mean_image = quality(detector("mean_image", 2).fit(cohort), test, kinds, by_scan)
     return Verdict(trained, float(np.median(before)), mean_image)

@@ -102,7 +102,7 @@ class FastAnoGAN(Method):
         },
     },
     tiny={
-        "size": 32, "width": 4, "latent": 16, "gan_steps": 80, "encoder_steps": 150,
+        "size": 16, "width": 8, "latent": 16, "gan_steps": 150, "encoder_steps": 200,
         "batch_size": 8, "critic_turns": 2, "gan_lr": 1e-3, "encoder_lr": 2e-3,
     },
 )  # fmt: skip

@@ -112,8 +112,8 @@ class ConstrainedAdversarial(Method):
     postprocess=("foreground",),
     preprocess=ARTICLE_SCALE,
     tiny={
-        "size": 32, "design": "baur", "width": 16, "latent": 16, "warmup_turns": (4, 1),
-        "turns": (4, 1), "warmup_steps": 2, "steps": 75, "lr": 2e-3, "batch_size": 16,
+        "size": 32, "design": "baur", "width": 16, "latent": 16, "warmup_turns": (2, 1),
+        "turns": (2, 1), "warmup_steps": 2, "steps": 100, "lr": 2e-3, "batch_size": 16,
         "preprocess": {"steps": [], "scaling": "none"},
     },
 )  # fmt: skip
