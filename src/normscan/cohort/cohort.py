@@ -295,7 +295,7 @@ class Cohort:
             )
 
     def summary(self, progress: Progress | None = None) -> CohortSummary:
-        """Look at every file (header and hash, no pixels) and count what is there.
+        """Look at every file (header and hash, pixels of lesion masks alone) and count what is there.
 
         Args:
             progress: ``progress(iterable, description)`` gives the iterable back with a bar.

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.errors import ScanError
-from normscan.io import Header, content_hash, probe
+from normscan.io import Header, MaskReport, content_hash, probe
+from normscan.io.address import split_address
+from normscan.io.read import load_mask_array
 
 if TYPE_CHECKING:
     from normscan.cohort.row import CohortRow
@@ -87,7 +90,7 @@ class CohortSummary:
 def summarise(
     rows: Sequence[CohortRow], notes: Iterable[str] = (), progress: Progress | None = None
 ) -> CohortSummary:
-    """Look at every file of a cohort: its header and its hash, not its pixels.
+    """Look at every file of a cohort: its header, its hash and its lesion mask, no other pixels.
 
     Args:
         rows: the scans of the cohort.
@@ -100,6 +103,7 @@ def summarise(
         splits=_splits(rows),
         notes=list(notes),
     )
+    masks, report = set[Path](), MaskReport()
     headers: list[Header] = []
     hashed: dict[tuple[str, ...], list[CohortRow]] = {}
     for row in progress(rows, "looking at the files") if progress else rows:
@@ -114,11 +118,26 @@ def summarise(
         count = sum(h.channels for h in found) if len(found) > 1 else first.channels
         headers.append(Header(first.shape, count, first.dtype, first.spacing))
         reason = _mask_problem(row, first)
+        if not reason and row.mask is not None:
+            reason = _look_at_mask(split_address(row.mask)[0], masks, report)
         if reason:
             summary.unreadable.append((row.scan, reason))
+    summary.notes += report.notes()
     _describe(summary, headers)
     summary.duplicates = _duplicates(hashed)
     return summary
+
+
+def _look_at_mask(path: Path, seen: set[Path], report: MaskReport) -> str:
+    """Find what kind of mask a file is, once for all slices of it; return what is wrong with it."""
+    if path in seen:
+        return ""
+    seen.add(path)
+    try:
+        load_mask_array(path, report=report)
+    except ScanError as error:
+        return str(error)
+    return ""
 
 
 def _mask_problem(row: CohortRow, header: Header) -> str:

@@ -2,6 +2,7 @@
 
 from normscan.io.atomic import atomic_path
 from normscan.io.files import EXTENSIONS, Header, extension, stem
+from normscan.io.masks import MaskReport
 from normscan.io.read import content_hash, probe, read_mask, read_scan
 from normscan.io.write import MAP_EXTENSIONS, write_map
 
@@ -9,6 +10,7 @@ __all__ = [
     "EXTENSIONS",
     "MAP_EXTENSIONS",
     "Header",
+    "MaskReport",
     "atomic_path",
     "content_hash",
     "extension",

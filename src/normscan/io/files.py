@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import re
@@ -25,6 +26,8 @@ RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 ARRAY_EXTENSIONS = (".npy", ".npz")
 EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + ARRAY_EXTENSIONS
+
+_ENDS = 4096  # bytes at either end of a file that tell it from another
 
 # What an address (``normscan.io.address``) holds behind the name of its file.
 _FRAGMENT = re.compile(r"#(series|frame|slice|axis)=[^#/]*$")
@@ -258,6 +261,23 @@ def is_bare_dicom(head: bytes) -> bool:
         if len(following) == 4 and first < struct.unpack(order + "HH", following) < (0x20, 0):
             return True
     return False
+
+
+def identity(path: Path) -> str:
+    """Return what changes when a file is changed or replaced, even by one of its size and time.
+
+    Size, times (that of the last change of the inode can't be set back), inode, and a hash of the
+    first and last bytes, which for a gzip file hold the checksum of its content.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        state = os.fstat(file.fileno())
+        head = file.read(_ENDS)
+        file.seek(max(0, state.st_size - _ENDS))
+        ends = hashlib.sha256(head + file.read(_ENDS)).hexdigest()
+    return f"{state.st_size}:{state.st_mtime_ns}:{state.st_ctime_ns}:{state.st_ino}:{ends}"
 
 
 def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:

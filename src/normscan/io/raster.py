@@ -78,6 +78,20 @@ def probe_raster(path: Path, kind: str) -> Header:
     return Header((height, width), channels, dtype, None)
 
 
+def read_palette(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the (H, W) indices and (n, 3) colours of a palette picture, None of any other."""
+    from PIL import Image
+
+    with decoding(path, kind), Image.open(path, formats=FORMATS) as image:
+        check_size(path, (*image.size, len(image.getbands())))
+        if image.mode not in ("P", "PA"):
+            return None
+        colours = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        indices = np.asarray(image)
+        turned = _orientation(image)
+    return orient(indices if indices.ndim == 2 else indices[..., 0], turned), colours
+
+
 def _dtype(mode: str) -> str:
     names = {"1": "bool", "I": "int32", "F": "float32"}
     return names.get(mode, "uint16" if mode.startswith("I;16") else "uint8")

@@ -14,14 +14,19 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.address import split_address, whole_number
-from normscan.io.files import EXTENSIONS, Decoded, Header, check_file, extension, sniff
+from normscan.io.files import (
+    EXTENSIONS,
+    Decoded,
+    Header,
+    check_file,
+    extension,
+    identity,
+    sniff,
+)
+from normscan.io.masks import MaskReport, MaskRule, coloured, indexed, mask_rule, upright
 from normscan.scan import Scan
 
 PathLike = str | os.PathLike[str]
-
-# Integer masks up to here are label maps (1 = oedema, 2 = core, ...): every label is lesion.
-# Brighter pictures are drawings whose borders may be smoothed.
-LARGEST_LABEL = 31
 
 
 def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | None = None) -> Scan:
@@ -58,29 +63,40 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
     return _named(_stack(scans), channels) if len(scans) > 1 else _named(scans[0], channels)
 
 
-def read_mask(path: PathLike, like: Scan) -> np.ndarray:
+def read_mask(
+    path: PathLike, like: Scan, threshold: float = 0.5, report: MaskReport | None = None
+) -> np.ndarray:
     """Read a lesion or foreground mask.
 
-    What counts as inside: every value above 0 of a NIfTI with whole numbers and of a label map
-    (whole numbers up to 31); above 127 in a JPEG, whose compression leaves traces in the
-    background; in all other pictures and in probability maps, above half of the maximum. Of a
-    colour mask the brightest channel counts. An empty mask is fine.
+    What it is, its content says, whatever the format and for a slice as for its whole file:
+
+    - a *label map* holds whole numbers, up to rounding (1.00002): every value above 0.5 is inside,
+      of many instances and of greys in steps (85, 170, 255) too. Of a palette the index counts, and
+      0 is the background, white as well as black, unless the picture shows otherwise;
+    - a *probability map* holds 0 to 1, or runs smoothly over 0..255: above ``threshold``;
+    - a *drawing* has pens of one grey with smooth or, in a JPEG, blurred borders: above half of the
+      faintest pen.
+
+    Of a colour mask the brightest channel counts, on white paper what is not white. An empty mask is
+    fine.
 
     Args:
         path: the mask.
         like: the scan it belongs to.
+        threshold: of probability maps.
+        report: counts what the mask was taken for.
 
     Returns:
         Boolean array of the shape ``like.shape``.
 
     Raises:
         ScanError: unreadable file, another shape than the scan, another affine (NIfTI beside
-            NIfTI, more than a tenth of a voxel), negative values.
+            NIfTI, more than a tenth of a voxel), negative values, values that are neither labels
+            nor probabilities.
     """
     file, chosen = split_address(path)
     kind = check_file(file)
-    decoded = _decode_at(file, kind, chosen)
-    values = decoded.data.max(axis=0)
+    decoded, values = _mask_values(file, kind, chosen)
     if values.shape != like.shape:
         raise ScanError(
             f"{file}: the mask has the shape {values.shape}, its scan {like.source or like.name} "
@@ -94,21 +110,80 @@ def read_mask(path: PathLike, like: Scan) -> np.ndarray:
                 f"{file}: the mask lies up to {off:.2g} voxels away from its scan "
                 f"{like.source or like.name}: their affines differ. Resample the mask to the scan."
             )
-    if float(values.min()) < 0:
-        raise ScanError(f"{file}: a mask with negative values. Save 0 outside and 1 inside.")
-    return _binarise(values, kind, file if chosen else None)
+    return _cut(file, kind, chosen, decoded, values, threshold, report)
 
 
-def _binarise(values: np.ndarray, kind: str, cut_from: Path | None = None) -> np.ndarray:
-    if kind == "JPEG":
-        return values > 127
-    highest = float(values.max())
-    labels = highest <= LARGEST_LABEL or "NIfTI" in kind
-    if labels and np.array_equal(values, np.round(values)):
-        return values > 0
-    if cut_from is not None:  # half of the maximum of the volume, not of this slice
-        highest = float(_decode(cut_from, kind).data.max())
-    return values > highest / 2
+def load_mask_array(
+    path: PathLike, threshold: float = 0.5, report: MaskReport | None = None
+) -> np.ndarray:
+    """Read a mask without its scan, as booleans; see ``read_mask`` for what counts as inside.
+
+    Raises:
+        ScanError: unreadable file, no mask.
+    """
+    file, chosen = split_address(path)
+    kind = check_file(file)
+    decoded, values = _mask_values(file, kind, chosen)
+    return _cut(file, kind, chosen, decoded, values, threshold, report)
+
+
+def _mask_values(path: Path, kind: str, chosen: dict[str, str]) -> tuple[Decoded, np.ndarray]:
+    """Decode a mask; the values have the background as 0, whatever its colour."""
+    decoded = _decode_at(path, kind, chosen)
+    numbers = _mask_numbers(path, kind)
+    if numbers is not None:
+        numbers = numbers.astype(np.float32)
+        if "slice" in chosen:
+            from normscan.io.volumes import take
+
+            place = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
+            numbers, _ = take(numbers, np.eye(4), *place, path)
+        return decoded, numbers
+    data = decoded.data
+    colour = decoded.channels == ("red", "green", "blue") and data.ndim == 3
+    return decoded, coloured(data) if colour else data.max(axis=0)
+
+
+def _mask_numbers(path: Path, kind: str) -> np.ndarray | None:
+    """Return what a palette or white-is-zero picture stores, None of others."""
+    if kind in ("PNG", "BMP"):
+        from normscan.io.raster import read_palette
+
+        found = read_palette(path, kind)
+        return None if found is None else indexed(*found)
+    if kind == "TIFF":
+        from normscan.io.tiff import read_indices
+
+        told = read_indices(path)
+        if told is not None:
+            numbers, colours, top = told
+            return upright(numbers, top) if colours is None else indexed(numbers, colours)
+    return None
+
+
+def _cut(
+    file: Path,
+    kind: str,
+    chosen: dict[str, str],
+    decoded: Decoded,
+    values: np.ndarray,
+    threshold: float,
+    report: MaskReport | None,
+) -> np.ndarray:
+    if chosen:  # a slice alone doesn't tell what the file is
+        rule = _rule_of_file(file, kind, threshold, identity(file))
+    else:
+        rule = mask_rule(values, file, threshold, decoded.dtype, kind == "JPEG")
+    inside = rule.inside(values)
+    if report is not None:
+        report.add(file, rule, inside)
+    return inside
+
+
+@lru_cache(maxsize=256)
+def _rule_of_file(path: Path, kind: str, threshold: float, known: str) -> MaskRule:
+    decoded, values = _mask_values(path, kind, {})
+    return mask_rule(values, path, threshold, decoded.dtype, kind == "JPEG")
 
 
 def probe(path: PathLike) -> Header:
@@ -153,13 +228,13 @@ def content_hash(path: PathLike) -> str:
     """
     file, chosen = split_address(path)
     try:
-        state = file.stat()
+        file.stat()
         if file.is_dir() or ("series" in chosen and is_dicom(file)):
             from normscan.io.dicom import hash_dicom
 
             digest = hash_dicom(file, **_selected(file, chosen))
         else:
-            digest = _file_hash(file, state.st_size, state.st_mtime_ns)
+            digest = _file_hash(file, identity(file))
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
     if not chosen:
@@ -168,21 +243,10 @@ def content_hash(path: PathLike) -> str:
 
 
 @lru_cache(maxsize=256)
-def _file_hash(path: Path, size: int, changed: int) -> str:
+def _file_hash(path: Path, known: str) -> str:
     """Hash a file once, however many of its slices are asked for."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_mask_array(path: PathLike) -> np.ndarray:
-    """Read a mask without its scan, as booleans; see ``read_mask`` for what counts as inside.
-
-    Raises:
-        ScanError: unreadable file.
-    """
-    file, chosen = split_address(path)
-    kind = check_file(file)
-    return _binarise(_decode_at(file, kind, chosen).data.max(axis=0), kind)
 
 
 def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:

@@ -94,21 +94,21 @@ def read_tiff(path: Path) -> Decoded:
     return Decoded(as_float32(data, path), names, plan.dtype, affine, extra)
 
 
-def read_indices(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the numbers a mask stores, before any palette or white-is-zero.
+def read_indices(path: Path) -> tuple[np.ndarray, np.ndarray | None, int] | None:
+    """Return the numbers that a mask stores, where a scan would be shown through something else.
 
     Returns:
-        (H, W) or (pages, H, W) of them, and of a palette its (n, 3) colours of 0..255; of a
-        white-is-zero file a palette of the two ends. For other files the palette is None and the
-        numbers are not to be used.
+        (H, W) or (pages, H, W) numbers; the (n, 3) colours of a palette, None of white-is-zero; the
+        largest number that can be. None of all other files.
     """
+    import tifffile
+
+    with decoding(path, "TIFF"), tifffile.TiffFile(path) as tif:
+        if int(_planned(tif, path).photometric) not in (PALETTE, MINISWHITE):
+            return None
     plan, values = _unpacked(path)
-    if plan.photometric not in (PALETTE, MINISWHITE):
-        return values, None
     numbers = orient(_channels_first(values, plan), plan.orientation)[0]
-    if plan.photometric == PALETTE:
-        return numbers, plan.palette
-    return numbers, np.array([[255] * 3, [0] * 3], np.uint8)
+    return numbers, plan.palette, 2 ** (plan.bits - (values.dtype.kind == "i")) - 1
 
 
 def probe_tiff(path: Path) -> Header:
