@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normscan.cohort.delimited import read_cells
 from normscan.errors import CohortError, nearest
 from normscan.io.files import stem
 
@@ -26,7 +27,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV, TSV or Parquet file; every cell as text, empty cells as ``""``.
 
     Raises:
-        CohortError: another format, a damaged file, another separator or encoding, no rows.
+        CohortError: another format, a damaged file, another encoding, what ``read_cells`` refuses.
     """
     import pandas as pd
 
@@ -37,14 +38,7 @@ def read_table(path: Path) -> pd.DataFrame:
             texts = {name: [_text(v) for v in table[name]] for name in table.columns}
             table = pd.DataFrame(texts, dtype=object)
         elif suffix in TABLES:
-            table = pd.read_csv(
-                path,
-                sep="\t" if suffix == ".tsv" else ",",
-                dtype=object,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                index_col=False,
-            )
+            table = pd.DataFrame(read_cells(path), dtype=object)
         else:
             raise CohortError(f"{path}: a table is one of {', '.join(TABLES)}, not '{suffix}'.")
     except CohortError:
@@ -55,8 +49,6 @@ def read_table(path: Path) -> pd.DataFrame:
         reason = (str(error).strip().split("\n") or [repr(error)])[0][:200]
         raise CohortError(f"{path}: is no readable {suffix} table ({reason}).") from error
     table.columns = [str(name).strip() for name in table.columns]
-    if len(table.columns) == 1 and any(mark in table.columns[0] for mark in ";\t"):
-        raise CohortError(f"{path}: the columns are separated by ';' or tabs. Save with commas.")
     return table
 
 

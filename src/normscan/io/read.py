@@ -19,6 +19,7 @@ from normscan.io.files import (
     Decoded,
     Header,
     check_file,
+    check_spacing,
     extension,
     identity,
     sniff,
@@ -171,7 +172,7 @@ def _cut(
     report: MaskReport | None,
 ) -> np.ndarray:
     if chosen:  # a slice alone doesn't tell what the file is
-        rule = _rule_of_file(file, kind, threshold, identity(file))
+        rule = _rule_of_file(file, kind, threshold, identity(file), "stack" in chosen)
     else:
         rule = mask_rule(values, file, threshold, decoded.dtype, kind == "JPEG")
     inside = rule.inside(values)
@@ -181,8 +182,8 @@ def _cut(
 
 
 @lru_cache(maxsize=256)
-def _rule_of_file(path: Path, kind: str, threshold: float, known: str) -> MaskRule:
-    decoded, values = _mask_values(path, kind, {})
+def _rule_of_file(path: Path, kind: str, threshold: float, known: str, stack: bool) -> MaskRule:
+    decoded, values = _mask_values(path, kind, {"stack": "1"} if stack else {})
     return mask_rule(values, path, threshold, decoded.dtype, kind == "JPEG")
 
 
@@ -196,6 +197,12 @@ def probe(path: PathLike) -> Header:
     file, chosen = split_address(path)
     if "slice" in chosen:
         return _cut_header(probe(_without_slice(path)), whole_number(file, chosen, "axis", 2))
+    header = _probed(file, chosen)
+    check_spacing(file, header.spacing, header.shape)
+    return header
+
+
+def _probed(file: Path, chosen: dict[str, str]) -> Header:
     if is_dicom(file):
         from normscan.io.dicom import probe_dicom
 
@@ -212,7 +219,7 @@ def probe(path: PathLike) -> Header:
     if kind in ("NumPy array", "zip archive"):
         from normscan.io.arrays import probe_array
 
-        return probe_array(file)
+        return probe_array(file, "stack" in chosen)
     from normscan.io.raster import probe_raster
 
     return probe_raster(file, kind)
@@ -259,7 +266,7 @@ def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> f
     return float(distance.max() / max(smallest, 1e-12))
 
 
-def _decode(path: Path, kind: str) -> Decoded:
+def _decode(path: Path, kind: str, stack: bool = False) -> Decoded:
     if kind == "DICOM file":
         raise ScanError(f"{path}: a mask as DICOM isn't read. Save it as NIfTI or PNG.")
     if "NIfTI" in kind:
@@ -273,7 +280,7 @@ def _decode(path: Path, kind: str) -> Decoded:
     if kind in ("NumPy array", "zip archive"):
         from normscan.io.arrays import read_array
 
-        return read_array(path)
+        return read_array(path, stack)
     from normscan.io.raster import read_raster
 
     return read_raster(path, kind)
@@ -281,17 +288,22 @@ def _decode(path: Path, kind: str) -> Decoded:
 
 def _decode_at(path: Path, kind: str, chosen: dict[str, str]) -> Decoded:
     """Decode a file, or the slice of it that its address chose."""
-    if "series" in chosen or "frame" in chosen:
-        raise ScanError(f"{path}: is no DICOM, so #series= and #frame= select nothing in it.")
+    if {"series", "frame", "repetition"} & set(chosen):
+        raise ScanError(
+            f"{path}: is no DICOM, so #series=, #frame= and #repetition= select nothing in it."
+        )
+    stack = "stack" in chosen
+    if stack and kind not in ("NumPy array", "zip archive"):
+        raise ScanError(f"{path}: #stack= is for arrays (.npy, .npz). Leave it out.")
     if "slice" not in chosen:
-        return _decode(path, kind)
+        return _decode(path, kind, stack)
     from normscan.io.volumes import open_volume, take
 
     index, axis = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
     volume = open_volume(path)
     if volume is not None:
         return volume.slice(index, axis)
-    whole = _decode(path, kind)
+    whole = _decode(path, kind, stack)
     affine = np.eye(4) if whole.affine is None else whole.affine
     planes = [take(channel, affine, index, axis, path) for channel in whole.data]
     data = np.stack([plane for plane, _ in planes])
@@ -317,7 +329,9 @@ def _read_one(address: PathLike) -> Scan:
     if affine is None:
         affine = Scan.from_array(data[0]).affine
     source = Path(address)
-    return Scan(data, affine, decoded.channels, source, decoded.dtype, dict(decoded.extra))
+    scan = Scan(data, affine, decoded.channels, source, decoded.dtype, dict(decoded.extra))
+    check_spacing(path, scan.spacing, scan.shape)
+    return scan
 
 
 def _refuse_constant(data: np.ndarray, path: Path) -> None:
@@ -352,6 +366,7 @@ def _read_dicom(address: PathLike, path: Path, chosen: dict[str, str]) -> Scan:
     from normscan.io.dicom import read_dicom
 
     scan = replace(read_dicom(path, **_selected(path, chosen)), source=Path(address))
+    check_spacing(path, scan.spacing, scan.shape)
     if "slice" in chosen:
         from normscan.io.volumes import take
 
