@@ -236,7 +236,7 @@ def content_hash(path: PathLike) -> str:
     file, chosen = split_address(path)
     try:
         file.stat()
-        if file.is_dir() or ("series" in chosen and is_dicom(file)):
+        if file.is_dir() or ({"series", "repetition"} & set(chosen) and is_dicom(file)):
             from normscan.io.dicom import hash_dicom
 
             digest = hash_dicom(file, **_selected(file, chosen))
@@ -359,7 +359,8 @@ def is_dicom(path: Path) -> bool:
 def _selected(path: Path, chosen: dict[str, str]) -> dict[str, Any]:
     """Return the selectors of a DICOM address as the arguments of its reader."""
     frame = whole_number(path, chosen, "frame") if "frame" in chosen else None
-    return {"series": chosen.get("series"), "frame": frame}
+    repetition = whole_number(path, chosen, "repetition") if "repetition" in chosen else None
+    return {"series": chosen.get("series"), "frame": frame, "repetition": repetition}
 
 
 def _read_dicom(address: PathLike, path: Path, chosen: dict[str, str]) -> Scan:

@@ -30,6 +30,7 @@ def read_dicom(
     path: PathLike | Sequence[PathLike],
     series: str | int | None = None,
     frame: int | None = None,
+    repetition: int | None = None,
 ) -> Scan:
     """Read a DICOM series as one scan.
 
@@ -51,6 +52,7 @@ def read_dicom(
             Series Number or a Series Instance UID.
         frame: which frame of a multi-frame file, from 0. Frames that lie in space make a volume
             without it; frames of a clip need it.
+        repetition: which of several volumes of a series that only time or order tells apart, from 1.
 
     Returns:
         The scan, with ``Scan.series``.
@@ -60,7 +62,8 @@ def read_dicom(
             contradictory files, an unknown compression. No message holds a patient's identity.
     """
     where = _where(path)
-    info = choose(find_series(path), path if isinstance(path, str | os.PathLike) else where, series)
+    named = path if isinstance(path, str | os.PathLike) else where
+    info = choose(find_series(path), named, series, repetition)
     planes = _chosen(info, frame, where)
     first = planes[0]
     layout = _layout(planes, where)
@@ -89,11 +92,15 @@ def read_dicom(
 
 
 def probe_dicom(
-    path: PathLike | Sequence[PathLike], series: str | int | None = None, frame: int | None = None
+    path: PathLike | Sequence[PathLike],
+    series: str | int | None = None,
+    frame: int | None = None,
+    repetition: int | None = None,
 ) -> Header:
     """Return what ``read_dicom`` would give, from the headers alone; errors as there."""
     where = _where(path)
-    info = choose(find_series(path), path if isinstance(path, str | os.PathLike) else where, series)
+    named = path if isinstance(path, str | os.PathLike) else where
+    info = choose(find_series(path), named, series, repetition)
     planes = _chosen(info, frame, where)
     layout = _layout(planes, where)
     file = planes[0].file
@@ -104,9 +111,14 @@ def probe_dicom(
     return Header((file.rows, file.columns), file.samples, file.dtype, spacing)
 
 
-def hash_dicom(path: PathLike, series: str | int | None = None, frame: int | None = None) -> str:
+def hash_dicom(
+    path: PathLike,
+    series: str | int | None = None,
+    frame: int | None = None,
+    repetition: int | None = None,
+) -> str:
     """Return a SHA-256 over the files of a series, whatever their names and order."""
-    info = choose(find_series(path), path, series)
+    info = choose(find_series(path), path, series, repetition)
     digests = set()
     for source in {p.file.source for p in info.planes}:
         with parsing(source), source.open() as file:
@@ -273,7 +285,7 @@ def _series(
         shape=size,
         affine=RASTER_AFFINE,
         steps=np.zeros(0),
-        frame_of_reference=next(iter(frames), ""),
+        frame_of_reference=min(frames, default=""),
         lossy=any(p.file.lossy for p in planes),
         inverted=inverted,
         window=shown,
