@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io import read_mask, read_scan
+from normscan.io import MaskReport, read_mask, read_scan
 from normscan.scan import Scan
 
 
@@ -58,16 +58,23 @@ class CohortRow:
             return read_scan(self.paths, channels=self.channels)
         return read_scan(self.paths[0])
 
-    def load_mask(self, scan: Scan) -> np.ndarray | None:
+    def load_mask(
+        self, scan: Scan, threshold: float = 0.5, report: MaskReport | None = None
+    ) -> np.ndarray | None:
         """Read the lesion mask as booleans on the grid of the scan.
 
         A healthy scan without a mask has no lesion: all False. None where nobody knows.
+
+        Args:
+            scan: whose grid it is.
+            threshold: of a probability map.
+            report: counts what the mask was taken for.
 
         Raises:
             ScanError: as ``read_mask`` does.
         """
         if self.mask is not None:
-            return read_mask(self.mask, scan)
+            return read_mask(self.mask, scan, threshold, report)
         return np.zeros(scan.shape, dtype=bool) if self.label == 0 else None
 
     def load_foreground(self, scan: Scan) -> np.ndarray | None:

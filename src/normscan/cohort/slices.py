@@ -10,6 +10,7 @@ import numpy as np
 
 from normscan.errors import CohortError, ScanError
 from normscan.io.files import check_file
+from normscan.io.masks import MaskReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,11 +44,11 @@ def slice_table(
 
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    flat = 0
+    flat, report = 0, MaskReport()
     records = list(zip(scans, cells, strict=True))
     for row, own in progress(records, "slices") if progress else records:
         try:
-            found = _slices(row, own, first, last, step, axis)
+            found = _slices(row, own, first, last, step, axis, report)
         except ScanError as error:
             notes.append(f"Left out: {error}")
             continue
@@ -60,11 +61,17 @@ def slice_table(
             f"no slice {first} to {'the last' if last is None else last - 1} along axis {axis} in "
             f"any of the {len(scans)} scans. {notes[0] if notes else ''}"
         )
-    return pd.DataFrame(rows), notes
+    return pd.DataFrame(rows), [*notes, *report.notes()]
 
 
 def _slices(
-    row: CohortRow, cells: dict[Any, Any], first: int, last: int | None, step: int, axis: int
+    row: CohortRow,
+    cells: dict[Any, Any],
+    first: int,
+    last: int | None,
+    step: int,
+    axis: int,
+    report: MaskReport,
 ) -> list[dict[str, Any]]:
     from normscan.io import probe
 
@@ -72,7 +79,7 @@ def _slices(
     if len(shape) != 3:
         return []
     numbers = range(first, shape[axis] if last is None else min(last, shape[axis]), step)
-    lesioned = None if row.mask is None else _lesioned(row.mask, axis)
+    lesioned = None if row.mask is None else _lesioned(row.mask, axis, report)
     made = []
     for k in numbers:
         one = {**cells, "scan": f"{row.scan}_slice{k:03d}", "slice": k}
@@ -88,12 +95,12 @@ def _slices(
     return made
 
 
-def _lesioned(mask: Path, axis: int) -> np.ndarray:
+def _lesioned(mask: Path, axis: int, report: MaskReport) -> np.ndarray:
     """Tell for each slice whether its mask shows a lesion."""
     from normscan.io.read import load_mask_array
 
     check_file(mask)
-    values = load_mask_array(mask)
+    values = load_mask_array(mask, report=report)
     if values.ndim != 3:
         raise ScanError(f"{mask}: the mask has {values.ndim} axes, its scan is a volume.")
     others = tuple(a for a in range(3) if a != axis)

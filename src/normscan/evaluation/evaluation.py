@@ -75,6 +75,8 @@ def evaluate(
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
+        for note in scores.masks.notes():
+            bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
@@ -115,7 +117,11 @@ def _results(
         },
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cohort": {"split": split, "counts": _counts(cohort), "notes": list(cohort.notes)},
+        "cohort": {
+            "split": split,
+            "counts": _counts(cohort),
+            "notes": list(dict.fromkeys([*cohort.notes, *scores.masks.notes()])),
+        },
         "metrics": metrics,
         "decision": {
             "threshold": threshold.threshold,

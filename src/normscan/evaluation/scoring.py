@@ -11,6 +11,7 @@ from normscan.cohort import Cohort, CohortRow
 from normscan.detector import Detector
 from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
+from normscan.io import MaskReport
 from normscan.metrics import PixelScores
 from normscan.metrics.segmentation import SegmentationScores
 from normscan.progress import Progress
@@ -31,10 +32,11 @@ class Scores:
     groups: dict[str, PixelScores] = field(default_factory=dict)
     masked: int = 0
     unmasked: int = 0
+    masks: MaskReport = field(default_factory=MaskReport)
 
     def add(self, row: CohortRow, finding: Finding, region: Region, group: str | None) -> None:
         """Take in one scan, or nothing of it if its mask is bad."""
-        mask = row.load_mask(finding.scan)
+        mask = row.load_mask(finding.scan, report=self.masks)
         self.rows.append(
             {
                 "scan": row.scan,

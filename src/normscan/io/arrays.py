@@ -27,8 +27,8 @@ def read_array(path: Path, stack: bool = False) -> Decoded:
 
     A .npy holds (H, W), (H, W, 3 or 4) colours of 8 or 16 bits, or (D, H, W); with ``stack`` three
     axes are a volume even where the last has a length of 3 or 4. A .npz holds ``image`` of that
-    shape and optionally ``spacing`` (mm per axis) or ``affine`` (4 x 4), and ``channels`` (names), with which ``image``
-    has a channel axis in front.
+    shape and optionally ``spacing`` (mm per axis) or ``affine`` (4 x 4), and ``channels`` (names),
+    with which ``image`` has a channel axis in front.
 
     Raises:
         ScanError: damaged file, missing key, wrong number of axes, text or objects.

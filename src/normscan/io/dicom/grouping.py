@@ -14,7 +14,15 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.dicom.instance import PROJECTIONS, Instance, describe
-from normscan.io.dicom.mending import JOINED, named, own_frames, rejoined, without_doubles
+from normscan.io.dicom.mending import (
+    JOINED,
+    named,
+    own_frames,
+    rejoined,
+    repeated,
+    unseparated,
+    without_doubles,
+)
 from normscan.io.dicom.scales import mixed_scales
 from normscan.io.dicom.source import PathLike, Source, find_sources, looks_like_dicom
 
@@ -291,9 +299,9 @@ def _volumes(uid: str, block: list[Plane]) -> list[SeriesInfo]:
     parts = _split(block, "")
     if parts is None:
         block, notes = without_doubles(block, _places(block))
-        parts = _split(block, "") or _repeated(block)
+        parts = _split(block, "") or repeated(block, _places(block))
     if parts is None:
-        reason = reason or _unseparated(block)
+        reason = reason or unseparated(block, _places(block))
         return [_info(uid, block, "volume", reason)]
     made = []
     for planes, split in parts:
@@ -313,34 +321,6 @@ def _scales(planes: list[Plane]) -> tuple[str, list[str]]:
         return "", []
     scales = [p.file.scales[p.frame] for p in planes]
     return mixed_scales(scales, [named(p) for p in planes], planes[0].file.modality)
-
-
-def _repeated(block: list[Plane]) -> list[tuple[list[Plane], str]] | None:
-    """Part planes that stand equally often at each place by their instance numbers."""
-    places = _grouped(zip(_places(block), block, strict=True), lambda pair: int(pair[0])).values()
-    stacks = [
-        sorted((p for _, p in some), key=lambda p: (p.file.order, p.frame)) for some in places
-    ]
-    count = len(stacks[0])
-    told = all(len({(p.file.order, p.frame) for p in some}) == len(some) for some in stacks)
-    if count < 2 or not told or any(len(some) != count for some in stacks):
-        return None
-    return [([some[n] for some in stacks], f"repetition {n + 1}") for n in range(count)]
-
-
-def _unseparated(block: list[Plane]) -> str:
-    """Say how many images stand at the place of another, and name two."""
-    places = _places(block)
-    first: dict[int, Plane] = {}
-    doubles = [
-        (first[n], p) for n, p in zip(places, block, strict=True) if first.setdefault(n, p) is not p
-    ]
-    one, two = doubles[0]
-    return (
-        "several images lie at one place and no tag known here tells them apart: "
-        f"{len(doubles)} of {len(block)}, for example {named(two)} at the place of {named(one)} "
-        "with other pixels"
-    )
 
 
 def _places(planes: list[Plane]) -> np.ndarray:
@@ -429,8 +409,9 @@ def _info(
     first = planes[0].file
     if kind == "volume" and len(planes) == 1:
         kind = "picture"
+    own = uid if uid.startswith(JOINED) else first.series or uid
     return SeriesInfo(
-        label="", uid=uid if uid.startswith(JOINED) else first.series or uid, number=first.number, modality=first.modality,
+        label="", uid=own, number=first.number, modality=first.modality,
         images=first.frames if kind == "clip" else len(planes), size=(first.rows, first.columns),
         kind=kind, reason=reason, split=split, subject=first.subject,
         files=tuple(sorted({p.file.source.path for p in planes})), planes=tuple(planes),

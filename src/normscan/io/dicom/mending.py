@@ -167,3 +167,33 @@ def _digest(plane: Plane) -> str:
     except (ScanError, OSError):
         return ""
     return hashlib.sha256(np.ascontiguousarray(picture.values).tobytes()).hexdigest()
+
+
+def repeated(planes: Sequence[Plane], places: np.ndarray) -> list[tuple[list[Plane], str]] | None:
+    """Part planes that stand equally often at each place by their instance numbers.
+
+    Returns:
+        The planes of each repetition and its name; None where the numbers don't tell.
+    """
+    at: dict[int, list[Plane]] = defaultdict(list)
+    for place, plane in zip(places, planes, strict=True):
+        at[int(place)].append(plane)
+    stacks = [sorted(some, key=lambda p: (p.file.order, p.frame)) for some in at.values()]
+    count = len(stacks[0])
+    told = all(len({(p.file.order, p.frame) for p in some}) == len(some) for some in stacks)
+    if count < 2 or not told or any(len(some) != count for some in stacks):
+        return None
+    return [([some[n] for some in stacks], f"repetition {n + 1}") for n in range(count)]
+
+
+def unseparated(planes: Sequence[Plane], places: np.ndarray) -> str:
+    """Say how many images stand at the place of another, and name two."""
+    first: dict[int, Plane] = {}
+    pairs = [(first.setdefault(int(n), p), p) for n, p in zip(places, planes, strict=True)]
+    doubles = [(one, two) for one, two in pairs if one is not two]
+    one, two = doubles[0]
+    return (
+        "several images lie at one place and no tag known here tells them apart: "
+        f"{len(doubles)} of {len(planes)}, for example {named(two)} at the place of {named(one)} "
+        "with other pixels"
+    )
