@@ -141,12 +141,12 @@ def main() -> None:
         if card.regime in ("healthy", "healthy+unlabelled") and card.family != "baselines"
     ]  # fmt: skip
     methods = sys.argv[1:] or trained
-    kept = []
+    found, kept = measured(methods), []
     if STORED.exists():
         with STORED.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if r["method"] not in methods]
-    kept = [row for row in kept if row["method"] in trained]
-    write(sorted(kept + measured(methods), key=lambda row: row["method"]))
+            kept = [r for r in csv.DictReader(file) if r["method"] in trained]
+    kept = [row for row in kept if row["method"] not in methods]
+    write(sorted(kept + found, key=lambda row: row["method"]))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from normscan.methods.schedule import Schedule, phase
 
 Corruption = Callable[[Batch], Tensor]
 Residual = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Batch], dict[str, Tensor]]
 
 
 def absolute(x: Tensor, restored: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class Reconstruction(Method):
     def __init__(
         self,
         network: nn.Module,
-        loss: Callable[[Tensor, Batch], dict[str, Tensor]],
+        loss: Loss,
         residual: Residual,
         training: Schedule | Callable[[nn.Module], list[Phase]],
         corrupt: Corruption | None = None,
@@ -82,5 +83,9 @@ class Reconstruction(Method):
         restored = self.network(x)
         if self._masked:
             restored = torch.where(batch.foreground, restored, x)
+        return self.compared(x, restored)
+
+    def compared(self, x: Tensor, restored: Tensor) -> Maps:
+        """The map of an image and its restoration, both in the network's scale."""
         shown = (restored + 1) / 2 if self._centred else restored
         return Maps(map=self._residual(x, restored), reconstruction=shown)

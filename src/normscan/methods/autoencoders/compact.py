@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
-from normscan.methods.autoencoders.plain import LAPTOP_POSTPROCESS, mean_squared
+from normscan.methods.autoencoders.plain import (
+    LAPTOP_POSTPROCESS,
+    ConstrainedReconstruction,
+    mean_squared,
+)
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, squared
 from normscan.methods.schedule import Schedule, phase, schedule
-from normscan.networks.autoencoder import CompactAutoencoder
+from normscan.networks.autoencoder import CompactAutoencoder, Head
 from normscan.networks.backbones import Backbone
 from normscan.networks.memory import Memory, MemoryAutoencoder, attention_entropy
 from normscan.objectives.losses import heteroscedastic
@@ -22,8 +26,30 @@ from normscan.objectives.perceptual import RelativePerceptual
 from normscan.objectives.similarity import ssim_map, ssim_residual
 from normscan.registry import register
 from normscan.scores.residuals import normalised_squared
+from normscan.signatures import Options
 
-TRAINING = schedule(lr=1e-3, batch_size=64, epochs=250)
+
+class Compact(Schedule):
+    """What these methods share: the network's arguments and those of ``schedule``."""
+
+    size: int
+    latent: int
+    width: int
+    hidden: int
+
+
+_TRAINING = schedule(lr=1e-3, batch_size=64, epochs=250)
+COMPACT = Options(
+    get_type_hints(Compact),
+    {"size": 64, "latent": 16, "width": 16, "hidden": 1024, **_TRAINING.defaults},
+    {
+        "size": "pixels along each axis, a power of two times 4.",
+        "latent": "numbers in the code.",
+        "width": "channels of the first convolution.",
+        "hidden": "width of the hidden linear layers.",
+        **_TRAINING.descriptions,
+    },
+)
 LAPTOP = {
     "hidden": 256,
     "steps": 600,
@@ -32,7 +58,20 @@ LAPTOP = {
     "postprocess": LAPTOP_POSTPROCESS,
     "preprocess": {"scaling": "median"},
 }
+# What is cut to 0..1 can't be restored above 1.
+UNIT = {"limit": 1.0}
 TINY = {"size": 32, "hidden": 64, "steps": 200, "lr": 3e-3, "batch_size": 16}
+
+
+def compact_network(
+    dims: int, channels: int, family: Compact, heads: int = 1, head: Head = "dense",
+    outputs: int | None = None,
+) -> CompactAutoencoder:  # fmt: skip
+    """Return the family's encoder and decoder for its shared arguments."""
+    return CompactAutoencoder(
+        dims, channels, family["size"], family["latent"], heads, family["width"],
+        family["hidden"], head, outputs,
+    )  # fmt: skip
 
 
 def latent_elbow(errors: Mapping[int, float]) -> int:
@@ -74,16 +113,12 @@ def latent_elbow(errors: Mapping[int, float]) -> int:
     presets={"laptop": LAPTOP},
     reduction="mean",
     tiny=TINY,
-    options=TRAINING,
+    options=COMPACT,
 )
 def small_latent_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 1024,
-    **training: Unpack[Schedule],
+    **family: Unpack[Compact],
 ) -> Method:
     """Autoencoder with as short a code as healthy images allow.
 
@@ -93,13 +128,73 @@ def small_latent_autoencoder(
     32 on Brain Tumor, 16 on the images and 8 on the pixels of BraTS. The default 16 is the common
     point of their studies. ``normscan.methods.autoencoders.compact.latent_elbow`` chooses a length
     from healthy validation errors alone.
+    """
+    network = compact_network(dims, channels, family)
+    return Reconstruction(network, mean_squared, squared, family, centred=True)
+
+
+@register(
+    "ae_spatial_compact",
+    paper="Cai 2025",
+    dims=(2, 3),
+    presets={"laptop": {**LAPTOP, "latent": 4}},
+    reduction="mean",
+    tiny={**TINY, "latent": 2},
+    options=COMPACT,
+)
+def compact_spatial_autoencoder(
+    dims: int = 2, channels: int = 1, **family: Unpack[Compact]
+) -> Method:
+    """Autoencoder with a spatial code of 4 x 4 positions.
+
+    The spatial form of Cai et al., Medical Image Analysis 2025: the linear layers of ``ae4ad`` are
+    1x1 convolutions without bias, so the code has 4 x 4 x 16 numbers; the squared error. The form
+    of Baur et al. 2021 is ``ae_spatial``. ``laptop`` has 4 x 4 x 4 numbers.
 
     Args:
-        size: pixels along each axis, a power of two times 4.
-        hidden: width of the hidden linear layers.
+        latent: channels of the code.
     """
-    network = CompactAutoencoder(dims, channels, size, latent, 1, width, hidden)
-    return Reconstruction(network, mean_squared, squared, training, centred=True)
+    network = compact_network(dims, channels, family, head="spatial")
+    return Reconstruction(network, mean_squared, squared, family, centred=True)
+
+
+class SecondPass(ConstrainedReconstruction):
+    """A restoration passes the network as an image does, and moves its running statistics."""
+
+    network: CompactAutoencoder
+
+    def again(self, restored: Tensor) -> Tensor:
+        (code,) = self.network.encode(restored)
+        with torch.no_grad():
+            self.network.expand(code)
+        return code
+
+
+@register(
+    "constrained_ae_compact",
+    paper="Chen 2018; Cai 2025",
+    dims=(2, 3),
+    presets={"laptop": LAPTOP},
+    reduction="mean",
+    tiny=TINY,
+    options=COMPACT,
+)
+def compact_constrained_autoencoder(
+    dims: int = 2, channels: int = 1, code_weight: float = 1.0, **family: Unpack[Compact]
+) -> Method:
+    """Autoencoder with a short code, which the restoration must share.
+
+    The constrained form of Cai et al., Medical Image Analysis 2025: the network and the squared
+    error of ``ae4ad`` plus the mean squared distance of the codes of image and restoration, with
+    gradients through both. The restoration is encoded as the release does: up to the decoder's
+    hidden layer, moving all running statistics on the way. The form of Baur et al. 2021 is
+    ``constrained_ae``.
+
+    Args:
+        code_weight: weight of the distance of the codes.
+    """
+    network = compact_network(dims, channels, family)
+    return SecondPass(network, squared, family, code_weight, centred=True)
 
 
 class MemoryReconstruction(Reconstruction):
@@ -125,19 +220,15 @@ class MemoryReconstruction(Reconstruction):
     presets={"laptop": LAPTOP},
     reduction="mean",
     tiny=TINY,
-    options=TRAINING,
+    options=COMPACT,
 )
 def memory_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 1024,
     slots: int = 25,
     shrink: float = 0.0025,
     entropy_weight: float = 2e-4,
-    **training: Unpack[Schedule],
+    **family: Unpack[Compact],
 ) -> Method:
     """Autoencoder that restores from a memory of healthy codes.
 
@@ -148,15 +239,13 @@ def memory_autoencoder(
     cosine addressing, 2000 slots) is not offered.
 
     Args:
-        size: pixels along each axis, a power of two times 4.
-        hidden: width of the hidden linear layers.
         slots: vectors in the memory.
         shrink: weight below which a vector isn't used; 0 as in Cai et al. 2022.
         entropy_weight: weight of the entropy of the mixture.
     """
-    coder = CompactAutoencoder(dims, channels, size, latent, 1, width, hidden)
-    network = MemoryAutoencoder(coder, Memory(slots, latent, shrink))
-    return MemoryReconstruction(network, entropy_weight, training)
+    coder = compact_network(dims, channels, family)
+    network = MemoryAutoencoder(coder, Memory(slots, family["latent"], shrink))
+    return MemoryReconstruction(network, entropy_weight, family)
 
 
 def _unit(centred: Tensor, clamp: bool = False) -> Tensor:
@@ -169,35 +258,34 @@ def _unit(centred: Tensor, clamp: bool = False) -> Tensor:
     "ae_ssim",
     paper="Bergmann 2019; Cai 2025",
     dims=(2, 3),
-    presets={"code": {"clamp": "always"}, "medianomaly": {"clamp": "always"}, "laptop": LAPTOP},
+    presets={"code": {"clamp": "always"}, "laptop": LAPTOP},
+    preprocess=UNIT,
     reduction="mean",
     # The toy is to be judged by how far the map stands out, which SSIM evens out by design.
     tiny={**TINY, "window": 5, "data_range": 10.0},
-    options=TRAINING,
+    options=COMPACT,
 )
 def ssim_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 1024,
     window: int = 11,
     data_range: float = 1.0,
     clamp: Literal["test", "always"] = "test",
-    **training: Unpack[Schedule],
+    **family: Unpack[Compact],
 ) -> Method:
     """Autoencoder trained and scored with structural similarity.
 
     Bergmann et al., VISAPP 2019, with the network of Cai et al., Medical Image Analysis 2025: the
     loss is 1 - SSIM (Gaussian window of 11 pixels, deviation 1.5, range 1), and so is the map, whose
     inner part, where the window fits, is stretched over the image. The image score is the mean of
-    the stretched map; the released code takes it before. A restoration outside 0..1 that is clamped
-    gets no gradient, so in training nothing is clamped; ``code`` does it as the released code.
+    the stretched map.
+
+    Departures:
+        clamp: the release cuts image and restoration to 0..1 in training too, where what is cut
+            gets no gradient; ``code`` does so, ``paper`` cuts at test only.
 
     Args:
         size: pixels along each axis, a power of two times 4, not below ``window``.
-        hidden: width of the hidden linear layers.
         window: side of the window of SSIM in pixels, odd.
         data_range: of the images by which SSIM judges what is faint; 1 for values in 0..1.
         clamp: whether image and restoration are cut to 0..1 at ``test`` only or ``always``.
@@ -211,8 +299,8 @@ def ssim_autoencoder(
     def residual(x: Tensor, restored: Tensor) -> Tensor:
         return ssim_residual(_unit(x, True), _unit(restored, True), **options)
 
-    network = CompactAutoencoder(dims, channels, size, latent, 1, width, hidden)
-    return Reconstruction(network, loss, residual, training, centred=True)
+    network = compact_network(dims, channels, family)
+    return Reconstruction(network, loss, residual, family, centred=True)
 
 
 @register(
@@ -220,7 +308,6 @@ def ssim_autoencoder(
     paper="Shvetsova 2021; Cai 2025",
     presets={
         "code": {"spread": "variance"},
-        "medianomaly": {"spread": "variance"},
         "laptop": {**LAPTOP, "backbone": "resnet18.tv_in1k", "tap": "layer2"},
     },
     reduction="mean",
@@ -231,20 +318,16 @@ def ssim_autoencoder(
         "weights": "random",
         "steps": 100,
     },
-    options=TRAINING,
+    options=COMPACT,
 )
 def perceptual_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 1024,
     backbone: str = "vgg19.tv_in1k",
     tap: str = "features.22",
     weights: str = "hub",
     spread: Literal["std", "variance"] = "std",
-    **training: Unpack[Schedule],
+    **family: Unpack[Compact],
 ) -> Method:
     """Autoencoder trained and scored with the relative perceptual L1 distance.
 
@@ -259,8 +342,6 @@ def perceptual_autoencoder(
     Args:
         dims: spatial axes, 2.
         channels: of the image, 1 or 3; grey is repeated.
-        size: pixels along each axis, a power of two times 4.
-        hidden: width of the hidden linear layers.
         backbone: timm name with the tag of its weights.
         tap: stage, or layer of a network in a row, whose features are compared.
         spread: what features are divided by, ``std`` or ``variance``.
@@ -275,9 +356,9 @@ def perceptual_autoencoder(
 
     def phases(network: nn.Module) -> list[Phase]:
         # The statistics have no parameters; as part of the player they know that it trains.
-        return [phase([network, distance.statistics], training)]
+        return [phase([network, distance.statistics], family)]
 
-    network = CompactAutoencoder(dims, channels, size, latent, 1, width, hidden)
+    network = compact_network(dims, channels, family)
     method = Reconstruction(network, loss, residual, phases, centred=True)
     method.add_module("distance", distance)
     return method
@@ -320,16 +401,12 @@ def _likelihood(output: Tensor, batch: Batch) -> dict[str, Tensor]:
     presets={"medianomaly": {"hidden": 1024, "lr": 1e-3, "beta1": 0.9}, "laptop": LAPTOP},
     reduction="mean",
     tiny=TINY,
-    options=TRAINING(lr=5e-4, beta1=0.5),
+    options=COMPACT(lr=5e-4, beta1=0.5, hidden=2048),
 )
 def uncertainty_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 2048,
-    **training: Unpack[Schedule],
+    **family: Unpack[Compact],
 ) -> Method:
     """Autoencoder that predicts how far each pixel may be off.
 
@@ -338,12 +415,6 @@ def uncertainty_autoencoder(
     edges, where healthy images are hard to restore, count less. Cutting s to -10..10 is our choice.
     The uncertainty that is returned is the variance, for images in -1..1. ``medianomaly`` has the
     width and the schedule of Cai et al. 2025.
-
-    Args:
-        size: pixels along each axis, a power of two times 4.
-        hidden: width of the hidden linear layers.
     """
-    network = CompactAutoencoder(
-        dims, channels, size, latent, 1, width, hidden, outputs=2 * channels
-    )
-    return UncertaintyReconstruction(network, training)
+    network = compact_network(dims, channels, family, outputs=2 * channels)
+    return UncertaintyReconstruction(network, family)

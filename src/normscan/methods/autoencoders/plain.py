@@ -1,39 +1,26 @@
-"""Autoencoders of the comparative studies: dense, spatial and constrained code."""
+"""Autoencoders of the comparative study of Baur et al. 2021: dense, spatial and constrained code."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Literal, Unpack
+from typing import Unpack, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Method
-from normscan.methods.reconstruction import Reconstruction, absolute, squared
+from normscan.methods.reconstruction import Reconstruction, Residual, positive
 from normscan.methods.schedule import Schedule, schedule
 from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder, Head, Norm
 from normscan.networks.norms import kept_statistics
 from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
+from normscan.signatures import Options
 
-Design = Literal["baur", "compact"]
-
-# The comparative study (Baur 2021) erodes the brain by 12 of its 128 pixels; scaled with the size.
-BAUR_POSTPROCESS = ("erode=12", "median=5")
-BAUR_TRAINING = schedule(lr=1e-4, beta1=0.5, batch_size=8, epochs=1000, patience=5)
+# The study erodes the brain by 12 of its 128 pixels; scaled with the size.
+POSTPROCESS = ("erode=12", "median=5")
 LAPTOP_POSTPROCESS = ("erode=2", "median=3")
-MEDIANOMALY = {
-    "design": "compact",
-    "size": 64,
-    "latent": 16,
-    "lr": 1e-3,
-    "beta1": 0.9,
-    "batch_size": 64,
-    "epochs": 250,
-    "patience": None,
-    "postprocess": (),
-    "reduction": "mean",
-}
+PREPROCESS = {"percentile": 99.8}
+CODE = {"norm": "affine"}
 LAPTOP = {
     "size": 64,
     "width": 16,
@@ -58,17 +45,46 @@ TINY = {
 }
 
 
-def build_network(
-    design: Design, dims: int, channels: int, size: int, latent: int, heads: int, width: int,
-    dropout: float, norm: Norm, head: Head = "dense", smallest: int = 8,
-) -> BaurAutoencoder | CompactAutoencoder:  # fmt: skip
-    """Return the encoder and decoder of one of the two comparative studies."""
-    if design == "baur":
-        return BaurAutoencoder(
-            dims, channels, size, latent, heads, width, dropout, norm, head, smallest
-        )
-    # Its first layer has half the channels of the other design's.
-    return CompactAutoencoder(dims, channels, size, latent, heads, width // 2, head=head)
+class Baur(Schedule):
+    """What the study's methods share: the network's arguments and those of ``schedule``."""
+
+    size: int
+    latent: int
+    width: int
+    dropout: float
+    norm: Norm
+
+
+_TRAINING = schedule(lr=1e-4, beta1=0.5, batch_size=8, epochs=1000, patience=5)
+BAUR = Options(
+    get_type_hints(Baur),
+    {
+        "size": 128,
+        "latent": 128,
+        "width": 32,
+        "dropout": 0.2,
+        "norm": "batch",
+        **_TRAINING.defaults,
+    },
+    {
+        "size": "pixels along each axis, a power of two times 8.",
+        "latent": "numbers in the code.",
+        "width": "channels of the first convolution.",
+        "dropout": "share of the features that are dropped in training, after the linear layers.",
+        "norm": "``batch``, or ``affine`` for a learned scale and shift only.",
+        **_TRAINING.descriptions,
+    },
+)
+
+
+def baur_network(
+    dims: int, channels: int, study: Baur, heads: int = 1, head: Head = "dense", smallest: int = 8
+) -> BaurAutoencoder:
+    """Return the study's encoder and decoder for its shared arguments."""
+    return BaurAutoencoder(
+        dims, channels, study["size"], study["latent"], heads, study["width"], study["dropout"],
+        study["norm"], head, smallest,
+    )  # fmt: skip
 
 
 def mean_squared(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -81,99 +97,64 @@ def absolute_sum(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {"l1": per_image_sum((restored - batch.image).abs())}
 
 
-def restoring(
-    network: BaurAutoencoder | CompactAutoencoder, design: Design, training: Schedule
-) -> Method:
-    """Return the method with the loss and the residual of one of the two comparative studies."""
-    if design == "compact":
-        return Reconstruction(network, mean_squared, squared, training, centred=True)
-    return Reconstruction(network, absolute_sum, absolute, training)
-
-
 @register(
     "ae_dense",
     paper="Baur 2021",
     dims=(2, 3),
-    presets={"code": {"norm": "affine"}, "medianomaly": MEDIANOMALY, "laptop": LAPTOP},
-    postprocess=BAUR_POSTPROCESS,
+    presets={"code": CODE, "laptop": LAPTOP},
+    postprocess=POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=PREPROCESS,
     tiny={**TINY, "width": 8, "steps": 500},
-    options=BAUR_TRAINING,
+    options=BAUR,
 )
-def dense_autoencoder(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 128,
-    width: int = 32,
-    dropout: float = 0.2,
-    norm: Norm = "batch",
-    **training: Unpack[Schedule],
-) -> Method:
+def dense_autoencoder(dims: int = 2, channels: int = 1, **study: Unpack[Baur]) -> Method:
     """Autoencoder with a dense code.
 
-    Baur et al., Medical Image Analysis 2021: summed absolute error, early stopping on the healthy
-    validation loss, absolute residual, eroded foreground and median filter. ``medianomaly``
-    switches to the network, the squared error and the schedule of Cai et al. 2025. ``code`` uses
-    batch norms that never normalise, as the released graph does.
+    Baur et al., Medical Image Analysis 2021: a network shared by the whole study, a code of 128
+    numbers, summed absolute error, early stopping on the healthy validation loss. Only what is
+    brighter than its restoration counts, inside the eroded foreground and median filtered. The form
+    of Cai et al. 2025 with this name is ``ae4ad``.
 
-    Args:
-        size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1).
-        dropout: after the linear layers of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+    Departures:
+        norm: ``code`` has batch norms that never normalise, as the released graph; the article's
+            normalise.
+        dropout: in the release the one behind the decoder's linear layer is never active.
+        early stopping: the weights with the least validation loss stay; the release evaluates
+            those of five epochs later.
+        prior: the release also reports residuals among the brightest tenth of the volume; that is
+            ``postprocess=["hyperintense=0.9", ...]`` here.
     """
-    network = build_network(design, dims, channels, size, latent, 1, width, dropout, norm)
-    return restoring(network, design, training)
+    return Reconstruction(baur_network(dims, channels, study), absolute_sum, positive, study)
 
 
 @register(
     "ae_spatial",
     paper="Baur 2021",
     dims=(2, 3),
-    presets={
-        "code": {"norm": "affine"},
-        "medianomaly": MEDIANOMALY,
-        "laptop": {**LAPTOP, "design": "compact", "latent": 4},
-    },
-    postprocess=BAUR_POSTPROCESS,
+    presets={"code": CODE, "laptop": {**LAPTOP, "width": 8, "steps": 800}},
+    postprocess=POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
-    tiny={**TINY, "design": "compact", "latent": 2, "steps": 200},
-    options=BAUR_TRAINING,
+    preprocess=PREPROCESS,
+    tiny={**TINY, "width": 4, "size": 64, "lr": 4e-3},
+    options=BAUR,
 )
-def spatial_autoencoder(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 16,
-    width: int = 32,
-    dropout: float = 0.2,
-    norm: Norm = "batch",
-    **training: Unpack[Schedule],
-) -> Method:
+def spatial_autoencoder(dims: int = 2, channels: int = 1, **study: Unpack[Baur]) -> Method:
     """Autoencoder with a spatial code.
 
     Baur et al., Medical Image Analysis 2021: as ``ae_dense``, but the 8 x 8 x 128 features of the
-    encoder are the code. ``medianomaly`` is the form of Cai et al. 2025 with 4 x 4 x 16 numbers.
-    Mind the capacity when methods are compared: 8192 numbers against the 128 of ``ae_dense`` at the
-    articles' sizes, enough to copy a lesion, and both studies find it worse than the dense code.
-    ``laptop`` takes the ``compact`` form with 4 x 4 x 4 numbers, as many as ``ae_dense`` has there.
+    encoder are the code. Mind the capacity when methods are compared: 8192 numbers against the 128
+    of ``ae_dense``, enough to copy a lesion, and the study finds it worse than the dense code.
+
+    Departures:
+        norm, early stopping, prior: as in ``ae_dense``.
 
     Args:
-        size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1).
-        latent: channels of the code of ``compact``; that of ``baur`` has four times ``width``.
-        dropout: on the code of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+        latent: not used; the code has four times ``width`` channels.
+        dropout: share of the code that is dropped in training.
     """
-    network = build_network(
-        design, dims, channels, size, latent, 1, width, dropout, norm, head="spatial"
-    )
-    return restoring(network, design, training)
+    network = baur_network(dims, channels, study, head="spatial")
+    return Reconstruction(network, absolute_sum, positive, study)
 
 
 class ConstrainedReconstruction(Reconstruction):
@@ -182,75 +163,56 @@ class ConstrainedReconstruction(Reconstruction):
     network: BaurAutoencoder | CompactAutoencoder
 
     def __init__(
-        self, network: BaurAutoencoder | CompactAutoencoder, compact: bool, training: Schedule,
-        code_weight: float, second_statistics: bool,
+        self, network: nn.Module, residual: Residual, training: Schedule, code_weight: float,
+        centred: bool = False,
     ) -> None:  # fmt: skip
-        residual = squared if compact else absolute
-        super().__init__(network, mean_squared, residual, training, centred=compact)
+        super().__init__(network, mean_squared, residual, training, centred=centred)
         self.code_weight = code_weight
-        self.second_statistics = second_statistics
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         batch = self.scaled(batch)
         (z,) = self.network.encode(batch.image)
         restored = self.network.decode(z)
-        with contextlib.nullcontext() if self.second_statistics else kept_statistics(self.network):
-            (again,) = self.network.encode(restored)
-        code = self.code_weight * F.mse_loss(again, z)  # Gradients through both.
+        code = self.code_weight * F.mse_loss(self.again(restored), z)  # Gradients through both.
         return {**mean_squared(restored, batch), "code": code}
+
+    def again(self, restored: Tensor) -> Tensor:
+        """The code of a restoration; the running statistics stay those of images."""
+        with kept_statistics(self.network):
+            return self.network.encode(restored)[0]
 
 
 @register(
     "constrained_ae",
     paper="Chen 2018; Baur 2021",
     dims=(2, 3),
-    presets={
-        "code": {"norm": "affine"},
-        "medianomaly": {**MEDIANOMALY, "second_statistics": True},
-        "laptop": LAPTOP,
-    },
-    postprocess=BAUR_POSTPROCESS,
+    presets={"code": CODE, "laptop": LAPTOP},
+    postprocess=POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=PREPROCESS,
     tiny=TINY,
-    options=BAUR_TRAINING(lr=1e-3),
+    options=BAUR(lr=1e-3, latent=1024, dropout=0.1),
 )
 def constrained_autoencoder(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 1024,
-    width: int = 32,
-    dropout: float = 0.1,
-    norm: Norm = "batch",
-    code_weight: float = 1.0,
-    second_statistics: bool = False,
-    **training: Unpack[Schedule],
+    dims: int = 2, channels: int = 1, code_weight: float = 1.0, **study: Unpack[Baur]
 ) -> Method:
     """Autoencoder whose restoration has the code of the image.
 
     The idea of Chen and Konukoglu, MIDL 2018, without its adversary, as in Baur et al., Medical
     Image Analysis 2021: squared error plus the squared distance of the codes of image and
     restoration, means both, with gradients through both codes; only the restoration counts at
-    test. ``medianomaly`` switches to the network and the schedule of Cai et al. 2025.
+    test. The bottleneck has 16 x 16 features, the code 1024 numbers. The residual is that of
+    ``ae_dense``.
 
-    The restoration is encoded by the same network. In training its batch norms take the statistics
-    of the restorations then; the running ones, which serve at test, are those of images alone. That
-    is our choice: the code of Cai lets the second encoding move them, too.
+    Departures:
+        statistics: the second encoding is normalised by the restorations of the batch and leaves
+            the running statistics alone, which are those of images; the article says nothing, and
+            in ``code`` nothing normalises.
+        norm, dropout, early stopping, prior: as in ``ae_dense``.
 
     Args:
-        size: pixels along each axis, a power of two times 16 (4 for ``compact``).
-        design: ``baur`` with 16 x 16 features before the code, or ``compact`` (Cai et al. 2025,
-            images in -1..1, squared residual).
-        dropout: after the linear layers of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+        size: pixels along each axis, a power of two times 16.
         code_weight: weight of the distance of the codes.
-        second_statistics: the second encoding moves the running statistics, too.
     """
-    network = build_network(
-        design, dims, channels, size, latent, 1, width, dropout, norm, smallest=16
-    )
-    return ConstrainedReconstruction(
-        network, design == "compact", training, code_weight, second_statistics
-    )
+    network = baur_network(dims, channels, study, smallest=16)
+    return ConstrainedReconstruction(network, positive, study, code_weight)
