@@ -20,10 +20,11 @@ from sklearn.metrics import roc_auc_score
 from normscan.cli.commands import fit as fit_command
 from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
-from normscan.detector import Detector, load, storage
+from normscan.detector import Detector, load
 from normscan.methods.base import Batch, Method
 from normscan.registry import REGIMES, card, load_all
 from normscan.rng import Rng
+from normscan.training.folder import DETECTOR, WEIGHTS
 from normscan.training.loop import Trainer
 
 CARDS = load_all()
@@ -261,7 +262,7 @@ def test_save_and_load(method: str, dims: int, fitted, toy, tmp_path: Path):
     det = fitted(method, dims)
     det.save(tmp_path / "saved")
     names = {p.name for p in (tmp_path / "saved").iterdir()}
-    assert names == {storage.DETECTOR, storage.WEIGHTS, "card.md"}
+    assert names == {DETECTOR, WEIGHTS, "card.md"}
     loaded = load(tmp_path / "saved", device="cpu")
     scan = scans(Cohort.read(toy(dims)))[-1]
     a, b = det.predict(scan), loaded.predict(scan)
