@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from normscan.cohort import Cohort
-from normscan.detector.storage import write_json
+from normscan.io.values import write_json
 from normscan.phantom import simulate
 from normscan.quality import Gate, GateBuilder
 from normscan.quality.gate import Profile

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from normscan.lazy import lazily
+from normscan.version import __version__
 
 if TYPE_CHECKING:
     from normscan.cohort.cohort import Cohort as Cohort
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from normscan.registry import load_all as list_methods
     from normscan.scan import Scan as Scan
 
-__version__ = "0.1.0"
 __all__ = ["Cohort", "Detector", "Scan", "__version__", "create", "list_methods", "load"]
 
 # Imported on first use, so that `import normscan` loads neither torch nor pandas.

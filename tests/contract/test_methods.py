@@ -21,10 +21,11 @@ from tests.contract.judging import FINDINGS, LEAST, batch, detector, falls, judg
 from normscan.cli.commands import fit as fit_command
 from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
-from normscan.detector import Detector, load, storage
+from normscan.detector import Detector, load
 from normscan.methods.base import Batch
 from normscan.registry import REGIMES, load_all
 from normscan.rng import Rng
+from normscan.training.folder import DETECTOR, LOG, WEIGHTS
 from normscan.training.loop import Trainer
 
 CARDS = load_all()
@@ -246,7 +247,7 @@ def test_save_and_load(method: str, dims: int, fitted, toy, tmp_path: Path):
     det = fitted(method, dims)
     det.save(tmp_path / "saved")
     names = {p.name for p in (tmp_path / "saved").iterdir()}
-    assert names == {storage.DETECTOR, storage.WEIGHTS, "card.md"}
+    assert names == {DETECTOR, WEIGHTS, "card.md"}
     loaded = load(tmp_path / "saved", device="cpu")
     scan = scans(Cohort.read(toy(dims)))[-1]
     a, b = det.predict(scan), loaded.predict(scan)
@@ -334,7 +335,7 @@ def test_beats_its_untrained_self_and_the_mean_image(method: str, toy):
 @pytest.mark.parametrize("method", [p for p in TRAINED if p.values[0] in FINDINGS])
 def test_what_the_toy_cannot_judge_still_learns(method: str, toy, tmp_path: Path):
     detector(method, 2).fit(Cohort.read(toy(2)), tmp_path / "run")
-    for phase, fallen in falls(tmp_path / "run" / storage.LOG).items():
+    for phase, fallen in falls(tmp_path / "run" / LOG).items():
         assert fallen > 0.1, f"{phase}: the loss fell by {fallen:.2f} of it. {FINDINGS[method]}"
 
 

@@ -23,10 +23,10 @@ from normscan.benchmark.write import escaped
 from normscan.cohort import Cohort
 from normscan.datasets.recipe import _all
 from normscan.datasets.recipe import load as load_recipe
-from normscan.detector.storage import build_preprocess
 from normscan.errors import ArgumentError, CohortError, OutputError
 from normscan.evaluation import METRICS
 from normscan.metrics import variants
+from normscan.preprocess.settings import build_preprocess
 
 SMALL = {
     "title": "T", "source": "S", "budget": "laptop", "budgets": {"laptop": {"presets": ["laptop"]}},

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.detector import Detector
-from normscan.detector.storage import _plain, check_array
+from normscan.detector.storage import _plain
 from normscan.errors import ArgumentError
+from normscan.io.read import check_array
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
     PatchCore,

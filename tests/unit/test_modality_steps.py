@@ -23,10 +23,11 @@ from tests.modality_pictures import (
 )
 
 from normscan.errors import ArgumentError, ScanError
+from normscan.preprocess.chain import parse_steps, run_steps
 from normscan.preprocess.colour import REFERENCE_CONCENTRATIONS, REFERENCE_STAINS
 from normscan.preprocess.ct import WINDOWS
 from normscan.preprocess.presets import PRESETS, preset
-from normscan.preprocess.steps import Working, parse_steps, run_steps
+from normscan.preprocess.steps import Working
 from normscan.scan import Scan
 
 PICTURE_STEPS = [

@@ -16,8 +16,9 @@ from normscan.benchmark.cell import Job, clear, fail, run_job
 from normscan.benchmark.data import Data, MissingDataError, joined, local_sets, prepare_set
 from normscan.benchmark.protocol import Protocol, Set
 from normscan.benchmark.restorations import INDICES
-from normscan.detector import storage
 from normscan.errors import ArgumentError, NormscanError, OutputError, nearest
+from normscan.io.atomic import check_folder
+from normscan.io.values import plain, write_json
 from normscan.parallel import THREADS
 from normscan.progress import Progress
 
@@ -101,7 +102,7 @@ def run(
     from normscan.benchmark.write import write_tables
 
     folder = Path(out)
-    storage.check_folder(folder)
+    check_folder(folder)
     with Progress(progress) as bar:
         plan = make_plan(
             protocol, methods, folder, data or Data(), seeds=seeds, sets=sets, budget=budget,
@@ -250,7 +251,7 @@ def detector_options(
     asked = card.arguments(preset, **chosen)
     # Only what differs from the preset is an option: `channels` and the like are the cohort's.
     options = {k: v for k, v in asked.items() if k in chosen and v != defaults[k]}
-    return storage.plain(
+    return plain(
         {
             "preset": preset,
             **options,
@@ -324,7 +325,7 @@ def _in_processes(
 def _process(job: Job, logs: Path, threads: int, running: set[subprocess.Popen]) -> None:
     name = f"{next(iter(job.cells))}-{job.method}-{job.seed}"
     settings = logs / f"{name}.json"
-    storage.write_json(settings, asdict(job))
+    write_json(settings, asdict(job))
     environment = {**os.environ, **dict.fromkeys(THREADS, str(threads))}
     with (logs / f"{name}.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import normscan
 from normscan.bids.group import write_group
 from normscan.bids.names import ANOMALY, build_name, parse_name
 from normscan.bids.tables import read_json
 from normscan.errors import OutputError
 from normscan.io import atomic_path, content_hash, extension, write_map
+from normscan.version import __version__
 
 if TYPE_CHECKING:
     from normscan.cohort import CohortRow
@@ -136,7 +136,7 @@ def begin_dataset(folder: Path, source: Path) -> None:
         "GeneratedBy": [
             {
                 "Name": "normscan",
-                "Version": normscan.__version__,
+                "Version": __version__,
                 "Description": "Departures from healthy scans. Research use. Not for diagnosis.",
             }
         ],

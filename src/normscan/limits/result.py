@@ -13,6 +13,8 @@ import numpy as np
 from normscan.detector import storage
 from normscan.errors import ArgumentError, NormscanError, nearest
 from normscan.io import atomic_path
+from normscan.io.atomic import check_folder
+from normscan.io.values import write_json
 from normscan.limits.curves import (
     LEVELS,
     PROBABILITIES,
@@ -225,14 +227,14 @@ class Limits:
         from normscan.limits.pictures import draw
 
         folder = Path(folder)
-        storage.check_folder(folder)
+        check_folder(folder)
         with atomic_path(folder / "limits.csv") as temporary:
             self.rows.to_csv(temporary, index=False)
         for suffix in ("png", "svg"):
             with atomic_path(folder / f"limits.{suffix}") as temporary:
                 draw(self, temporary)
         write_page(folder / "limits.html", self)
-        storage.write_json(folder / "limits.json", self.to_dict())
+        write_json(folder / "limits.json", self.to_dict())
         return folder
 
 
