@@ -106,7 +106,6 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON knows it."""
-        facts = finite({name: float(value) for name, value in self.facts.items()})
         return {
             "scan": self.scan.name,
             "score": self.score,

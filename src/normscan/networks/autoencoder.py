@@ -72,6 +72,7 @@ class BaurAutoencoder(_Code):
         head: ``dense``, or ``spatial`` without linear layers.
         smallest: pixels along each axis at the bottleneck.
         widest: channels of the widest convolution where they aren't four times ``width``.
+        slope: of the leaky ReLU.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class BaurAutoencoder(_Code):
         head: Head = "dense",
         smallest: int = 8,
         widest: int | None = None,
+        slope: float = 0.3,
     ) -> None:
         super().__init__()
         n = doublings(size, smallest)
@@ -96,7 +98,7 @@ class BaurAutoencoder(_Code):
         parts: list[nn.Module] = []
         for a, b in zip([channels, *down], down, strict=False):
             parts += [layer("conv", dims, a, b, 5, stride=2, padding=2), _norm(norm, dims, b)]
-            parts.append(nn.LeakyReLU(0.3))
+            parts.append(nn.LeakyReLU(slope))
         narrow = max(1, down[-1] // 8)
         shape = (narrow, *[smallest] * dims)
         flat = narrow * smallest**dims
@@ -118,7 +120,7 @@ class BaurAutoencoder(_Code):
             out.append(
                 layer("conv_transpose", dims, a, b, 5, stride=2, padding=2, output_padding=1)
             )
-            out += [_norm(norm, dims, b), nn.LeakyReLU(0.3)]
+            out += [_norm(norm, dims, b), nn.LeakyReLU(slope)]
         self.decoder = nn.Sequential(*out, layer("conv", dims, up[-1], channels, 1))
 
 

@@ -78,7 +78,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.body(x))
+        out: Tensor = x + self.body(x)
+        return out
 
 
 def _halve(dims: int, channels_in: int, channels_out: int) -> nn.Module:
@@ -120,7 +121,8 @@ class QuantisedAutoencoder(nn.Module):
 
         def refine(channels_in: int) -> list[nn.Module]:
             parts = [layer("conv", dims, channels_in, width, 3, padding=1)]
-            return parts + [_Residual(dims, width, max(1, width // 4)) for _ in range(blocks)]
+            parts += [_Residual(dims, width, max(1, width // 4)) for _ in range(blocks)]
+            return [*parts, nn.ReLU()]
 
         half = max(1, width // 2)
         self.bottom = nn.Sequential(

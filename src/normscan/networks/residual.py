@@ -14,34 +14,41 @@ SLOPE = 0.2
 class ResizingBlock(nn.Module):
     """Two 3x3 convolutions beside a convolved shortcut; the first of each halves or doubles the size.
 
-    Convolution, norm, leaky ReLU, convolution, norm; the shortcut is added before the last leaky
-    ReLU.
+    Each convolution is followed by a batch norm and a leaky ReLU, the shortcut's too, and the two
+    branches are added after that.
+
+    Args:
+        dims: 2 or 3.
+        a: channels of the input, and between the two convolutions.
+        b: channels of the output.
+        up: double the size.
+        slope: of the leaky ReLU.
     """
 
-    def __init__(self, dims: int, a: int, b: int, up: bool) -> None:
+    def __init__(self, dims: int, a: int, b: int, up: bool, slope: float = SLOPE) -> None:
         super().__init__()
         kind = "conv_transpose" if up else "conv"
         options = {"stride": 2, "padding": 1, **({"output_padding": 1} if up else {})}
+
+        def ended(c: int) -> list[nn.Module]:
+            return [layer("batch_norm", dims, c), nn.LeakyReLU(slope)]
+
         self.body = nn.Sequential(
-            layer(kind, dims, a, b, 3, **options),
-            layer("batch_norm", dims, b),
-            nn.LeakyReLU(SLOPE),
-            layer("conv", dims, b, b, 3, padding=1),
-            layer("batch_norm", dims, b),
-        )
-        self.shortcut = layer(kind, dims, a, b, 3, **options)
-        self.activation = nn.LeakyReLU(SLOPE)
+            layer(kind, dims, a, a, 3, **options), *ended(a),
+            layer(kind, dims, a, b, 3, padding=1), *ended(b),
+        )  # fmt: skip
+        self.shortcut = nn.Sequential(layer(kind, dims, a, b, 3, **options), *ended(b))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.body(x) + self.shortcut(x))
+        out: Tensor = self.body(x) + self.shortcut(x)
         return out
 
 
 class ResidualAutoencoder(_Code):
     """Residual blocks of stride 2 down to a dense code, and up again.
 
-    A 3x3 convolution of 16 channels, four blocks of 32, 64, 128 and 256, a linear layer to the
-    code; a linear layer back, a convolution to 128 channels, four blocks of 64, 32, 16 and 16, a
+    A 3x3 convolution of 16 channels, four blocks to 32, 64, 128 and 256, a linear layer to the
+    code; a linear layer back, a convolution to 128 channels, four blocks to 64, 32, 16 and 8, a
     3x3 convolution; linear output.
 
     Args:
@@ -66,7 +73,7 @@ class ResidualAutoencoder(_Code):
                 f"size={size} can't be halved {levels} times. Use size={max(step, size // step * step)}."
             )
         down = [width * 2**i for i in range(levels + 1)]
-        up = [max(width, c // 2) for c in reversed(down)]
+        up = [max(1, c // 2) for c in reversed(down)]
         cells = (down[-1], *[size // step] * dims)
         flat = down[-1] * (size // step) ** dims
         self.encoder = nn.Sequential(
@@ -79,9 +86,9 @@ class ResidualAutoencoder(_Code):
         self.heads = nn.ModuleList([nn.Linear(flat, latent)])
         self.decoder = nn.Sequential(
             nn.Linear(latent, flat),
+            nn.LeakyReLU(SLOPE),
             nn.Unflatten(1, cells),
             layer("conv", dims, down[-1], up[0], 3, padding=1),
-            layer("batch_norm", dims, up[0]),
             nn.LeakyReLU(SLOPE),
             *(ResizingBlock(dims, a, b, up=True) for a, b in zip(up, up[1:], strict=False)),
             layer("conv", dims, up[-1], channels, 3, padding=1),

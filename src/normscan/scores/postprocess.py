@@ -134,9 +134,13 @@ def smooth(
 def hyperintense(
     anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
 ) -> np.ndarray:
-    """Zero where the image is below this quantile of its foreground (Baur 2021)."""
+    """Zero where the image is below this quantile of the whole image or volume (Baur 2021).
+
+    Background counts, as in the released code: where it fills most of the volume, the quantile lies
+    far below the brightest tenth of the brain.
+    """
     grey = image.mean(axis=0)
-    return anomaly * (grey >= np.quantile(grey[foreground], value))
+    return anomaly * (grey >= np.quantile(grey, value))
 
 
 def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:

@@ -131,11 +131,8 @@ def denoising_autoencoder(
             lambda p: torch.optim.Adam(p, lr=lr, amsgrad=True, weight_decay=weight_decay),
             schedule=cosine_cycle if steps > 6400 else _half_cosine,
         )
-        every = max(32, steps // 50)
         return [
-            Phase(
-                "denoise", [player], steps, batch_size=batch_size, validate_every=every, keep="best"
-            )
+            Phase("denoise", [player], steps, batch_size=batch_size, validate_every=32, keep="best")
         ]
 
     network = UNet(dims, channels, width, depth)
