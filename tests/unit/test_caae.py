@@ -16,7 +16,7 @@ from normscan.rng import Rng
 def make(**changes):
     entry = card("caae")
     torch.manual_seed(0)
-    return entry.create(**entry.arguments("tiny", **{"design": "chen", "width": 4, **changes}))
+    return entry.create(**entry.arguments("tiny", **{"width": 4, "levels": 4, **changes}))
 
 
 def batch(n=4):
@@ -27,9 +27,12 @@ def batch(n=4):
 def test_widths_of_the_article():
     network = ResidualAutoencoder(2, 1, 256, 128)
     blocks = [m for m in network.encoder if isinstance(m, ResizingBlock)]
-    assert [b.body[0].out_channels for b in blocks] == [32, 64, 128, 256]
+    assert [b.body[0].out_channels for b in blocks] == [16, 32, 64, 128]
     assert network.heads[0].in_features == 16 * 16 * 256
-    assert network.decoder[2].out_channels == 128
+    # Counted in the released code, without the dense layers and the unused map of spreads.
+    dense = sum(p.numel() for m in (network.heads, network.decoder[0]) for p in m.parameters())
+    assert sum(p.numel() for p in network.encoder.parameters()) == 982_992
+    assert sum(p.numel() for p in network.parameters()) - dense == 982_992 + 688_233
     method = card("caae").create(**card("caae").arguments(size=32))
     assert [m.out_features for m in method.critic if hasattr(m, "out_features")] == [200, 400, 1]
 
@@ -47,17 +50,19 @@ def test_a_block_by_hand():
     torch.manual_seed(0)
     block = ResizingBlock(2, 2, 3, up=False).eval()
     x = torch.randn(1, 2, 6, 6)
-    first, _, _, second, _ = block.body
-    h = F.leaky_relu(F.conv2d(x, first.weight, first.bias, 2, 1) / (1 + 1e-5) ** 0.5, 0.2)
-    h = F.conv2d(h, second.weight, second.bias, padding=1) / (1 + 1e-5) ** 0.5
-    h = h + F.conv2d(x, block.shortcut.weight, block.shortcut.bias, 2, 1)
-    torch.testing.assert_close(block(x), F.leaky_relu(h, 0.2))
+    first, second, beside = block.body[0], block.body[3], block.shortcut[0]
+
+    def ended(h):
+        return F.leaky_relu(h / (1 + 1e-5) ** 0.5, 0.2)
+
+    h = ended(F.conv2d(x, first.weight, first.bias, 2, 1))
+    h = ended(F.conv2d(h, second.weight, second.bias, padding=1))
+    torch.testing.assert_close(block(x), h + ended(F.conv2d(x, beside.weight, beside.bias, 2, 1)))
     assert ResizingBlock(2, 2, 3, up=True)(x).shape == (1, 3, 12, 12)
 
 
-@pytest.mark.parametrize("loss", ["root", "mean"])
-def test_losses_by_hand(loss):
-    method, data = make(loss=loss, consistency=0.7).eval(), batch()
+def test_losses_by_hand():
+    method, data = make(consistency=0.7).eval(), batch()
     with torch.no_grad():
         z = method.encode(data.image)
         restored = method.network.decode(z)
@@ -65,10 +70,7 @@ def test_losses_by_hand(loss):
         terms = method.loss(data, "constrain", "autoencoder")
         adversarial = method.loss(data, "constrain", "encoder")["adversarial"]
     error, drift = (restored - data.image).flatten(1), z - again
-    if loss == "root":
-        expected = error.norm(dim=1).mean(), 0.7 * drift.square().sum(1).mean()
-    else:
-        expected = error.square().mean(), 0.7 * drift.square().mean()
+    expected = error.norm(dim=1).mean(), 0.7 * drift.square().sum(1).mean()
     torch.testing.assert_close(terms["restoration"], expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["consistency"], expected[1])
     torch.testing.assert_close(adversarial, -method.critic(z).mean().detach())
@@ -102,7 +104,18 @@ def test_the_rhythm_of_the_released_code():
 
 
 def test_the_port_of_the_comparative_study():
-    method = card("caae").create(**card("caae").arguments("baur"))
+    method = card("caae_baur").create(**card("caae_baur").arguments())
     convolutions = [m for m in method.network.encoder if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [32, 64, 128, 16]
     assert method.network.heads[0][0].in_features == 16 * 16 * 16
+    assert [m.out_features for m in method.critic if hasattr(m, "out_features")] == [100, 50, 1]
+    data = Batch(torch.rand(2, 1, 128, 128), torch.ones(2, 1, 128, 128) > 0, Rng(5), torch.zeros(2))
+    method.eval()
+    with torch.no_grad():
+        z = method.encode(data.image)
+        restored = method.network.decode(z)
+        drift = z - method.encode(restored)
+        terms = method.loss(data, "constrain", "autoencoder")
+    torch.testing.assert_close(terms["restoration"], (restored - data.image).square().mean())
+    torch.testing.assert_close(terms["consistency"], drift.square().mean())
+    torch.testing.assert_close(method.maps(data).map, (data.image - restored).clamp_min(0))

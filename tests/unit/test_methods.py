@@ -281,8 +281,8 @@ def test_anoddpm_starts_at_its_level():
     assert network.seen == [5, 4, 3, 2, 1, 0]
 
 
-def test_adm_unet_attends_at_16_and_8_cells():
-    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2)
+def test_adm_unet_attends_where_it_is_told():
+    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2, (16, 8))
     kinds = [type(block).__name__ for block in net.down_blocks]
     assert kinds == ["DownBlock", "AttnDownBlock", "AttnDownBlock"]
     out = net(torch.rand(2, 1, 32, 32), torch.tensor([1, 5]))

@@ -224,8 +224,9 @@ def bayesian_conv_autoencoder(
     samples of its weights; the map is the squared difference to the mean of the passes, or the
     negative log-likelihood under their mean and total variance. Pawlowski et al., MIDL 2018, on
     registered slices in the middle of the brain: CT wants a window, as ``--preprocess '{"preset":
-    "brain-ct"}'`` sets. The article doesn't state the widths, the rate, the passes or the
-    schedule: they are our choice. Its other posterior, weights sampled by a second network (Bayes
+    "brain-ct"}'`` sets. The article doesn't state the layout, the widths, the rate, the passes or
+    the schedule: they are our choice, the residual blocks and the spatial code too. Its other
+    posterior, weights sampled by a second network (Bayes
     by hypernet), isn't offered.
 
     Args:

@@ -91,8 +91,9 @@ class Dinomaly(Method):
     def maps(self, batch: Batch) -> Maps:
         targets, restored = self.pairs(batch.image)
         total = distance_map(targets, restored, batch.image.shape[2:]) / self.groups
+        sigma = torch.full((len(batch),), 4.0)
         small = F.interpolate(total, (self.map_size, self.map_size), mode="bilinear")
-        return Maps(map=gaussian_blur(small, torch.full((len(batch),), 4.0), (5, 5)))
+        return Maps(map=gaussian_blur(small, sigma, (5, 5), "constant"))
 
 
 @register(
