@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from normscan.benchmark import load, run, targets
 from normscan.benchmark.data import Data
-from normscan.benchmark.runner import make_plan
+from normscan.benchmark.plan import make_plan
 from normscan.cli.main import main
 from normscan.errors import OutputError
 from normscan.io.values import read_json, write_json

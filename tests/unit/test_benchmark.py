@@ -14,9 +14,9 @@ from normscan.benchmark import load, protocols
 from normscan.benchmark.cell import Job
 from normscan.benchmark.data import Data, MissingDataError, joined, local_sets, prepare_set
 from normscan.benchmark.figures import critical_difference
+from normscan.benchmark.plan import detector_options, make_plan
 from normscan.benchmark.protocol import parse
 from normscan.benchmark.restorations import INDICES
-from normscan.benchmark.runner import detector_options, make_plan
 from normscan.benchmark.table import VARIANTS
 from normscan.benchmark.targets import published, targets
 from normscan.benchmark.write import escaped

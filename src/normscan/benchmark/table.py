@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.benchmark.cell import CELL, ERROR, PIXELS
+from normscan.benchmark.plan import BASELINES, Plan
 from normscan.benchmark.protocol import Set
 from normscan.benchmark.restorations import INDICES, RESTORATIONS, quality
-from normscan.benchmark.runner import BASELINES, Plan
 from normscan.benchmark.targets import published
 from normscan.detector import storage
 from normscan.io.values import read_json

@@ -246,7 +246,7 @@ def limits(
         device: auto, cpu or cuda.
     """
     from normscan.detector import load
-    from normscan.limits import detection_limits
+    from normscan.limits import detection_limits, write_limits
 
     detector = load(run, device)
     table = None if cohort is None else Cohort.read(cohort, root=root, seed=detector.seed)
@@ -256,7 +256,7 @@ def limits(
         split=split, overlap=overlap, seed=seed, out=folder, replicates=replicates,
         command=_command_line(), progress=True,
     )  # fmt: skip
-    found.write(folder)
+    write_limits(found, folder)
     for failure in found.failures:
         print(f"left out: {failure['scan']}: {failure['reason']}", file=sys.stderr)
     print(f"{found}\nresults: {folder / 'limits.json'}\npage:    {folder / 'limits.html'}")

@@ -165,7 +165,7 @@ def bids(
         fractions: healthy subjects for train, val and test.
         seed: of the split.
     """
-    from normscan.bids import read_bids
+    from normscan.cohort import read_bids
 
     table = read_bids(
         path, suffix.split(",") if suffix else None, filters, derivatives, space, label, masks,

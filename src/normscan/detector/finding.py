@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.io import atomic_path, extension, stem, write_map
-from normscan.io.values import finite
 from normscan.scan import Scan
 from normscan.scores.postprocess import drop_small
 
@@ -115,10 +114,7 @@ class Finding:
             "pixel_threshold": self.pixel_threshold,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),
-            "preprocessing": {
-                "notes": list(self.notes),
-                "facts": finite({k: float(v) for k, v in self.facts.items()}),
-            },
+            "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",
