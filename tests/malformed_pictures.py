@@ -56,12 +56,12 @@ def tiffs() -> Iterator[tuple[str, Content, str]]:
     )
     yield "twice as high", retagged({height: (4, 1, 24), rows: (4, 1, 24)}), BAD
     yield "13 bits", retagged({bits: (3, 1, 13)}), BAD
-    yield "200 bits", retagged({bits: (3, 1, 200)}), "damaged"
+    yield "200 bits", retagged({bits: (3, 1, 200)}), "200 bits.*isn't supported"
     yield "no packing known", retagged({packing: (3, 1, 31337)}), BAD
     yield "packed by its word", retagged({packing: (3, 1, 8)}), BAD
     yield "LZW by its word", retagged({packing: (3, 1, 5)}), BAD
-    yield "photometric 99", retagged({photometric: (3, 1, 99)}), BAD
-    yield "palette without colours", retagged({photometric: (3, 1, 3)}), BAD
+    yield "photometric 99", retagged({photometric: (3, 1, 99)}), "as 99.*isn't supported"
+    yield "palette without colours", retagged({photometric: (3, 1, 3)}), "without its colours"
     yield "7 samples", retagged({samples: (3, 1, 7)}), BAD
     yield "strip beyond the end", retagged({strips: (4, 1, 2**31)}), BAD
     long = retagged({279: (4, 1, 2**32 - 1)}, compression="zlib")
