@@ -114,7 +114,10 @@ class Finding:
             "pixel_threshold": self.pixel_threshold,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),
-            "preprocessing": {"notes": list(self.notes), "facts": facts},
+            "preprocessing": {
+                "notes": list(self.notes),
+                "facts": finite({k: float(v) for k, v in self.facts.items()}),
+            },
             "seconds": round(self.seconds, 4),
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",
