@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normscan.errors import ArgumentError, WeightsError
 from normscan.networks.taps import hub_transformer, import_timm, tapped, under_names_of
 
-__all__ = ["Backbone", "import_timm", "read_weights", "weights_from_state"]
+__all__ = ["Backbone", "comes_from_state", "import_timm", "read_weights", "weights_from_state"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,6 +30,11 @@ def weights_from_state() -> Iterator[None]:
         yield
     finally:
         _from_state.reset(token)
+
+
+def comes_from_state() -> bool:
+    """Whether a saved detector brings the weights of what is built now."""
+    return _from_state.get()
 
 
 class Backbone(nn.Module):

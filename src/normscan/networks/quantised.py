@@ -68,6 +68,8 @@ class VectorQuantiser(nn.Module):
 
 
 class _Residual(nn.Module):
+    """Two convolutions beside the identity; no ReLU after the sum."""
+
     def __init__(self, dims: int, channels: int, inner: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -78,8 +80,7 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.body(x)
-        return out
+        return x + self.body(x)
 
 
 def _halve(dims: int, channels_in: int, channels_out: int) -> nn.Module:

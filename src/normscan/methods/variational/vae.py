@@ -2,84 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from normscan.methods.autoencoders import compact, plain
-from normscan.methods.autoencoders.compact import COMPACT, Compact, compact_network
-from normscan.methods.autoencoders.plain import BAUR, Baur, absolute_sum, baur_network, mean_squared
-from normscan.methods.base import Batch, Maps, Method
-from normscan.methods.reconstruction import Loss, Reconstruction, Residual, positive, squared
-from normscan.methods.schedule import Schedule
-from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder
+from normscan.methods.autoencoders.compact import COMPACT, PICTURE, Compact, compact_network
+from normscan.methods.autoencoders.compact import LAPTOP as COMPACT_LAPTOP
+from normscan.methods.autoencoders.compact import TINY as COMPACT_TINY
+from normscan.methods.autoencoders.plain import (
+    BAUR,
+    BAUR_POSTPROCESS,
+    BAUR_PRESETS,
+    BAUR_RANGE,
+    TINY,
+    Baur,
+    absolute_sum,
+    baur_network,
+    baur_phases,
+    mean_squared,
+)
+from normscan.methods.base import Batch, Method
+from normscan.methods.reconstruction import Reconstruction, positive, squared
 from normscan.objectives.losses import kl_standard_normal, per_image_sum
 from normscan.registry import register
 
 Inference = Literal["sample", "mean"]
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """How a network's second head and the divergence are read.
+class VariationalReconstruction(Reconstruction):
+    """A network whose code is Gaussian, with mean and spread as its two heads.
 
-    Attributes:
-        log_std: the second head's output to the log standard deviation.
-        kl: divergence of the numbers of the codes (B, latent) to a term of the loss.
-        samples: restorations averaged at test; 0 restores from the mean.
+    Args:
+        *parts: of ``Reconstruction``.
+        kl_weight: of the divergence from the standard normal.
+        kl_sum: sum the divergence over the code, as the loss sums over an image; else the mean.
+        log_variance: the second head is log sigma^2; else log sigma.
+        inference: ``sample`` draws the code at test, ``mean`` takes its mean.
+        samples: restorations averaged at test where the code is drawn.
+        **options: of ``Reconstruction``.
     """
 
-    log_std: Callable[[Tensor], Tensor]
-    kl: Callable[[Tensor], Tensor]
-    samples: int
-
-
-class VariationalReconstruction(Reconstruction):
-    """Restores from a Gaussian code with a mean and a spread."""
-
-    network: BaurAutoencoder | CompactAutoencoder
+    network: Any
 
     def __init__(
-        self, network: nn.Module, loss: Loss, residual: Residual, training: Schedule,
-        gaussian: Gaussian, centred: bool = False,
+        self, *parts: Any, kl_weight: float, kl_sum: bool, log_variance: bool,
+        inference: Inference, samples: int, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(network, loss, residual, training, centred=centred)
-        self.gaussian = gaussian
+        super().__init__(*parts, **options)
+        self.kl_weight, self.kl_sum, self.log_variance = kl_weight, kl_sum, log_variance
+        self.samples = samples if inference == "sample" else 0
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the code, (B, latent) each."""
         mean, spread = self.network.encode(x)
-        return mean, self.gaussian.log_std(spread)
+        return mean, spread / 2 if self.log_variance else spread
+
+    @staticmethod
+    def draw(mean: Tensor, log_std: Tensor, batch: Batch) -> Tensor:
+        """A code (B, latent)."""
+        return mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         batch = self.scaled(batch)
         mean, log_std = self.encode(batch.image)
-        z = mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean)
-        kl = self.gaussian.kl(kl_standard_normal(mean, log_std))
-        return {**self._loss(self.network.decode(z), batch), "kl": kl}
+        restored = self.network.decode(self.draw(mean, log_std, batch))
+        kl = kl_standard_normal(mean, log_std)
+        kl = per_image_sum(kl) if self.kl_sum else kl.mean()
+        return {**self._loss(restored, batch), "kl": self.kl_weight * kl}
 
-    @torch.no_grad()
-    def maps(self, batch: Batch) -> Maps:
-        x = self.scaled(batch).image
+    def restored(self, x: Tensor, batch: Batch) -> Tensor:
         mean, log_std = self.encode(x)
-        codes = [mean] if self.gaussian.samples == 0 else [
-            mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean) for _ in range(self.gaussian.samples)
-        ]  # fmt: skip
-        return self.compared(x, torch.stack([self.network.decode(z) for z in codes]).mean(0))
+        codes = [self.draw(mean, log_std, batch) for _ in range(self.samples)] or [mean]
+        return torch.stack([self.network.decode(z) for z in codes]).mean(0)
 
 
 @register(
     "vae",
     paper="Kingma 2014; Baur 2021",
     dims=(2, 3),
-    presets={"code": plain.CODE, "laptop": plain.LAPTOP},
-    postprocess=plain.POSTPROCESS,
+    presets=BAUR_PRESETS,
+    postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
-    preprocess=plain.PREPROCESS,
-    tiny=plain.TINY,
+    preprocess=BAUR_RANGE,
+    tiny=TINY,
     options=BAUR,
 )
 def variational_autoencoder(
@@ -88,40 +94,39 @@ def variational_autoencoder(
     kl_weight: float = 1.0,
     inference: Inference = "sample",
     samples: int = 1,
-    **study: Unpack[Baur],
+    **options: Unpack[Baur],
 ) -> Method:
-    """Variational autoencoder.
+    """Variational autoencoder, in the form of a comparative study.
 
-    Kingma and Welling 2014 in the form of Baur et al., Medical Image Analysis 2021: the network of
-    ``ae_dense`` with a mean and a log standard deviation, summed absolute error plus the divergence
-    of the code from the standard normal, and a code that is drawn at test too. The residual is that
-    of ``ae_dense``. The form of Cai et al. 2025 is ``vae_compact``.
+    Kingma and Welling 2014 as in Baur et al., Medical Image Analysis 2021: the network, range,
+    training, map and post-processing of ``ae_dense``, summed absolute error plus the summed
+    divergence of the code from the standard normal; the second head is log sigma, and dropout 0.2
+    acts on both heads and on the decoder's linear layer. The code is drawn at test, too. The form
+    of Cai et al. 2025 is ``vae_compact``.
 
     Departures:
-        norm, dropout, early stopping, prior: as in ``ae_dense``.
+        all those of ``ae_dense``.
 
     Args:
         kl_weight: weight of the divergence.
-        inference: ``sample`` draws the code at test as the released code does; ``mean`` takes its
-            mean.
+        inference: ``sample`` draws the code at test as the release does; ``mean`` takes its mean.
         samples: restorations averaged at test where the code is drawn.
     """
-    gaussian = Gaussian(
-        log_std=lambda spread: spread,
-        kl=lambda kl: kl_weight * per_image_sum(kl),
-        samples=samples if inference == "sample" else 0,
-    )
-    network = baur_network(dims, channels, study, heads=2)
-    return VariationalReconstruction(network, absolute_sum, positive, study, gaussian)
+    network = baur_network(dims, channels, options, heads=2)
+    return VariationalReconstruction(
+        network, absolute_sum, positive, lambda network: baur_phases(network, options),
+        kl_weight=kl_weight, kl_sum=True, log_variance=False, inference=inference, samples=samples,
+    )  # fmt: skip
 
 
 @register(
     "vae_compact",
     paper="Kingma 2014; Cai 2025",
     dims=(2, 3),
-    presets={"laptop": compact.LAPTOP},
+    presets={"laptop": COMPACT_LAPTOP},
     reduction="mean",
-    tiny=compact.TINY,
+    preprocess=PICTURE,
+    tiny=COMPACT_TINY,
     options=COMPACT,
 )
 def compact_variational_autoencoder(
@@ -130,25 +135,25 @@ def compact_variational_autoencoder(
     kl_weight: float = 0.005,
     inference: Inference = "sample",
     samples: int = 1,
-    **family: Unpack[Compact],
+    **options: Unpack[Compact],
 ) -> Method:
-    """Variational autoencoder with a short code.
+    """Variational autoencoder with a code of a few numbers.
 
-    The form of Cai et al., Medical Image Analysis 2025: the network of ``ae4ad`` with a mean and a
-    log variance, the mean squared error plus 0.005 times the mean divergence of the code from the
-    standard normal, and a code that is drawn at test too; the squared residual. The form of Baur et
-    al. 2021 is ``vae``.
+    Kingma and Welling 2014 as in Cai et al., Medical Image Analysis 2025: the network, range and
+    training of ``ae4ad``, mean squared error plus 0.005 times the mean divergence of the 16 numbers
+    of the code; the second head is log sigma^2. The map is the squared residual with the code drawn
+    at test.
+
+    Departures:
+        all those of ``ae4ad``.
 
     Args:
         kl_weight: weight of the divergence.
-        inference: ``sample`` draws the code at test as the released code does; ``mean`` takes its
-            mean.
+        inference: ``sample`` draws the code at test as the release does; ``mean`` takes its mean.
         samples: restorations averaged at test where the code is drawn.
     """
-    gaussian = Gaussian(
-        log_std=lambda spread: spread / 2,
-        kl=lambda kl: kl_weight * kl.mean(),
-        samples=samples if inference == "sample" else 0,
-    )
-    network = compact_network(dims, channels, family, heads=2)
-    return VariationalReconstruction(network, mean_squared, squared, family, gaussian, centred=True)
+    network = compact_network(dims, channels, options, heads=2)
+    return VariationalReconstruction(
+        network, mean_squared, squared, options, centred=True,
+        kl_weight=kl_weight, kl_sum=False, log_variance=True, inference=inference, samples=samples,
+    )  # fmt: skip
