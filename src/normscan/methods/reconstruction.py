@@ -13,7 +13,6 @@ from normscan.methods.schedule import Schedule, phase
 
 Corruption = Callable[[Batch], Tensor]
 Residual = Callable[[Tensor, Tensor], Tensor]
-Loss = Callable[[Tensor, Batch], dict[str, Tensor]]
 
 
 def absolute(x: Tensor, restored: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ class Reconstruction(Method):
     def __init__(
         self,
         network: nn.Module,
-        loss: Loss,
+        loss: Callable[[Tensor, Batch], dict[str, Tensor]],
         residual: Residual,
         training: Schedule | Callable[[nn.Module], list[Phase]],
         corrupt: Corruption | None = None,

@@ -200,9 +200,3 @@ class CompactAutoencoder(CodedNetwork):
         self.decoder = nn.Sequential(
             *out, layer("conv_transpose", dims, last, outputs or channels, 4, **options)
         )
-
-    def expand(self, z: Tensor) -> Tensor:
-        """The decoder's hidden layer, the first that a code comes to."""
-        assert isinstance(self.decoder, nn.Sequential)
-        hidden: Tensor = self.decoder[:3](z)
-        return hidden

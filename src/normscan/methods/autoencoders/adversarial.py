@@ -88,43 +88,6 @@ def critic(latent: int, widths: tuple[int, ...], slope: float = 0.2) -> nn.Seque
     return nn.Sequential(*parts, nn.Linear(widths[-1], 1))
 
 
-@dataclass(frozen=True)
-class Training:
-    """How the three players train.
-
-    Attributes:
-        stages: name, turns of autoencoder and critic in a step, steps and epochs of each stage.
-        batch_size: images in an update.
-        lr: learning rate of Adam.
-    """
-
-    stages: list[tuple[str, Turns, int | None, int]]
-    batch_size: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the terms: ``consistency`` of the two codes, ``penalty`` of the critic's gradient.
-
-    ``root`` takes the root of the summed squared error instead of the mean squared error.
-    """
-
-    consistency: float
-    penalty: float
-    root: bool
-
-
-def code_critic(latent: int, widths: tuple[int, int]) -> nn.Sequential:
-    """Return three linear layers with leaky ReLUs between, from a code to one number."""
-    first, second = widths
-    return nn.Sequential(
-        nn.Linear(latent, first), nn.LeakyReLU(SLOPE),
-        nn.Linear(first, second), nn.LeakyReLU(SLOPE),
-        nn.Linear(second, 1),
-    )  # fmt: skip
-
-
 class ConstrainedAdversarial(Method):
     """Autoencoder, critic of its codes, and the constraint that x and its restoration share one.
 

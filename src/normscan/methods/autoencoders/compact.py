@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Unpack, get_type_hints
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from normscan.objectives.perceptual import RelativePerceptual
 from normscan.objectives.similarity import ssim_map, ssim_residual
 from normscan.registry import register
 from normscan.scores.residuals import normalised_squared
-from normscan.signatures import Options
 
 # The whole picture, brought to a square without regard to its proportions.
 PICTURE: dict[str, Any] = {"crop": "none", "fit": "stretch", "scaling": "minmax"}
@@ -78,17 +77,6 @@ def compact_network(dims: int, channels: int, options: Compact, **more: Any) -> 
     return CompactAutoencoder(
         dims, channels, options["size"], options["latent"],
         width=options["width"], hidden=options["hidden"], **more,
-    )  # fmt: skip
-
-
-def compact_network(
-    dims: int, channels: int, family: Compact, heads: int = 1, head: Head = "dense",
-    outputs: int | None = None,
-) -> CompactAutoencoder:  # fmt: skip
-    """Return the family's encoder and decoder for its shared arguments."""
-    return CompactAutoencoder(
-        dims, channels, family["size"], family["latent"], heads, family["width"],
-        family["hidden"], head, outputs,
     )  # fmt: skip
 
 

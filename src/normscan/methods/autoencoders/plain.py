@@ -14,7 +14,6 @@ from normscan.networks.autoencoder import BaurAutoencoder, Norm
 from normscan.networks.norms import kept_statistics
 from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
-from normscan.signatures import Options
 
 # The brain is eroded by 12 of the 128 pixels.
 BAUR_POSTPROCESS = ("erode=12", "median=5")
@@ -205,11 +204,6 @@ class ConstrainedReconstruction(Reconstruction):
         with kept_statistics(self.network):
             (again,) = self.network.encode(restored)
         return again
-
-    def again(self, restored: Tensor) -> Tensor:
-        """The code of a restoration; the running statistics stay those of images."""
-        with kept_statistics(self.network):
-            return self.network.encode(restored)[0]
 
 
 @register(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscan.methods.autoencoders.compact import COMPACT, PICTURE, Compact, compact_network
 from normscan.methods.autoencoders.compact import LAPTOP as COMPACT_LAPTOP
