@@ -15,7 +15,7 @@ from normscan import registry
 from normscan.methods.autoencoders.denoising import cosine_cycle
 from normscan.methods.base import Batch
 from normscan.methods.diffusion.partial import PartialDiffusion, adm_unet
-from normscan.methods.reconstruction import absolute, squared
+from normscan.methods.reconstruction import absolute, positive, squared
 from normscan.networks.diffusion import DiffusionSchedule
 from normscan.rng import Rng
 from normscan.synthesis.noise import coarse_noise, simplex_noise
@@ -134,7 +134,22 @@ def test_baurs_schedule(name):
     assert (options["lr"], options["betas"]) == (1e-4, (0.5, 0.999))
     assert (phase.epochs, phase.batch_size, phase.patience) == (1000, 8, 5)
     assert card.postprocess == ("erode=12", "median=5")
-    assert card.preprocess == {"percentile": 99.8}
+    assert card.preprocess["crop"] == "none" and card.preprocess["scaling"] == "none"
+    step = {"percentile": {"low": 0.0, "high": 99.8, "of": "image"}}
+    assert card.preprocess["steps"] == [step]
+
+
+@pytest.mark.parametrize("name", ["ae_dense", "ae_spatial", "constrained_ae", "vae"])
+def test_code_of_the_comparative_study(name):
+    """Norms that never normalise, the last weights, no dropout behind the plain decoder's layer."""
+    card = registry.card(name)
+    method = card.create(**card.arguments("code", width=4))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in method.modules())
+    assert method.phases()[0].keep == "last"
+    rates = [m.p for m in method.network.decoder if isinstance(m, nn.Dropout)]
+    assert rates == {"ae_dense": [0.0], "ae_spatial": []}.get(name, [card.defaults["dropout"]])
+    x, darker = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 1.5)
+    assert not method._residual(x, darker).any() and method._residual is positive
 
 
 # --- variational autoencoder
@@ -302,6 +317,18 @@ def test_equalised_intensity_by_scikit_image():
         expected = np.where(mask, equalize_hist(grey, 256, mask=mask), 0)
         # A value on the border of two bins may fall to either side.
         np.testing.assert_allclose(maps.map[i, 0], expected, atol=2 / mask.sum())
+
+
+def test_equalised_integers_have_a_bin_each():
+    """As scikit-image equalises whole numbers, whatever number of bins it is asked for."""
+    b = batch()
+    b.image = b.image * 40
+    maps = create("hist_threshold_baseline", integers=True).maps(b)
+    for i in range(3):
+        grey = b.image[i, 0].numpy()
+        mask = b.foreground[i, 0].numpy() & (grey > 0)
+        expected = equalize_hist(grey.astype(np.int64), 256, mask=mask) * mask
+        np.testing.assert_allclose(maps.map[i, 0], expected, atol=1e-6)
 
 
 def test_an_empty_foreground_gives_a_zero_map():
