@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.bids_trees import GROUPS, describe, raw_tree, tsv, volume
+from tests.support.bids_trees import GROUPS, describe, raw_tree, tsv, volume
 
 from normscan.bids import bids_table, build_name, parse_name
 from normscan.cli.main import main

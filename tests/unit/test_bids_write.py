@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.bids_trees import raw_tree, volume
+from tests.support.bids_trees import raw_tree, volume
 
 from normscan.bids import write_derivatives, write_group
 from normscan.bids.write import is_done

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import dicom_files as D
-from tests import dicom_planes as G
-from tests.dicom_proof import (
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
+from tests.support.dicom_proof import (
     KINDS,
     TO_RAS,
     Kind,

@@ -10,8 +10,8 @@ import pandas as pd
 import pydicom
 import pytest
 from pydicom import uid as U
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
 from normscan import Cohort, Scan
 from normscan.cli.main import main

@@ -15,8 +15,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import uid as U
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
 from normscan.errors import ScanError
 from normscan.io import content_hash, probe, read_scan

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from tests.planted import head, site
+from tests.support.planted import head, site
 
 from normscan.decide import ScanThreshold
 from normscan.detector.finding import Finding

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.exposure import equalize_adapthist
-from tests.modality_pictures import (
+from tests.support.modality_pictures import (
     STAINS,
     bscan,
     ct,
