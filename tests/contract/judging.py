@@ -33,10 +33,15 @@ LEAST = 0.03
 # Kinds of lesions that a method's map can show by its definition, where it isn't all of them.
 POSITIVE = "its residual is positive where a lesion is brighter than healthy tissue, else nothing"
 SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
+    "ae_dense": (("bright",), POSITIVE),
+    "ae_spatial": (("bright",), POSITIVE),
     "bayesian_skip_ae": (("bright",), POSITIVE),
+    "caae_baur": (("bright",), POSITIVE),
+    "constrained_ae": (("bright",), POSITIVE),
     "feddis": (("bright",), POSITIVE),
     "healthy_anatomy_ae": (("bright",), POSITIVE),
     "scale_space_ae": (("bright",), POSITIVE),
+    "vae": (("bright",), POSITIVE),
     "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
     "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
 }
@@ -44,6 +49,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
+    "caae": "its residual blocks and its critic learn in minutes, not in seconds",
     "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
     "ddad_asr": "its ensembles are those of ddad",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "

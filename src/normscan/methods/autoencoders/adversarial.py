@@ -25,8 +25,8 @@ ARTICLE_RANGE: dict[str, Any] = {
     "crop": "none",
 }
 _TINY: dict[str, Any] = {
-    "size": 32, "width": 16, "latent": 16, "warmup_turns": (4, 1), "turns": (4, 1),
-    "warmup_steps": 2, "steps": 75, "lr": 2e-3, "batch_size": 16,
+    "size": 32, "width": 16, "latent": 16, "warmup_turns": (2, 1), "turns": (2, 1),
+    "warmup_steps": 2, "steps": 100, "lr": 2e-3, "batch_size": 16,
     "preprocess": {**OWN_RANGE, "scaling": "none"},
 }  # fmt: skip
 _LAPTOP: dict[str, Any] = {

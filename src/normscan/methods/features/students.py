@@ -190,8 +190,8 @@ class Cloning(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "taps": ("layer1", "layer2"),
-        "scored": 2, "size": 64, "batch_size": 8, "steps": 40, "postprocess": ("smooth=2",),
+        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1", "layer2"),
+        "scored": 2, "size": 64, "batch_size": 8, "steps": 60, "postprocess": ("smooth=2",),
     },
     options=schedule(lr=1e-3, batch_size=64, epochs=601),
 )  # fmt: skip
