@@ -11,7 +11,7 @@ demo: $(STAMP)  ## the main job on a simulated cohort; ends with runs/demo/repor
 	$(BIN)/normscan demo --out runs/demo
 
 test: check  ## lint, layers, types, all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations=10
 
 check: $(STAMP)  ## lint, layers, types
 	$(BIN)/ruff check src tests benchmarks docs fuzz

@@ -129,8 +129,8 @@ def register(
     ``options`` are arguments that the function shares with others and takes as ``**options``: its
     signature lists them, its docstring describes them (``normscan.signatures``).
 
-    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults, which
-    for ``code`` says that the released code does what the article describes, or that there is none.
+    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults. Whether
+    released code does the same, or there is none, the method's record in ``tests/golden`` says.
 
     Raises:
         ValueError: the name is taken, the regime is unknown, or a preset names no argument.
