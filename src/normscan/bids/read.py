@@ -58,8 +58,8 @@ def bids_table(
             file, else the only one there is.
         label: who is healthy, ``"group:control=0,patient=1"`` (``*`` for all other values) or
             ``{"group": {"control": 0, "patient": 1}}``. By default a column label, diagnosis,
-            group or dx in which a value is known to mean healthy; without one, unknown. False leaves all
-            labels empty and says nothing of them.
+            group or dx in which a value is known to mean healthy; without one, unknown. False
+            leaves all labels empty and says nothing of them.
         masks: as ``filters``, for lesion masks, where several raters drew one.
 
     Raises:
