@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.golden.records import STATES, ours, read_all
 
 from normscan.registry import load_all
+from tests.golden.records import STATES, ours, read_all
 
 RECORDS = read_all()
 CHECKS = [

@@ -52,7 +52,7 @@ class StridedAutoencoder(nn.Module):
         if spatial:
             code = [
                 layer("conv", dims, widest, latent, 1, bias=False),
-                layer("conv", dims, latent, widest, 1, bias=False),
+                layer("conv_transpose", dims, latent, widest, 1, bias=False),
             ]
         else:
             code = [
