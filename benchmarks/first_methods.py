@@ -23,6 +23,7 @@ from normscan.detector import Detector, storage
 from normscan.evaluation import score_cohort, summarise
 from normscan.evaluation.scoring import group_column
 from normscan.evaluation.summary import group_metrics
+from normscan.io.values import write_json
 from normscan.phantom import simulate
 
 METHODS = (
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
                 claim.touch()
                 try:
                     cell = run_cell(name, method, seed, args.work, args.data, args.weights)
-                    storage.write_json(path, json.loads(json.dumps(cell, default=str)))
+                    write_json(path, json.loads(json.dumps(cell, default=str)))
                 finally:
                     claim.unlink()
                 figures = {
@@ -131,7 +132,7 @@ def summary(values: list[float]) -> str:
 
 def table(args: argparse.Namespace) -> None:
     cells = [json.loads(p.read_text()) for p in sorted(args.work.glob("*/*.json")) if "-" in p.name]
-    storage.write_json(RESULTS.with_suffix(".json"), {"command": args.command_line, "cells": cells})
+    write_json(RESULTS.with_suffix(".json"), {"command": args.command_line, "cells": cells})
     lines = ["# First methods", "", f"Command: `{args.command_line}`, then `table`.", ""]
     lines += [
         "Preset `laptop`, fixed splits, healthy training scans only. Mean ± standard "

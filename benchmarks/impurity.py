@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector
-from normscan.detector.storage import read_json, write_json
+from normscan.io.values import read_json, write_json
 from normscan.phantom import simulate
 
 SHARES = (0.0, 0.05, 0.1, 0.2)

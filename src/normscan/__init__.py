@@ -10,17 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from normscan.lazy import lazily
+from normscan.version import __version__
 
 if TYPE_CHECKING:
     from normscan.cohort.cohort import Cohort as Cohort
     from normscan.detector.detector import Detector as Detector
     from normscan.detector.detector import create as create
     from normscan.detector.detector import load as load
+    from normscan.io.read import read_scan as read
     from normscan.registry import load_all as list_methods
     from normscan.scan import Scan as Scan
 
-__version__ = "0.1.0"
-__all__ = ["Cohort", "Detector", "Scan", "__version__", "create", "list_methods", "load"]
+__all__ = ["Cohort", "Detector", "Scan", "__version__", "create", "list_methods", "load", "read"]
 
 # Imported on first use, so that `import normscan` loads neither torch nor pandas.
 __getattr__ = lazily(
@@ -32,6 +33,7 @@ __getattr__ = lazily(
         "create": "detector.detector",
         "load": "detector.detector",
         "list_methods": "registry:load_all",
+        "read": "io.read:read_scan",
     },
 )
 

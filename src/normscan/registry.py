@@ -10,13 +10,10 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normscan.errors import ArgumentError, nearest
 from normscan.signatures import Options, completed
-
-if TYPE_CHECKING:
-    from normscan.methods.base import Method
 
 REGIMES = (
     "healthy",
@@ -59,7 +56,7 @@ class Card:
     paper: str
     regime: str
     dims: tuple[int, ...]
-    build: Callable[..., Method]
+    build: Callable[..., Any]
     presets: Mapping[str, Mapping[str, Any]]
     postprocess: tuple[str, ...] = ()
     reduction: str = "foreground_mean"
@@ -102,7 +99,7 @@ class Card:
             )
         return self.presets[name]
 
-    def create(self, **arguments: Any) -> Method:
+    def create(self, **arguments: Any) -> Any:
         """Build the method; its weights come from the caller's random state."""
         method = self.build(**arguments)
         method.card = self
@@ -126,20 +123,20 @@ def register(
     preprocess: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
     options: Options | None = None,
-) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function that builds a method; see ``Card`` for the arguments.
 
     ``options`` are arguments that the function shares with others and takes as ``**options``: its
     signature lists them, its docstring describes them (``normscan.signatures``).
 
-    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults, which
-    for ``code`` says that the released code does what the article describes, or that there is none.
+    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults. Whether
+    released code does the same, or there is none, the method's record in ``tests/golden`` says.
 
     Raises:
         ValueError: the name is taken, the regime is unknown, or a preset names no argument.
     """
 
-    def decorate(build: Callable[..., Method]) -> Callable[..., Method]:
+    def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
         if id in _CARDS:
             raise ValueError(f"the method name '{id}' is taken by {_CARDS[id].build}")
         if regime not in REGIMES:

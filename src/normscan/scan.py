@@ -11,9 +11,7 @@ import numpy as np
 from normscan.errors import ScanError
 
 if TYPE_CHECKING:
-    import os
-
-    from normscan.io.dicom.series import Series
+    from normscan.series import Series
 
 # A raster image is stored row by row from the top: rows run towards -y and columns towards +x, so
 # that the same code that draws an axial NIfTI slice upright draws a PNG as it is.
@@ -129,16 +127,6 @@ class Scan:
             source=source,
             dtype=dtype or str(array.dtype),
         )
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str] | list[str]) -> Scan:
-        """Read a DICOM series (file, folder, zip), NIfTI, PNG, JPEG, TIFF, BMP or NumPy file.
-
-        A list gives one channel per file; see ``normscan.io.read_scan``.
-        """
-        from normscan.io import read_scan
-
-        return read_scan(path)
 
     @property
     def name(self) -> str:

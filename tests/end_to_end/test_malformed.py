@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests import malformed
-from tests.malformed import SECRET, Case, Odd
+from tests.support import malformed
+from tests.support.malformed import SECRET, Case, Odd
 from tests.toy import toy_scan
 
 import normscan as ns

@@ -13,10 +13,10 @@ from normscan.registry import card
 from normscan.rng import Rng
 
 
-def make(**changes):
-    entry = card("caae")
+def make(name="caae", **changes):
+    entry = card(name)
     torch.manual_seed(0)
-    return entry.create(**entry.arguments("tiny", **{"design": "chen", "width": 4, **changes}))
+    return entry.create(**entry.arguments("tiny", **{"width": 4, **changes}))
 
 
 def batch(n=4):
@@ -24,14 +24,20 @@ def batch(n=4):
     return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(5), torch.zeros(n))
 
 
-def test_widths_of_the_article():
+def test_widths_of_the_release():
     network = ResidualAutoencoder(2, 1, 256, 128)
-    blocks = [m for m in network.encoder if isinstance(m, ResizingBlock)]
-    assert [b.body[0].out_channels for b in blocks] == [32, 64, 128, 256]
+    down = [m for m in network.encoder if isinstance(m, ResizingBlock)]
+    assert [(b.body[0].out_channels, b.outputs) for b in down] == [
+        (16, 32), (32, 64), (64, 128), (128, 256),
+    ]  # fmt: skip
+    up = [m for m in network.decoder if isinstance(m, ResizingBlock)]
+    assert [(b.body[0].out_channels, b.outputs) for b in up] == [
+        (128, 64), (64, 32), (32, 16), (16, 8),
+    ]  # fmt: skip
     assert network.heads[0].in_features == 16 * 16 * 256
-    assert network.decoder[2].out_channels == 128
-    method = card("caae").create(**card("caae").arguments(size=32))
-    assert [m.out_features for m in method.critic if hasattr(m, "out_features")] == [200, 400, 1]
+    for name, widths in (("caae", [200, 400, 1]), ("caae_baur", [100, 50, 1])):
+        method = card(name).create(**card(name).arguments(size=32))
+        assert [m.out_features for m in method.critic if hasattr(m, "out_features")] == widths
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -45,19 +51,26 @@ def test_shapes_and_sizes_that_cannot_be_halved(dims):
 
 def test_a_block_by_hand():
     torch.manual_seed(0)
-    block = ResizingBlock(2, 2, 3, up=False).eval()
+    block = ResizingBlock(2, 2, up=False).eval()
     x = torch.randn(1, 2, 6, 6)
-    first, _, _, second, _ = block.body
-    h = F.leaky_relu(F.conv2d(x, first.weight, first.bias, 2, 1) / (1 + 1e-5) ** 0.5, 0.2)
-    h = F.conv2d(h, second.weight, second.bias, padding=1) / (1 + 1e-5) ** 0.5
-    h = h + F.conv2d(x, block.shortcut.weight, block.shortcut.bias, 2, 1)
-    torch.testing.assert_close(block(x), F.leaky_relu(h, 0.2))
-    assert ResizingBlock(2, 2, 3, up=True)(x).shape == (1, 3, 12, 12)
+    first, _, _, second, _, _ = block.body
+    shrink = (1 + 1e-5) ** 0.5
+    h = F.leaky_relu(F.conv2d(x, first.weight, first.bias, 2, 1) / shrink, 0.2)
+    h = F.leaky_relu(F.conv2d(h, second.weight, second.bias, padding=1) / shrink, 0.2)
+    short = block.shortcut[0]
+    h = h + F.leaky_relu(F.conv2d(x, short.weight, short.bias, 2, 1) / shrink, 0.2)
+    torch.testing.assert_close(block(x), h)
+    assert ResizingBlock(2, 2, up=True)(x).shape == (1, 1, 12, 12)
 
 
-@pytest.mark.parametrize("loss", ["root", "mean"])
-def test_losses_by_hand(loss):
-    method, data = make(loss=loss, consistency=0.7).eval(), batch()
+def test_an_odd_width_is_refused():
+    with pytest.raises(ArgumentError, match="width=3 .*Use width=4"):
+        ResidualAutoencoder(2, 1, 16, 5, width=3)
+
+
+@pytest.mark.parametrize("name", ["caae", "caae_baur"])
+def test_losses_by_hand(name):
+    method, data = make(name, consistency=0.7).eval(), batch()
     with torch.no_grad():
         z = method.encode(data.image)
         restored = method.network.decode(z)
@@ -65,7 +78,7 @@ def test_losses_by_hand(loss):
         terms = method.loss(data, "constrain", "autoencoder")
         adversarial = method.loss(data, "constrain", "encoder")["adversarial"]
     error, drift = (restored - data.image).flatten(1), z - again
-    if loss == "root":
+    if name == "caae":
         expected = error.norm(dim=1).mean(), 0.7 * drift.square().sum(1).mean()
     else:
         expected = error.square().mean(), 0.7 * drift.square().mean()
@@ -87,7 +100,7 @@ def test_the_critic_tells_codes_from_the_prior():
 
 def test_the_restoration_is_encoded_with_running_statistics():
     method = make().train()
-    norm = method.network.encoder[1]
+    norm = method.network.encoder[2]
     before = norm.num_batches_tracked.clone()
     method.loss(batch(), "constrain", "autoencoder")
     assert norm.num_batches_tracked == before + 1 and method.network.encoder.training
@@ -102,7 +115,12 @@ def test_the_rhythm_of_the_released_code():
 
 
 def test_the_port_of_the_comparative_study():
-    method = card("caae").create(**card("caae").arguments("baur"))
+    method = card("caae_baur").create(**card("caae_baur").arguments("code"))
     convolutions = [m for m in method.network.encoder if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [32, 64, 128, 16]
     assert method.network.heads[0][0].in_features == 16 * 16 * 16
+    turns = [{p.name: p.turns for p in phase.players} for phase in method.phases()]
+    assert turns[0] == {"autoencoder": 20, "critic": 20, "encoder": 1}
+    assert turns[1] == {"autoencoder": 1, "critic": 20, "encoder": 1}
+    x = torch.zeros(1, 1, 2, 2)
+    assert not method.residual(x, x + 1).any() and method.residual(x, x - 1).all()

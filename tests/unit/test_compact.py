@@ -62,27 +62,32 @@ def test_constrained_bottleneck_is_16_by_16():
 # --- constraint
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_second_encoding_and_the_running_statistics(moved):
-    method = card("constrained_ae").create(
-        design="compact", size=16, width=8, latent=5, second_statistics=moved
-    )
-    twin = CompactAutoencoder(2, 1, 16, 5, width=4)
+def test_second_encoding_and_the_running_statistics():
+    """The release runs the restoration through encoder and first decoder layers, in training."""
+    method = card("constrained_ae_compact").create(size=16, width=4, hidden=8, latent=5)
+    twin = CompactAutoencoder(2, 1, 16, 5, width=4, hidden=8)
     twin.load_state_dict(method.network.state_dict())
     x = 2 * batch().image - 1
     terms = method.loss(batch(), "", "")
     restored = twin(x)
-    once = {k: v.clone() for k, v in twin.state_dict().items()}
-    z, again = twin.encode(x)[0], twin.encode(restored)[0]
+    z = twin.encode(x)[0]
+    twin.load_state_dict(method.network.state_dict())
     torch.testing.assert_close(terms["l2"], (x - restored).square().mean())
-    torch.testing.assert_close(terms["code"], (z - again).square().mean())
-    now = method.network.state_dict()
-    same = all(torch.equal(now[k], v) for k, v in once.items())
-    assert same != moved
+    torch.testing.assert_close(terms["code"], (z - twin.encode(restored)[0]).square().mean())
+    counts = [m.num_batches_tracked.item() for m in method.modules() if hasattr(m, "running_mean")]
+    encoder = 3  # Two convolutions and the hidden layer.
+    assert counts == [2] * (encoder + 1) + [1] * (len(counts) - encoder - 1)
+
+
+def test_second_encoding_of_the_other_form_leaves_the_statistics():
+    method = card("constrained_ae").create(size=32, width=8, latent=5)
+    method.loss(batch(size=32), "", "")
+    counts = [m.num_batches_tracked.item() for m in method.modules() if hasattr(m, "running_mean")]
+    assert set(counts) == {1}
 
 
 def test_the_constraint_has_gradients_through_both_codes():
-    method = card("constrained_ae").create(design="compact", size=16, width=8, latent=5)
+    method = card("constrained_ae_compact").create(size=16, width=4, hidden=8, latent=5)
     codes = []
     encode = method.network.encode
 
@@ -105,7 +110,11 @@ def test_kept_statistics_normalises_by_the_batch_and_ends():
     norm.eval()
     with kept_statistics(norm):  # At test the stored ones are used, as ever.
         torch.testing.assert_close(norm(x), x / math.sqrt(1 + norm.eps))
-    norm.train()(x)
+    norm.train()
+    with kept_statistics(norm, by="running"):
+        torch.testing.assert_close(norm(x), x / math.sqrt(1 + norm.eps))
+    assert norm.training and not norm.running_mean.any()
+    norm(x)
     assert norm.running_mean.all()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.made_up import MINIMAL, add, picture, volume
+from tests.support.made_up import MINIMAL, add, picture, volume
 
 from normscan import Cohort, datasets
 from normscan.cli.main import main

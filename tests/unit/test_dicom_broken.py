@@ -6,8 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import uid as U
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
 from normscan import Cohort
 from normscan.errors import ScanError
@@ -107,7 +107,7 @@ def test_a_stray_image_of_another_frame_says_so(tmp_path):
 # Images at one place
 
 
-@pytest.mark.parametrize("syntax", [U.ExplicitVRLittleEndian, U.JPEG2000Lossless, U.RLELossless])
+@pytest.mark.parametrize("syntax", [U.ExplicitVRLittleEndian, U.JPEGLSLossless, U.RLELossless])
 @pytest.mark.parametrize("doubled", [1, 4, 9])
 def test_doubled_planes_are_dropped_with_a_note(tmp_path, syntax, doubled):
     values = RAMP.astype(np.int64)

@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from tests.planted import head, site
+from tests.support.planted import head, site
 
 from normscan.decide import ScanThreshold
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, CohortError, OutputError, ScanError
-from normscan.limits import detection_limits
+from normscan.limits import detection_limits, write_limits
 from normscan.limits.curves import Curve, cells, fit_curve, surfaces
 from normscan.limits.planting import EDGE
 from normscan.limits.result import FAINTEST, LARGEST
@@ -302,7 +302,7 @@ def test_a_stopped_run_goes_on(heads, tmp_path):
 
 def test_files_are_written(known, tmp_path):
     known.failures = [{"scan": "<script>alert(1)</script>", "reason": "torn & <b>bad</b>"}]
-    known.write(tmp_path)
+    write_limits(known, tmp_path)
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {f"limits.{s}" for s in ("html", "json", "csv", "png", "svg")}
     page = (tmp_path / "limits.html").read_text()

@@ -13,11 +13,9 @@ from torch.nn import functional as F
 
 from normscan import registry
 from normscan.methods.autoencoders.denoising import cosine_cycle
-from normscan.methods.autoencoders.plain import build_network
 from normscan.methods.base import Batch
 from normscan.methods.diffusion.partial import PartialDiffusion, adm_unet
-from normscan.methods.reconstruction import absolute, squared
-from normscan.networks.autoencoder import CompactAutoencoder
+from normscan.methods.reconstruction import absolute, positive, squared
 from normscan.networks.diffusion import DiffusionSchedule
 from normscan.rng import Rng
 from normscan.synthesis.noise import coarse_noise, simplex_noise
@@ -111,12 +109,13 @@ def test_ae_sums_the_absolute_error_of_an_image():
     error = sum(np.abs(x - y).sum() for x, y in zip(b.image.numpy(), restored.numpy(), strict=True))
     loss = method.loss(b, "reconstruct", "network")
     assert loss["l1"].item() == pytest.approx(error / 3, rel=1e-4)
-    np.testing.assert_allclose(method.maps(b).map, np.abs(b.image - restored), atol=1e-6)
+    brighter = np.maximum(b.image - restored, 0)
+    np.testing.assert_allclose(method.maps(b).map, brighter, atol=1e-6)
 
 
 def test_ae_of_medianomaly_averages_the_squared_error():
     """Of images in -1..1; the restoration comes back in 0..1."""
-    method, b = create("ae_dense", design="compact"), batch()
+    method, b = create("ae4ad"), batch()
     x = 2 * b.image - 1
     restored = method.network(x).detach()
     loss = method.loss(b, "reconstruct", "network")
@@ -124,19 +123,6 @@ def test_ae_of_medianomaly_averages_the_squared_error():
     maps = method.maps(b)
     np.testing.assert_allclose(maps.map, (x - restored) ** 2, atol=1e-6)
     torch.testing.assert_close(maps.reconstruction, (restored + 1) / 2)
-
-
-def test_medianomaly_has_its_network():
-    card = registry.card("ae_dense")
-    values = card.arguments("medianomaly")
-    keys = ("design", "dims", "channels", "size", "latent")
-    net = build_network(
-        *[values[k] for k in keys], 1, *[values[k] for k in ("width", "dropout", "norm")]
-    )
-    expected = CompactAutoencoder(2, 1, 64, 16)
-    shapes = [p.shape for p in net.parameters()]
-    assert shapes == [p.shape for p in expected.parameters()]
-    assert card.preset("medianomaly")["reduction"] == "mean"
 
 
 @pytest.mark.parametrize("name", ["ae_dense", "vae"])
@@ -148,26 +134,41 @@ def test_baurs_schedule(name):
     assert (options["lr"], options["betas"]) == (1e-4, (0.5, 0.999))
     assert (phase.epochs, phase.batch_size, phase.patience) == (1000, 8, 5)
     assert card.postprocess == ("erode=12", "median=5")
-    assert card.preprocess == {"percentile": 99.8}
+    assert card.preprocess["crop"] == "none" and card.preprocess["scaling"] == "none"
+    step = {"percentile": {"low": 0.0, "high": 99.8, "of": "image"}}
+    assert card.preprocess["steps"] == [step]
+
+
+@pytest.mark.parametrize("name", ["ae_dense", "ae_spatial", "constrained_ae", "vae"])
+def test_code_of_the_comparative_study(name):
+    """Norms that never normalise, the last weights, no dropout behind the plain decoder's layer."""
+    card = registry.card(name)
+    method = card.create(**card.arguments("code", width=4))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in method.modules())
+    assert method.phases()[0].keep == "last"
+    rates = [m.p for m in method.network.decoder if isinstance(m, nn.Dropout)]
+    assert rates == {"ae_dense": [0.0], "ae_spatial": []}.get(name, [card.defaults["dropout"]])
+    x, darker = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 1.5)
+    assert not method._residual(x, darker).any() and method._residual is positive
 
 
 # --- variational autoencoder
 
 
-@pytest.mark.parametrize("design", ["baur", "compact"])
-def test_vae_loss_by_hand(design):
-    method, b = create("vae", design=design, kl_weight=0.3), batch()
-    x = b.image if design == "baur" else 2 * b.image - 1
+@pytest.mark.parametrize("name", ["vae", "vae_compact"])
+def test_vae_loss_by_hand(name):
+    method, b = create(name, kl_weight=0.3), batch()
+    x = b.image if name == "vae" else 2 * b.image - 1
     mean, spread = (v.detach() for v in method.network.encode(x))
     # The second head is log sigma in one study and log sigma squared in the other.
-    std = spread.exp() if design == "baur" else (0.5 * spread).exp()
+    std = spread.exp() if name == "vae" else (0.5 * spread).exp()
     z = mean + std * Rng(5).normal(mean.shape)
     restored = method.network.decode(z).detach()
     kl = torch.distributions.kl_divergence(
         torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
     )
     loss = method.loss(b, "reconstruct", "network")
-    if design == "baur":
+    if name == "vae":
         torch.testing.assert_close(loss["l1"], (restored - b.image).abs().sum() / 3)
         torch.testing.assert_close(loss["kl"], 0.3 * kl.sum() / 3)
     else:
@@ -187,14 +188,14 @@ def test_vae_can_take_the_mean_or_several_samples():
     draws = [several.network.decode(mu + log_std.exp() * rng.normal(mu.shape)) for _ in range(3)]
     maps = several.maps(b)
     torch.testing.assert_close(maps.reconstruction, (sum(draws) / 3).detach())
-    torch.testing.assert_close(maps.map, (b.image - maps.reconstruction).abs())
+    torch.testing.assert_close(maps.map, (b.image - maps.reconstruction).clamp_min(0))
 
 
 # --- f-AnoGAN
 
 
 def test_fanogan_losses_by_hand():
-    method, b = create("f_anogan"), batch()
+    method, b = create("f_anogan", size=32), batch()
     real = 2 * b.image - 1
     rng = Rng(5)
     fake = method.generator(rng.normal((3, 16))).detach()
@@ -213,7 +214,7 @@ def test_fanogan_losses_by_hand():
 
 @pytest.mark.parametrize("tanh_code", [True, False])
 def test_fanogan_scores_by_hand(tanh_code):
-    method, b = create("f_anogan", kappa=0.7, tanh_code=tanh_code), batch()
+    method, b = create("f_anogan", size=32, kappa=0.7, tanh_code=tanh_code), batch()
     x = 2 * b.image - 1
     with torch.no_grad():
         z = method.encoder(x)
@@ -295,8 +296,8 @@ def test_anoddpm_starts_at_its_level():
     assert network.seen == [5, 4, 3, 2, 1, 0]
 
 
-def test_adm_unet_attends_at_16_and_8_cells():
-    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2)
+def test_adm_unet_attends_where_it_is_told():
+    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2, (16, 8))
     kinds = [type(block).__name__ for block in net.down_blocks]
     assert kinds == ["DownBlock", "AttnDownBlock", "AttnDownBlock"]
     out = net(torch.rand(2, 1, 32, 32), torch.tensor([1, 5]))
@@ -316,6 +317,18 @@ def test_equalised_intensity_by_scikit_image():
         expected = np.where(mask, equalize_hist(grey, 256, mask=mask), 0)
         # A value on the border of two bins may fall to either side.
         np.testing.assert_allclose(maps.map[i, 0], expected, atol=2 / mask.sum())
+
+
+def test_equalised_integers_have_a_bin_each():
+    """As scikit-image equalises whole numbers, whatever number of bins it is asked for."""
+    b = batch()
+    b.image = b.image * 40
+    maps = create("hist_threshold_baseline", integers=True).maps(b)
+    for i in range(3):
+        grey = b.image[i, 0].numpy()
+        mask = b.foreground[i, 0].numpy() & (grey > 0)
+        expected = equalize_hist(grey.astype(np.int64), 256, mask=mask) * mask
+        np.testing.assert_allclose(maps.map[i, 0], expected, atol=1e-6)
 
 
 def test_an_empty_foreground_gives_a_zero_map():

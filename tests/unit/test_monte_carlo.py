@@ -143,7 +143,7 @@ class Known(nn.Module):
 
 def test_total_variance_is_noise_plus_spread():
     p, x = 0.2, torch.full((1, 1, 40, 40), 0.5)
-    method = BayesianConvAutoencoder(Known(p), True, "nll", 200, {}).eval()
+    method = BayesianConvAutoencoder(Known(p), {}, likelihood=True, score="nll", passes=200).eval()
     maps = method.maps(batch(x, [0]))
     variance = math.exp(1.0) + p / (1 - p) * 0.25
     assert float(maps.uncertainty.mean()) == pytest.approx(variance, rel=1e-3)
@@ -153,7 +153,9 @@ def test_total_variance_is_noise_plus_spread():
 
 def test_likelihood_loss_is_the_heteroscedastic_one():
     x = torch.rand(2, 1, 4, 4)
-    terms = BayesianConvAutoencoder(Known(0.0), True, "nll", 1, {}).loss(batch(x, [0, 1]), "", "")
+    terms = BayesianConvAutoencoder(Known(0.0), {}, likelihood=True, score="nll", passes=1).loss(
+        batch(x, [0, 1]), "", ""
+    )
     assert float(terms["error"]) == 0 and float(terms["spread"]) == pytest.approx(2 * x.mean())
 
 

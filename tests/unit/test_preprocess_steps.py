@@ -21,10 +21,12 @@ from normscan.detector.survey import survey
 from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError
 from normscan.parallel import each
 from normscan.preprocess import Preprocess
-from normscan.preprocess.pipeline import LEARNING_SCANS, expanded
+from normscan.preprocess.chain import run_steps
+from normscan.preprocess.pipeline import LEARNING_SCANS
 from normscan.preprocess.presets import PRESETS
 from normscan.preprocess.samples import Preparation
-from normscan.preprocess.steps import STEPS, Working, run_steps, step
+from normscan.preprocess.settings import expanded
+from normscan.preprocess.steps import STEPS, Working, step
 from normscan.scan import Scan
 from normscan.training.data import PreparedSet
 

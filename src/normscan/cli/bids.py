@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscan import __version__
 from normscan.bids.tables import read_json
 from normscan.cli.main import fail
 from normscan.errors import ArgumentError, CohortError, NormscanError, nearest
+from normscan.version import __version__
 
 if TYPE_CHECKING:
     from normscan.cohort import Cohort

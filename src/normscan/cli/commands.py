@@ -81,7 +81,7 @@ def fit(
     from torch import cuda
 
     from normscan.detector import Detector
-    from normscan.detector.storage import DETECTOR
+    from normscan.training.folder import DETECTOR
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
@@ -136,7 +136,7 @@ def predict(
     """
     from normscan.cohort.table import unique_names
     from normscan.detector import load
-    from normscan.detector.storage import check_folder
+    from normscan.io.atomic import check_folder
 
     detector = load(run, device)
     folder = Path(out)
@@ -246,7 +246,7 @@ def limits(
         device: auto, cpu or cuda.
     """
     from normscan.detector import load
-    from normscan.limits import detection_limits
+    from normscan.limits import detection_limits, write_limits
 
     detector = load(run, device)
     table = None if cohort is None else Cohort.read(cohort, root=root, seed=detector.seed)
@@ -256,7 +256,7 @@ def limits(
         split=split, overlap=overlap, seed=seed, out=folder, replicates=replicates,
         command=_command_line(), progress=True,
     )  # fmt: skip
-    found.write(folder)
+    write_limits(found, folder)
     for failure in found.failures:
         print(f"left out: {failure['scan']}: {failure['reason']}", file=sys.stderr)
     print(f"{found}\nresults: {folder / 'limits.json'}\npage:    {folder / 'limits.html'}")
@@ -284,7 +284,8 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     import shutil
 
     from normscan import evaluation
-    from normscan.detector import Detector, storage
+    from normscan.detector import Detector
+    from normscan.io.values import write_json
     from normscan.phantom import simulate
 
     begun = time.monotonic()
@@ -293,7 +294,7 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
         raise OutputError(f"{folder} exists and is no earlier demo. Choose another folder.")
     shutil.rmtree(folder, ignore_errors=True)
-    storage.write_json(marker, {"method": method, "seed": seed})
+    write_json(marker, {"method": method, "seed": seed})
     bar = Progress()
     bar.say("1/3  simulating a cohort: FLAIR slices of 160 healthy and 40 lesioned subjects")
     table = simulate(

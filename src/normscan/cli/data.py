@@ -42,9 +42,8 @@ def preprocess(
     """
     from functools import partial
 
-    from normscan.detector.storage import build_preprocess
     from normscan.preprocess.cohort import prepare_cohort
-    from normscan.preprocess.pipeline import expanded
+    from normscan.preprocess.settings import build_preprocess, expanded
 
     given = {"preset": preset} | ({} if steps is None else {"steps": steps})
     settings = expanded(given)
@@ -77,7 +76,7 @@ def steps(json: bool = False) -> None:
     """
     import inspect
 
-    from normscan.preprocess import load_steps
+    from normscan.preprocess.chain import load_steps
     from normscan.preprocess.presets import PRESETS
     from normscan.preprocess.steps import STEPS
 
@@ -166,7 +165,7 @@ def bids(
         fractions: healthy subjects for train, val and test.
         seed: of the split.
     """
-    from normscan.bids import read_bids
+    from normscan.cohort import read_bids
 
     table = read_bids(
         path, suffix.split(",") if suffix else None, filters, derivatives, space, label, masks,

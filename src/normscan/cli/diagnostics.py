@@ -53,6 +53,7 @@ def pitfalls(
     from normscan.diagnostics import equalized, residual_landscape
     from normscan.diagnostics.images import healthy_images, restoring
     from normscan.diagnostics.page import write
+    from normscan.io.atomic import check_folder
 
     for name, value in (("images", images), ("intensities", intensities), ("blurs", blurs)):
         if value < 1:
@@ -60,7 +61,7 @@ def pitfalls(
     if not largest_blur >= 0:
         raise ArgumentError(f"largest_blur is {largest_blur:g}; it must be 0 or more.")
     folder = Path(out)
-    storage.check_folder(folder)
+    check_folder(folder)
     detector = None if run is None else load(run, device)
     restore = None if detector is None else restoring(detector)
     table = Cohort.read(cohort, root=root, seed=seed if detector is None else detector.seed)

@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from normscan import __version__
 from normscan.errors import NormscanError, nearest
+from normscan.version import __version__
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

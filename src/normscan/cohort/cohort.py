@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan.bids.read import bids_table
 from normscan.cohort.layouts import read_layout
 from normscan.cohort.row import CohortRow
 from normscan.cohort.splits import assign_splits, check_subjects, only_healthy_trains
@@ -97,7 +98,7 @@ class Cohort:
 
         A folder is read by its ``cohort.csv`` (.tsv, .parquet), else by the table of its name in a
         sister folder (``../splits/<name>.csv``: a fixed, published split), else as BIDS where it
-        has a ``dataset_description.json`` (``normscan.bids.read_bids``), else by its layout:
+        has a ``dataset_description.json`` (``normscan.cohort.read_bids``), else by its layout:
         ``no/ yes/``, ``normal/ abnormal/``, ``good/ ungood/``, MVTec AD, BMAD, each also below
         ``train/ val/ test/``.
 
@@ -163,8 +164,6 @@ class Cohort:
             table = read_table(published)
             return cls._make(table, candidates, seed, fractions, notes, str(published))
         if (folder / "dataset_description.json").is_file():
-            from normscan.bids import bids_table
-
             table, notes = bids_table(folder)
         else:
             table, notes = read_layout(folder)

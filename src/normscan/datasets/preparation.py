@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.datasets.layout import Tree
 from normscan.datasets.recipe import Recipe, load
-from normscan.datasets.rows import Row, check_counts, collect, main_patterns
+from normscan.datasets.row import Row
+from normscan.datasets.rows import check_counts, collect, main_patterns
 from normscan.errors import ArgumentError, CohortError
 
 if TYPE_CHECKING:

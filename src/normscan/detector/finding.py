@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.io import atomic_path, extension, stem, write_map
-from normscan.preprocess.cohort import finite
+from normscan.io.values import finite
 from normscan.scan import Scan
 from normscan.scores.postprocess import drop_small
 
@@ -106,6 +106,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON knows it."""
+        facts = finite({name: float(value) for name, value in self.facts.items()})
         return {
             "scan": self.scan.name,
             "score": self.score,
@@ -115,7 +116,7 @@ class Finding:
             "pixel_threshold": self.pixel_threshold,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),
-            "preprocessing": {"notes": list(self.notes), "facts": finite(self.facts)},
+            "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",

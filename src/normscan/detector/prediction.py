@@ -1,9 +1,11 @@
-"""From a prepared scan to its stitched map: whole, slice by slice, or patch by patch."""
+"""The one way from a scan to its finding: prepared, mapped piece by piece, stitched, scored."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normscan.cohort import CohortRow
+from normscan.detector.finding import Finding
+from normscan.detector.state import State
+from normscan.errors import ArgumentError, NormscanError, ScanError
+from normscan.io.read import check_array, read_scan
 from normscan.methods.base import Batch, Maps, Method
 from normscan.preprocess import Prepared
 from normscan.rng import Rng, derive_seed
+from normscan.scan import Scan
+from normscan.scores.postprocess import apply_chain
+from normscan.scores.reductions import reduce_map
 from normscan.training.data import split_slices
 
 OVERLAP = 0.5
+
+# Slices or patches at a time; of a volume at once there is one.
+BATCH = 16
 
 
 @dataclass
@@ -171,3 +184,87 @@ class Predictor:
             shape[axis] = n
             window = window * np.exp(-0.5 * x**2).reshape(shape).astype(np.float32)
         return np.maximum(window, 1e-3)
+
+
+def predict(
+    state: State,
+    scan: Scan | np.ndarray | str | os.PathLike[str] | list[str],
+    foreground: np.ndarray | None = None,
+    details: bool = True,
+    force: bool = False,
+    columns: Mapping[str, Any] | None = None,
+) -> Finding:
+    """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
+    if state.method is None:
+        raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
+    if isinstance(scan, np.ndarray):
+        scan = check_array(scan)
+    elif not isinstance(scan, Scan):
+        scan = read_scan(scan)
+    begun = time.monotonic()
+    verdict = None if state.gate is None else state.gate.check(scan)
+    if verdict is not None and not (verdict.passed or force):
+        raise ScanError(
+            f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
+            "Use force (--force) to score it all the same."
+        )
+    preparation = state.preparation()
+    prepared = preparation.of(scan, foreground)
+    size = BATCH if state.arguments["dims"] == 2 else 1
+    slices = preparation.slices(prepared)
+    predictor = Predictor(state.method, slices, state.patch, size, state.seed)
+    stitched = predictor(prepared, columns)
+    finding = Finding(scan, None, _score(state, stitched, prepared), quality=verdict)
+    if stitched.map is not None:
+        finding.map = prepared.back(stitched.map[None])[0]
+    if details:
+        _add_details(finding, stitched, prepared)
+    if state.scan_threshold is not None:
+        finding.threshold = state.scan_threshold.threshold
+        finding.p_value = state.scan_threshold.p_value(finding.score)
+        finding.anomalous = state.scan_threshold.is_anomalous(finding.score)
+    finding.pixel_threshold = state.pixel_threshold
+    # The article counts voxels of its own grid; here they become those of the scan's.
+    finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
+    if prepared.working is not None:
+        finding.notes, finding.facts = prepared.working.notes, prepared.working.facts
+    finding.provenance = state.provenance()
+    finding.seconds = time.monotonic() - begun
+    return finding
+
+
+def predict_rows(
+    state: State, rows: Iterable[CohortRow], details: bool = False, force: bool = False
+) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
+    """Predict scan after scan; a bad scan yields its error and the rest goes on."""
+    for row in rows:
+        try:
+            scan = row.load()
+            foreground = row.load_foreground(scan)
+            yield row, predict(state, scan, foreground, details, force, row.columns)
+        except NormscanError as error:
+            yield row, error
+        except OSError as error:
+            yield row, ScanError(f"{row.scan}: can't be read ({error.strerror}).")
+
+
+def _score(state: State, stitched: Stitched, prepared: Prepared) -> float:
+    """Post-process the map in place; the method's own score goes before a reduction of it."""
+    if stitched.map is not None:
+        stitched.map = apply_chain(
+            state.postprocess, stitched.map, prepared.foreground, prepared.image
+        )
+        if not np.isfinite(stitched.map).all():
+            raise ScanError("the method's map is not finite for this scan; was it trained?")
+    if stitched.scores:
+        return float(max(stitched.scores))
+    assert stitched.map is not None
+    return reduce_map(state.reduction, stitched.map, prepared.foreground)
+
+
+def _add_details(finding: Finding, stitched: Stitched, prepared: Prepared) -> None:
+    back = prepared.back
+    finding.foreground = back(prepared.foreground[None].astype(np.float32))[0] > 0.5
+    if stitched.reconstruction is not None:
+        finding.reconstruction = back(stitched.reconstruction)
+        finding.prepared = back(prepared.image)

@@ -16,7 +16,8 @@ from normscan.errors import CohortError, nearest
 from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
 from normscan.evaluation.summary import BASELINES, baseline_metrics, group_metrics, summarise
 from normscan.evaluation.writing import write_page, write_scans
-from normscan.io.values import finite
+from normscan.io.atomic import check_folder
+from normscan.io.values import finite, write_json
 from normscan.metrics import calibration
 from normscan.progress import Progress
 
@@ -68,7 +69,7 @@ def evaluate(
         )
     group = group or group_column(rows)
     out = Path(out)
-    storage.check_folder(out)
+    check_folder(out)
     with Progress(progress) as bar:
         scores = score_cohort(detector, rows, region, group, bar)
         if not scores.rows:
@@ -83,7 +84,7 @@ def evaluate(
         results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
-        storage.write_json(out / "results.json", finite(results))
+        write_json(out / "results.json", finite(results))
         page = Path(report) if report else out / "report.html"
         write_page(page, detector, rows, results, table)
     return results

@@ -1,6 +1,6 @@
 """Read and write images: NIfTI, PNG, JPEG, BMP, TIFF and NumPy files."""
 
-from normscan.io.atomic import atomic_path
+from normscan.io.atomic import atomic_path, check_folder
 from normscan.io.files import EXTENSIONS, Header, extension, stem
 from normscan.io.masks import MaskReport
 from normscan.io.read import content_hash, probe, read_mask, read_scan
@@ -12,6 +12,7 @@ __all__ = [
     "Header",
     "MaskReport",
     "atomic_path",
+    "check_folder",
     "content_hash",
     "extension",
     "probe",

@@ -64,6 +64,15 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
     return _named(_stack(scans), channels) if len(scans) > 1 else _named(scans[0], channels)
 
 
+def check_array(array: np.ndarray) -> Scan:
+    """Return an array as a scan, refusing what a file reader would refuse."""
+    if not np.isfinite(array).all():
+        raise ScanError("array: it holds NaN or infinite values. Replace them first.")
+    if array.size and array.min() == array.max():
+        raise ScanError("array: all values are the same, so there is nothing to see.")
+    return Scan.from_array(array)
+
+
 def read_mask(
     path: PathLike, like: Scan, threshold: float = 0.5, report: MaskReport | None = None
 ) -> np.ndarray:

@@ -137,5 +137,4 @@ class MonteCarloReconstruction(Reconstruction):
         result = self._residual(x, restored)
         if self.floor is not None:
             result = result / variance.sqrt().clamp_min(self.floor)
-        shown = (restored + 1) / 2 if self._centred else restored
-        return Maps(map=result, reconstruction=shown, uncertainty=variance)
+        return Maps(map=result, reconstruction=self.shown(restored), uncertainty=variance)

@@ -79,8 +79,16 @@ class Reconstruction(Method):
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         x = self.scaled(batch).image
-        restored = self.network(x)
+        restored = self.restored(x, batch)
         if self._masked:
             restored = torch.where(batch.foreground, restored, x)
-        shown = (restored + 1) / 2 if self._centred else restored
-        return Maps(map=self._residual(x, restored), reconstruction=shown)
+        return Maps(map=self._residual(x, restored), reconstruction=self.shown(restored))
+
+    def restored(self, x: Tensor, batch: Batch) -> Tensor:
+        """What the healthy version of scaled images (B, C, *spatial) looks like, at test."""
+        result: Tensor = self.network(x)
+        return result
+
+    def shown(self, restored: Tensor) -> Tensor:
+        """A restoration in the scale of the images."""
+        return (restored + 1) / 2 if self._centred else restored

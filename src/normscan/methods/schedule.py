@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypedDict, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, cast, get_type_hints
 
 import torch
 from torch import nn
@@ -47,14 +48,44 @@ schedule = Options(
 )
 
 
-def phase(
-    modules: nn.Module | list[nn.Module], training: Schedule, name: str = "reconstruct",
-    part: str = "healthy", clip: float | None = None,
-) -> Phase:  # fmt: skip
-    """One phase in which Adam trains the modules, by the shared arguments.
+def settings(**changes: Any) -> Schedule:
+    """The shared arguments with some of them changed, for a stage that has its own.
 
-    With ``patience`` or ``steps`` the weights with the least healthy validation loss are kept, as
-    early stopping does; else the last ones, as after a fixed number of epochs.
+    Raises:
+        ValueError: no such argument.
+    """
+    return cast(Schedule, dict(schedule(**changes).defaults))
+
+
+def with_training(
+    group: type, defaults: Mapping[str, Any], descriptions: Mapping[str, str], **training: Any
+) -> Options:
+    """Return a group of arguments that has those of ``schedule`` in it.
+
+    Args:
+        group: a ``TypedDict`` that extends ``Schedule``.
+        defaults: of its own arguments.
+        descriptions: of its own arguments.
+        **training: defaults of the shared arguments that differ.
+    """
+    shared = schedule(**training)
+    return Options(
+        get_type_hints(group),
+        {**defaults, **shared.defaults},
+        {**descriptions, **shared.descriptions},
+    )
+
+
+def phase(
+    modules: nn.Module | list[nn.Module],
+    training: Schedule,
+    name: str = "reconstruct",
+    part: str = "healthy",
+    clip: float | None = None,
+    keep: Literal["best", "last"] | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+) -> Phase:
+    """One phase in which Adam trains the modules, by the shared arguments.
 
     Args:
         modules: what is trained.
@@ -62,13 +93,17 @@ def phase(
         name: of the phase, passed to ``Method.loss``; the player's is ``network``.
         part: of the cohort that batches are drawn from.
         clip: largest norm of the gradient; None for no clipping.
+        keep: the weights with the ``best`` healthy validation loss, or the ``last`` ones; None for
+            the best with ``patience`` or ``steps``, else the last, as after a fixed number of
+            epochs.
+        optimizer: Adam or a relative of it.
     """
     lr, decay, betas = training["lr"], training["weight_decay"], (training["beta1"], 0.999)
     steps, patience = training["steps"], training["patience"]
     player = Player(
         "network",
         modules if isinstance(modules, list) else [modules],
-        lambda p: torch.optim.Adam(p, lr=lr, betas=betas, weight_decay=decay),
+        lambda p: optimizer(p, lr=lr, betas=betas, weight_decay=decay),
         clip=clip,
     )
     return Phase(
@@ -79,6 +114,6 @@ def phase(
         batch_size=training["batch_size"],
         part=part,
         validate_every="epoch" if steps is None else max(1, steps // 30),
-        keep="best" if patience or steps else "last",
+        keep=keep or ("best" if patience or steps else "last"),
         patience=patience,
     )

@@ -30,7 +30,7 @@ def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
     return layer("batch_norm", dims, channels) if kind == "batch" else ChannelAffine(dims, channels)
 
 
-class _Code(nn.Module):
+class CodedNetwork(nn.Module):
     """Encoder, code of ``latent`` numbers, decoder; variational if ``heads`` is 2.
 
     ``encode`` returns the code, or mean and raw spread for two heads.
@@ -52,7 +52,7 @@ class _Code(nn.Module):
         return self.decode(self.encode(x)[0])
 
 
-class BaurAutoencoder(_Code):
+class BaurAutoencoder(CodedNetwork):
     """Unified encoder and decoder of Baur et al. 2021 with a dense or a spatial code.
 
     Stride-2 5x5 convolutions of 32, 64, 128, 128 channels down to 8x8 (Leaky ReLU with slope 0.3,
@@ -72,6 +72,9 @@ class BaurAutoencoder(_Code):
         head: ``dense``, or ``spatial`` without linear layers.
         smallest: pixels along each axis at the bottleneck.
         widest: channels of the widest convolution where they aren't four times ``width``.
+        restoring_dropout: after the decoder's linear layer where it isn't ``dropout``.
+        slope: of the Leaky ReLUs.
+        final: whether a 1x1 convolution to the channels of the input ends the decoder.
     """
 
     def __init__(
@@ -87,6 +90,10 @@ class BaurAutoencoder(_Code):
         head: Head = "dense",
         smallest: int = 8,
         widest: int | None = None,
+        *,
+        restoring_dropout: float | None = None,
+        slope: float = 0.3,
+        final: bool = True,
     ) -> None:
         super().__init__()
         n = doublings(size, smallest)
@@ -96,7 +103,7 @@ class BaurAutoencoder(_Code):
         parts: list[nn.Module] = []
         for a, b in zip([channels, *down], down, strict=False):
             parts += [layer("conv", dims, a, b, 5, stride=2, padding=2), _norm(norm, dims, b)]
-            parts.append(nn.LeakyReLU(0.3))
+            parts.append(nn.LeakyReLU(slope))
         narrow = max(1, down[-1] // 8)
         shape = (narrow, *[smallest] * dims)
         flat = narrow * smallest**dims
@@ -109,7 +116,8 @@ class BaurAutoencoder(_Code):
             codes = [
                 nn.Sequential(nn.Linear(flat, latent), nn.Dropout(dropout)) for _ in range(heads)
             ]
-            out += [nn.Linear(latent, flat), nn.Dropout(dropout), nn.Unflatten(1, shape)]
+            again = dropout if restoring_dropout is None else restoring_dropout
+            out += [nn.Linear(latent, flat), nn.Dropout(again), nn.Unflatten(1, shape)]
             out.append(layer("conv", dims, narrow, down[-1], 1))
         self.encoder = nn.Sequential(*parts)
         self.heads = nn.ModuleList(codes)
@@ -118,11 +126,13 @@ class BaurAutoencoder(_Code):
             out.append(
                 layer("conv_transpose", dims, a, b, 5, stride=2, padding=2, output_padding=1)
             )
-            out += [_norm(norm, dims, b), nn.LeakyReLU(0.3)]
-        self.decoder = nn.Sequential(*out, layer("conv", dims, up[-1], channels, 1))
+            out += [_norm(norm, dims, b), nn.LeakyReLU(slope)]
+        if final:
+            out.append(layer("conv", dims, up[-1], channels, 1))
+        self.decoder = nn.Sequential(*out)
 
 
-class CompactAutoencoder(_Code):
+class CompactAutoencoder(CodedNetwork):
     """Autoencoder of Mao et al. 2020, shared by MedIAnomaly (Cai et al. 2025).
 
     Four stride-2 4x4 convolutions of 16, 32, 64, 64 channels, a hidden linear layer, a code of 16

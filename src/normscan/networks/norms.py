@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextlib.contextmanager
-def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Within it a training network normalises by the batch and its running statistics stay.
+def kept_statistics(
+    network: nn.Module, by: Literal["batch", "running"] = "batch"
+) -> Iterator[None]:
+    """Within it the running statistics of a network in training stay as they are.
 
-    For a second pass over something else than images, such as restorations, whose statistics must
-    not be mixed into those that serve at test.
+    For a pass over something else than images, such as restorations, whose statistics must not be
+    mixed into those that serve at test. Dropout and everything else keep their mode.
+
+    Args:
+        network: any network.
+        by: normalise by the statistics of the ``batch``, or by the ``running`` ones.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
-    before = [m.track_running_stats for m in norms]
+    before = [(m.training, m.track_running_stats) for m in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        if by == "running":
+            norm.eval()
+        else:
+            norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, before, strict=True):
+        for norm, (training, tracked) in zip(norms, before, strict=True):
+            norm.train(training)
             norm.track_running_stats = tracked

@@ -68,6 +68,8 @@ class VectorQuantiser(nn.Module):
 
 
 class _Residual(nn.Module):
+    """Two convolutions beside the identity; no ReLU after the sum."""
+
     def __init__(self, dims: int, channels: int, inner: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -78,7 +80,7 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.body(x))
+        return x + self.body(x)
 
 
 def _halve(dims: int, channels_in: int, channels_out: int) -> nn.Module:
@@ -120,7 +122,8 @@ class QuantisedAutoencoder(nn.Module):
 
         def refine(channels_in: int) -> list[nn.Module]:
             parts = [layer("conv", dims, channels_in, width, 3, padding=1)]
-            return parts + [_Residual(dims, width, max(1, width // 4)) for _ in range(blocks)]
+            parts += [_Residual(dims, width, max(1, width // 4)) for _ in range(blocks)]
+            return [*parts, nn.ReLU()]
 
         half = max(1, width // 2)
         self.bottom = nn.Sequential(

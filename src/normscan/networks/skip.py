@@ -39,11 +39,12 @@ class SkipAutoencoder(nn.Module):
         dropout: rate on the code and the skips.
         dropping: ``element`` or ``channel``.
         code: pixels of the code along each axis.
+        slope: of the Leaky ReLUs.
     """
 
     def __init__(
         self, dims: int = 2, channels: int = 1, size: int = 256, width: int = 32,
-        dropout: float = 0.2, dropping: Dropping = "element", code: int = 8,
+        dropout: float = 0.2, dropping: Dropping = "element", code: int = 8, slope: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__()
         n = doublings(size, code)
@@ -54,7 +55,7 @@ class SkipAutoencoder(nn.Module):
 
         def block(kind: str, a: int, b: int, **options: int) -> nn.Sequential:
             conv = layer(kind, dims, a, b, 5, stride=2, padding=2, **options)
-            return nn.Sequential(conv, layer("batch_norm", dims, b), nn.LeakyReLU(0.3))
+            return nn.Sequential(conv, layer("batch_norm", dims, b), nn.LeakyReLU(slope))
 
         pairs = zip([channels, *down], down, strict=False)
         self.down = nn.ModuleList(block("conv", a, b) for a, b in pairs)
@@ -80,12 +81,12 @@ class SkipAutoencoder(nn.Module):
 class ResidualUnit(nn.Module):
     """Pre-activation residual unit (He et al. 2016); the shortcut is projected where shapes differ."""
 
-    def __init__(self, dims: int, a: int, b: int, stride: int = 1) -> None:
+    def __init__(self, dims: int, a: int, b: int, stride: int = 1, slope: float = 0.1) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            layer("batch_norm", dims, a), nn.LeakyReLU(0.1),
+            layer("batch_norm", dims, a), nn.LeakyReLU(slope),
             layer("conv", dims, a, b, 3, stride=stride, padding=1),
-            layer("batch_norm", dims, b), nn.LeakyReLU(0.1),
+            layer("batch_norm", dims, b), nn.LeakyReLU(slope),
             layer("conv", dims, b, b, 3, padding=1),
         )  # fmt: skip
         same = a == b and stride == 1

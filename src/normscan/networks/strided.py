@@ -19,6 +19,7 @@ class StridedAutoencoder(nn.Module):
         latent: length of the dense code, or channels of the spatial one.
         width: channels of the first convolution; the widest has four times as many.
         spatial: the code is the 8x8 grid with ``latent`` channels.
+        slope: of the Leaky ReLUs.
     """
 
     def __init__(
@@ -29,24 +30,29 @@ class StridedAutoencoder(nn.Module):
         latent: int = 128,
         width: int = 32,
         spatial: bool = False,
+        slope: float = 0.01,
     ) -> None:
         super().__init__()
+
+        def after(channels: int) -> list[nn.Module]:
+            return [layer("batch_norm", dims, channels), nn.LeakyReLU(slope)]
+
         smallest = 8
         widths = [width * min(2**i, 4) for i in range(doublings(size, smallest))]
         options = {"stride": 2, "padding": 1, "bias": False}
         down: list[nn.Module] = []
         for a, b in zip([channels, *widths], widths, strict=False):
-            down += [layer("conv", dims, a, b, 3, **options), *self._after(dims, b)]
+            down += [layer("conv", dims, a, b, 3, **options), *after(b)]
         up: list[nn.Module] = []
         for a, b in zip(reversed(widths), [*reversed(widths[:-1]), width], strict=True):
             up.append(layer("conv_transpose", dims, a, b, 3, output_padding=1, **options))
-            up += self._after(dims, b)
+            up += after(b)
         widest = widths[-1]
         flat, shape = widest * smallest**dims, (widest, *[smallest] * dims)
         if spatial:
             code = [
                 layer("conv", dims, widest, latent, 1, bias=False),
-                layer("conv", dims, latent, widest, 1, bias=False),
+                layer("conv_transpose", dims, latent, widest, 1, bias=False),
             ]
         else:
             code = [
@@ -57,10 +63,6 @@ class StridedAutoencoder(nn.Module):
             ]
         self.encoder, self.code = nn.Sequential(*down), nn.Sequential(*code)
         self.decoder = nn.Sequential(*up, layer("conv", dims, width, channels, 1, bias=False))
-
-    @staticmethod
-    def _after(dims: int, channels: int) -> list[nn.Module]:
-        return [layer("batch_norm", dims, channels), nn.LeakyReLU(0.01)]
 
     def forward(self, x: Tensor) -> Tensor:
         restored: Tensor = self.decoder(self.code(self.encoder(x)))

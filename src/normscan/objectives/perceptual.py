@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscan.networks.backbones import Backbone
+from normscan.errors import WeightsError
+from normscan.networks.backbones import Backbone, comes_from_state
 
 
 class ChannelStatistics(nn.Module):
@@ -16,30 +18,37 @@ class ChannelStatistics(nn.Module):
 
     Args:
         channels: number of channels.
+        given: mean and variance, (C,) each, that stay as they are.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, given: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
+        self.given = given is not None
         self.seen: Tensor
         self.mean: Tensor
         self.square: Tensor
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("square", torch.ones(1, channels, 1, 1))
+        if given is not None:
+            mean, variance = (t.reshape(1, channels, 1, 1) for t in given)
+            self.mean, self.square = mean, variance + mean.square()
 
     @property
     def variance(self) -> Tensor:
-        """(1, C, 1, 1), at least a thousandth of the channels' mean.
+        """(1, C, 1, 1); what was seen, at least a thousandth of the channels' mean.
 
         A channel that healthy images hardly ever excite would outweigh all others.
         """
         variance = self.square - self.mean.square()
+        if self.given:
+            return variance
         return variance.clamp_min(1e-3 * float(variance.mean()) + 1e-12)
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> None:
         """Take (B, C, H, W) features into account; nothing in evaluation mode."""
-        if self.training:
+        if self.training and not self.given:
             self.seen += 1  # Batches; those of a phase have one size.
             mean = features.mean((0, 2, 3), keepdim=True)
             square = features.square().mean((0, 2, 3), keepdim=True)
@@ -47,22 +56,57 @@ class ChannelStatistics(nn.Module):
             self.square.lerp_(square, 1 / float(self.seen))
 
 
+def read_statistics(path: Path, channels: int, layer: str = "r42") -> tuple[Tensor, Tensor]:
+    """Read mean and variance of each channel, (C,) each, from the file of the article's release.
+
+    Args:
+        path: a PyTorch file that holds a pair of tensors for each layer; no code in it is run.
+        channels: that the layer has.
+        layer: name in the file; the release compares relu4_2.
+
+    Raises:
+        WeightsError: no such file, no such layer in it, or one of another width.
+    """
+    if comes_from_state():
+        return torch.zeros(channels), torch.ones(channels)
+    try:
+        mean, variance = torch.load(path, map_location="cpu", weights_only=True)[layer]
+    except Exception as error:
+        raise WeightsError(
+            f"{path} holds no statistics of the layer '{layer}': {error}. Give the path of "
+            "vgg19_ILSVRC2012_object_detection_mean_var.pt from the release, or leave it out."
+        ) from error
+    if mean.numel() != channels or variance.numel() != channels:
+        raise WeightsError(
+            f"{path} has {mean.numel()} channels in the layer '{layer}', but {channels} are compared."
+        )
+    return mean.flatten(), variance.flatten()
+
+
 class RelativePerceptual(nn.Module):
     """Relative perceptual L1 distance (Shvetsova et al., IEEE Access 2021).
 
     |f - f^| over the mean of |f| in the image, f the standardised features of the image and f^ those
-    of its restoration. The article's statistics of the features come from ImageNet; here they are
-    those of the images seen in training, so that no further file is needed.
+    of its restoration. The article's statistics of the features come from ImageNet; without their
+    file they are those of the images seen in training.
 
     Args:
         backbone: frozen, with one tap.
         spread: what the features are divided by: ``std``, or ``variance`` as the released code does.
+        statistics: path of the file of ``read_statistics``.
     """
 
-    def __init__(self, backbone: Backbone, spread: Literal["std", "variance"] = "std") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        spread: Literal["std", "variance"] = "std",
+        statistics: str | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.statistics = ChannelStatistics(backbone.channels[0])
+        channels = backbone.channels[0]
+        given = None if statistics is None else read_statistics(Path(statistics), channels)
+        self.statistics = ChannelStatistics(channels, given)
         self.spread = spread
 
     def forward(self, x: Tensor, restored: Tensor) -> Tensor:

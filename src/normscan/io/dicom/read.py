@@ -7,21 +7,22 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.dicom.geometry import LPS_TO_RAS, Layout, from_planes, lay_out
+from normscan.io.dicom.geometry import lay_out
 from normscan.io.dicom.grouping import Plane, SeriesInfo, choose, find_series
-from normscan.io.dicom.header import bare
+from normscan.io.dicom.header import bare, clean
 from normscan.io.dicom.instance import Groups
 from normscan.io.dicom.pixels import Picture, Pixels, window
-from normscan.io.dicom.series import Series
 from normscan.io.dicom.source import PathLike, parsing, read_whole
 from normscan.io.files import Header, check_size
 from normscan.scan import RASTER_AFFINE, Scan
+from normscan.series import LPS_TO_RAS, Layout, Series, from_planes
 
 AIR = -1000.0  # Hounsfield units
 
@@ -290,7 +291,7 @@ def _series(
         inverted=inverted,
         window=shown,
         notes=tuple(notes),
-        stored_headers=tuple(headers),
+        read_headers=partial(clean, tuple(headers)),
         placed=False,
     )
     if first.file.kind != "plane":

@@ -2,68 +2,137 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from normscan.methods.autoencoders.plain import BAUR_POSTPROCESS, BAUR_RANGE, OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
-from normscan.methods.reconstruction import absolute
-from normscan.networks.autoencoder import BaurAutoencoder
-from normscan.networks.residual import SLOPE, ResidualAutoencoder
+from normscan.methods.reconstruction import Residual, absolute, positive
+from normscan.networks.autoencoder import BaurAutoencoder, CodedNetwork, Norm
+from normscan.networks.norms import kept_statistics
+from normscan.networks.residual import ResidualAutoencoder
 from normscan.objectives.losses import gradient_penalty
 from normscan.registry import register
+from normscan.signatures import Options
 
 Turns = tuple[int, int]
-ARTICLE_SCALE = {"steps": [{"zscore": {"outside": -3.5}}], "scaling": "none"}
+# Values of the brain are centred at 0 and those outside it are constant.
+ARTICLE_RANGE: dict[str, Any] = {
+    "steps": [{"zscore": {"outside": -3.5}}],
+    "scaling": "none",
+    "crop": "none",
+}
+_TINY: dict[str, Any] = {
+    "size": 32, "width": 16, "latent": 16, "warmup_turns": (2, 1), "turns": (2, 1),
+    "warmup_steps": 2, "steps": 100, "lr": 2e-3, "batch_size": 16,
+    "preprocess": {**OWN_RANGE, "scaling": "none"},
+}  # fmt: skip
+_LAPTOP: dict[str, Any] = {
+    "size": 64, "width": 12, "latent": 64, "warmup_turns": (4, 10), "turns": (4, 2),
+    "warmup_steps": 10, "steps": 100, "lr": 1e-3, "batch_size": 16,
+    "preprocess": {**OWN_RANGE, "scaling": "median"}, "postprocess": ("erode=2", "median=3"),
+}  # fmt: skip
+
+
+class Game(TypedDict):
+    """The arguments of the game between autoencoder, critic and encoder."""
+
+    consistency: float
+    penalty: float
+    warmup_turns: Turns
+    turns: Turns
+    warmup_epochs: int
+    epochs: int
+    warmup_steps: int | None
+    steps: int | None
+    batch_size: int
+    lr: float
+
+
+GAME = Options(
+    get_type_hints(Game),
+    {
+        "consistency": 0.5,
+        "penalty": 10.0,
+        "warmup_turns": (1, 200),
+        "turns": (1, 20),
+        "warmup_epochs": 20,
+        "epochs": 300,
+        "warmup_steps": None,
+        "steps": None,
+        "batch_size": 64,
+        "lr": 2e-5,
+    },
+    {
+        "consistency": "weight of the squared distance between the two codes.",
+        "penalty": "weight of the critic's gradient penalty.",
+        "warmup_turns": "updates of the autoencoder and of the critic in a step of the warm-up.",
+        "turns": "the same after the warm-up.",
+        "warmup_epochs": "passes over the training images in the warm-up.",
+        "epochs": "passes over the training images, the warm-up counted in.",
+        "warmup_steps": "steps of the warm-up instead of ``warmup_epochs``.",
+        "steps": "steps after the warm-up instead of ``epochs``.",
+        "batch_size": "images in an update.",
+        "lr": "learning rate of Adam (betas 0.5 and 0.9).",
+    },
+)
+
+
+def critic(latent: int, widths: tuple[int, ...], slope: float = 0.2) -> nn.Sequential:
+    """Linear layers from a code to a number, with leaky ReLUs between them."""
+    parts: list[nn.Module] = []
+    for a, b in zip((latent, *widths), widths, strict=False):
+        parts += [nn.Linear(a, b), nn.LeakyReLU(slope)]
+    return nn.Sequential(*parts, nn.Linear(widths[-1], 1))
 
 
 class ConstrainedAdversarial(Method):
-    """Autoencoder, critic of its codes, and the constraint that x and its restoration share one."""
+    """Autoencoder, critic of its codes, and the constraint that x and its restoration share one.
+
+    Args:
+        network: with a code of one head.
+        critic: codes to numbers.
+        error: ``root`` of the squared error and the squared distance of the codes, both summed over
+            an image; or the ``mean`` of both.
+        residual: image and restoration to the map.
+        game: weights, turns and lengths.
+    """
 
     def __init__(
-        self, network: ResidualAutoencoder | BaurAutoencoder, latent: int, root: bool,
-        consistency: float, penalty: float, phases: list[tuple[str, Turns, int | None, int]],
-        batch_size: int, lr: float,
+        self, *, network: CodedNetwork, critic: nn.Module, error: Literal["root", "mean"],
+        residual: Residual, game: Game,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network = network
-        self.critic = nn.Sequential(
-            nn.Linear(latent, 200), nn.LeakyReLU(SLOPE),
-            nn.Linear(200, 400), nn.LeakyReLU(SLOPE),
-            nn.Linear(400, 1),
-        )  # fmt: skip
-        self.root, self.consistency, self.penalty = root, consistency, penalty
-        self.stages, self.batch_size, self.lr = phases, batch_size, lr
+        self.network, self.critic = network, critic
+        self.error, self.residual, self.game = error, residual, game
 
     def phases(self) -> list[Phase]:
-        optimizer = adam(self.lr, betas=(0.5, 0.9))
-        encoder = [self.network.encoder, self.network.heads]
+        game = self.game
+        after = max(0, game["epochs"] - game["warmup_epochs"])
         return [
-            Phase(
-                name,
-                [
-                    Player("autoencoder", [self.network], optimizer, turns=turns[0]),
-                    Player("critic", [self.critic], optimizer, turns=turns[1]),
-                    Player("encoder", encoder, optimizer),
-                ],
-                steps,
-                epochs,
-                self.batch_size,
-            )
-            for name, turns, steps, epochs in self.stages
+            self._stage(
+                "warm-up", game["warmup_turns"], game["warmup_steps"], game["warmup_epochs"]
+            ),
+            self._stage("constrain", game["turns"], game["steps"], after),
         ]
 
-    def encode(self, x: Tensor, fixed: bool = False) -> Tensor:
-        """Codes (B, latent); ``fixed`` takes the running statistics of the batch norms."""
-        training = self.network.encoder.training
-        self.network.encoder.train(training and not fixed)
-        code = self.network.encode(x)[0]
-        self.network.encoder.train(training)
-        return code
+    def _stage(self, name: str, turns: Turns, steps: int | None, epochs: int) -> Phase:
+        optimizer = adam(self.game["lr"], betas=(0.5, 0.9))
+        players = [
+            Player("autoencoder", [self.network], optimizer, turns=turns[0]),
+            Player("critic", [self.critic], optimizer, turns=turns[1]),
+            Player("encoder", [self.network.encoder, self.network.heads], optimizer),
+        ]
+        return Phase(name, players, steps, epochs, self.game["batch_size"])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (B, latent)."""
+        return self.network.encode(x)[0]
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
-        x = batch.image
+        x, game = batch.image, self.game
         if player == "encoder":
             return {"adversarial": -self.critic(self.encode(x)).mean()}
         if player == "critic":
@@ -73,111 +142,134 @@ class ConstrainedAdversarial(Method):
             mix = batch.rng.uniform((len(batch),)).to(code)
             return {
                 "wasserstein": self.critic(code).mean() - self.critic(prior).mean(),
-                "penalty": self.penalty * gradient_penalty(self.critic, prior, code, mix),
+                "penalty": game["penalty"] * gradient_penalty(self.critic, prior, code, mix),
             }
         code = self.encode(x)
         restored = self.network.decode(code)
-        squares = (restored - x).square().flatten(1)
-        drift = (code - self.encode(restored, fixed=True)).square()
-        if self.root:
+        with kept_statistics(self.network, by="running"):
+            again = self.encode(restored)
+        squares, drift = (restored - x).square().flatten(1), (code - again).square()
+        if self.error == "root":
             error, drift = (squares.sum(1) + 1e-8).sqrt(), drift.sum(1)
         else:
             error = squares.mean(1)
-        return {"restoration": error.mean(), "consistency": self.consistency * drift.mean()}
+        return {"restoration": error.mean(), "consistency": game["consistency"] * drift.mean()}
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         restored = self.network(batch.image)
-        return Maps(map=absolute(batch.image, restored), reconstruction=restored)
+        return Maps(map=self.residual(batch.image, restored), reconstruction=restored)
 
 
 @register(
     "caae",
     paper="Chen 2018",
     dims=(2, 3),
-    presets={
-        "baur": {
-            "size": 128, "design": "baur", "width": 32, "loss": "mean", "consistency": 1.0,
-            "penalty": 10.0, "warmup_turns": (20, 20), "warmup_epochs": 6, "lr": 1e-3,
-            "batch_size": 8, "preprocess": {"percentile": 99.8, "steps": [], "scaling": "auto"},
-            "postprocess": ("erode=12", "median=5"),
-        },
-        "laptop": {
-            "size": 64, "width": 12, "latent": 64, "warmup_turns": (4, 10), "turns": (4, 2),
-            "warmup_steps": 10, "steps": 100, "lr": 1e-3, "batch_size": 16,
-            "preprocess": {"steps": [], "scaling": "median"},
-            "postprocess": ("erode=2", "median=3"),
-        },
-    },
+    presets={"laptop": _LAPTOP},
     postprocess=("foreground",),
-    preprocess=ARTICLE_SCALE,
-    tiny={
-        "size": 32, "design": "baur", "width": 16, "latent": 16, "warmup_turns": (2, 1),
-        "turns": (2, 1), "warmup_steps": 2, "steps": 100, "lr": 2e-3, "batch_size": 16,
-        "preprocess": {"steps": [], "scaling": "none"},
-    },
-)  # fmt: skip
+    preprocess=ARTICLE_RANGE,
+    tiny=_TINY,
+    options=GAME,
+)
 def constrained_adversarial_autoencoder(
     dims: int = 2,
     channels: int = 1,
     size: int = 256,
-    design: Literal["chen", "baur"] = "chen",
     latent: int = 128,
     width: int = 16,
     levels: int = 4,
-    loss: Literal["root", "mean"] = "root",
-    consistency: float = 0.5,
-    penalty: float = 10.0,
-    warmup_turns: Turns = (1, 200),
-    turns: Turns = (1, 20),
-    warmup_epochs: int = 20,
-    epochs: int = 300,
-    warmup_steps: int | None = None,
-    steps: int | None = None,
-    batch_size: int = 64,
-    lr: float = 2e-5,
+    **game: Unpack[Game],
 ) -> Method:
     """Constrained adversarial autoencoder: a critic shapes the codes, and x and its restoration share one.
 
-    A residual autoencoder is trained on the root of the summed squared error and on the squared
-    distance between the code of an image and that of its restoration; a Wasserstein critic with
-    gradient penalty pulls the codes towards the standard normal. The map is the absolute residual
-    in the brain. Chen and Konukoglu, MIDL 2018. Values of turns, weights and rates are those of the
-    released code, which has the restoration encoded with the running statistics of the batch norms;
-    so do we. Departures: each turn of the critic sees other images and other draws of the prior
-    (the code repeats one batch), Adam starts anew after the warm-up, the decoder's unused map of
-    spreads is left out. How the blocks are put together, and the image score, the mean of the map
-    in the foreground, are our choice. Images are z-scored in the foreground with background -3.5;
-    the article also corrects the bias field (step ``n4``). ``baur`` is the port of the comparative
-    study (Baur 2021): its own network down to 16 x 16, mean squared errors, images in 0..1.
+    Chen and Konukoglu, MIDL 2018: a residual autoencoder is trained on the root of the summed
+    squared error and on half the squared distance between the code of an image and that of its
+    restoration, which is encoded with the running statistics of the batch norms; a Wasserstein
+    critic of 200 and 400 units with gradient penalty 10 pulls the codes towards the standard
+    normal. Adam 2e-5, batches of 64, 300 epochs; the critic has 200 updates a step in the first 20
+    and 20 after them. Images are corrected for their bias field (step ``n4``, not part of the
+    default), z-scored in the brain, and -3.5 outside it. The map is the absolute residual in the
+    brain. The form of a comparative study is ``caae_baur``.
+
+    Departures:
+        critic: each of its turns sees other images and other draws of the prior; the release
+            repeats one batch.
+        Adam: starts anew after the warm-up.
+        spread: the decoder's second output, a map of spreads that nothing uses, is left out.
+        activations: the release as published passes tensors where functions belong and doesn't run;
+            they are read as leaky ReLUs of slope 0.2.
+        frame: the scan in a square of ``size``; the release cuts 198 of the columns and pads by one
+            or two.
+        score: the mean of the map in the foreground; the article scores pixels only.
+        third axis: ours.
 
     Args:
-        size: pixels along each axis, a multiple of 16 (a power of two times 16 for ``baur``).
-        design: ``chen`` for residual blocks, ``baur`` for the comparative study's network.
-        levels: halvings of the image in ``chen``.
-        loss: ``root`` of the summed squared error, or ``mean`` of the squared errors.
-        consistency: weight of the squared distance between the two codes.
-        penalty: weight of the critic's gradient penalty.
-        warmup_turns: updates of the autoencoder and of the critic in each step of the warm-up.
-        turns: the same after the warm-up.
-        warmup_epochs: passes over the training images in the warm-up.
-        epochs: passes over the training images, the warm-up counted in.
-        warmup_steps: steps of the warm-up instead of ``warmup_epochs``.
-        steps: steps after the warm-up instead of ``epochs``.
-        batch_size: images in an update.
-        lr: learning rate of Adam (betas 0.5 and 0.9).
+        size: pixels along each axis, a multiple of 2 to the power of ``levels``.
+        width: channels of the first convolution, even.
+        levels: halvings of the image.
     """
-    network: ResidualAutoencoder | BaurAutoencoder
-    if design == "baur":
-        network = BaurAutoencoder(
-            dims, channels, size, latent, width=width, dropout=0.1, smallest=min(16, size // 2)
-        )
-    else:
-        network = ResidualAutoencoder(dims, channels, size, latent, width, levels)
-    stages = [
-        ("warm-up", warmup_turns, warmup_steps, warmup_epochs),
-        ("constrain", turns, steps, max(0, epochs - warmup_epochs)),
-    ]
     return ConstrainedAdversarial(
-        network, latent, loss == "root", consistency, penalty, stages, batch_size, lr
+        network=ResidualAutoencoder(dims, channels, size, latent, width, levels),
+        critic=critic(latent, (200, 400)),
+        error="root",
+        residual=absolute,
+        game=game,
+    )
+
+
+@register(
+    "caae_baur",
+    paper="Chen 2018; Baur 2021",
+    dims=(2, 3),
+    presets={"code": {"norm": "affine"}, "laptop": {**_LAPTOP, "width": 16, "dropout": 0.0}},
+    postprocess=BAUR_POSTPROCESS,
+    smallest_component=7,
+    preprocess=BAUR_RANGE,
+    tiny={**_TINY, "dropout": 0.0},
+    options=GAME(
+        consistency=1.0, warmup_turns=(20, 20), warmup_epochs=6, epochs=1000, batch_size=8, lr=1e-3
+    ),
+)
+def constrained_adversarial_port(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 128,
+    latent: int = 128,
+    width: int = 32,
+    dropout: float = 0.1,
+    norm: Norm = "batch",
+    **game: Unpack[Game],
+) -> Method:
+    """Constrained adversarial autoencoder in the form of a comparative study.
+
+    ``caae`` as ported by Baur et al., Medical Image Analysis 2021: the network of ``ae_dense`` with
+    16 x 16 features before the code, mean squared errors of image and code, a critic of 100 and 50
+    units with 20 updates a step, 20 updates of the autoencoder a step in the first 6 epochs; Adam
+    1e-3, batches of 8; range, map and post-processing of ``ae_dense``.
+
+    Departures:
+        norm: batch norms that normalise; in the release they never do (``code``).
+        stop: after 1000 epochs, the last weights; the release looks at the absolute error of healthy
+            validation images and stops after 5 epochs without gain.
+        penalty: of codes between those of images and draws of the prior; the release walks from the
+            prior away from the images, and its script weighs the penalty 1 where its options say 10.
+        initial weights: PyTorch's; Glorot with zero biases in the release.
+        score: the mean of the map over the foreground; the study scores voxels only.
+        third axis: ours.
+
+    Args:
+        size: pixels along each axis, a power of two times 16.
+        dropout: on the code.
+        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+    """
+    network = BaurAutoencoder(
+        dims, channels, size, latent, width=width, dropout=dropout, norm=norm, smallest=16,
+        restoring_dropout=0.0,
+    )  # fmt: skip
+    return ConstrainedAdversarial(
+        network=network,
+        critic=critic(latent, (100, 50)),
+        error="mean",
+        residual=positive,
+        game=game,
     )

@@ -10,29 +10,72 @@ from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 from normscan.methods.autoencoders.compact import split_uncertainty
+from normscan.methods.autoencoders.plain import BAUR_POSTPROCESS, BAUR_RANGE, OWN_RANGE, PRIOR
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.monte_carlo import MonteCarloReconstruction, moments, monte_carlo_dropout
-from normscan.methods.reconstruction import Residual, positive, squared
-from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.methods.reconstruction import positive, squared
+from normscan.methods.schedule import Schedule, phase, schedule, with_training
 from normscan.networks.skip import Dropping, ResidualConvAutoencoder, SkipAutoencoder
 from normscan.registry import register
 
-_TRAINING = schedule(lr=1e-4, batch_size=8, epochs=1000, patience=5)
-_QUICK = {"lr": 1e-3, "patience": None, "preprocess": {"scaling": "median"}}
+_QUICK = {
+    "lr": 1e-3,
+    "patience": None,
+    "preprocess": {**OWN_RANGE, "scaling": "median"},
+}
 _LAPTOP = {"size": 64, "width": 16, "batch_size": 16, "steps": 300, **_QUICK}
-_TINY = {"size": 32, "width": 8, "lr": 2e-3, "steps": 200, "patience": None, "postprocess": ()}
+_TINY = {
+    "size": 32,
+    "width": 8,
+    "lr": 2e-3,
+    "steps": 200,
+    "patience": None,
+    "postprocess": (),
+    "preprocess": {**OWN_RANGE, "scaling": "auto"},
+}
 # At 32 or 64 pixels a lesion is as wide as the skips' pixels: only strong dropout keeps them honest.
+_LAPTOP_SKIP = {**_LAPTOP, "code": 4, "dropout": 0.5}
 _TINY_SKIP = {**_TINY, "code": 4, "dropout": 0.5, "passes": 5}
 
 
-def _skip_method(
-    network: SkipAutoencoder, residual: Residual, training: Schedule, passes: int,
-    floor: float | None = None,
-) -> Method:  # fmt: skip
-    def loss(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"l1": (restored - batch.image).abs().mean()}
+class Skips(Schedule):
+    """The arguments of the skip autoencoder, those of ``schedule`` among them."""
 
-    return MonteCarloReconstruction(network, loss, residual, training, passes=passes, floor=floor)
+    size: int
+    code: int
+    width: int
+    dropout: float
+    dropping: Dropping
+
+
+SKIPS = with_training(
+    Skips,
+    {"size": 256, "code": 8, "width": 32, "dropout": 0.2, "dropping": "element"},
+    {
+        "size": "pixels along each axis, a power of two times ``code``.",
+        "code": "pixels of the code along each axis.",
+        "width": "channels of the first convolution; the widest has four times as many.",
+        "dropout": "rate on the code and on each skip.",
+        "dropping": "``element`` drops single numbers, ``channel`` whole feature maps.",
+    },
+    lr=1e-4,
+    batch_size=8,
+    epochs=1000,
+    patience=5,
+)
+
+
+def mean_absolute(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Mean absolute error."""
+    return {"l1": (restored - batch.image).abs().mean()}
+
+
+def skip_network(dims: int, channels: int, options: Skips) -> SkipAutoencoder:
+    """Return the network of both skip autoencoders."""
+    return SkipAutoencoder(
+        dims, channels, options["size"], options["width"], options["dropout"],
+        options["dropping"], options["code"],
+    )  # fmt: skip
 
 
 @register(
@@ -41,92 +84,82 @@ def _skip_method(
     dims=(2, 3),
     presets={
         "laptop": {
-            **_LAPTOP, "code": 4, "dropout": 0.5, "passes": 20,
+            **_LAPTOP_SKIP,
+            "passes": 20,
             "postprocess": ("erode=2", "hyperintense=0.9", "median=3"),
         }
     },
-    postprocess=("erode=12", "hyperintense=0.9", "median=5"),
+    postprocess=PRIOR["postprocess"],
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=BAUR_RANGE,
     tiny=_TINY_SKIP,
-    options=_TRAINING,
-)  # fmt: skip
+    options=SKIPS,
+)
 def bayesian_skip_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 256,
-    code: int = 8,
-    width: int = 32,
-    dropout: float = 0.2,
-    dropping: Dropping = "element",
     passes: int = 100,
     normalised: bool = False,
     floor: float = 0.01,
-    **training: Unpack[Schedule],
+    **options: Unpack[Skips],
 ) -> Method:
     """Bayesian skip autoencoder, for bright lesions.
 
-    A fully convolutional autoencoder with skips, which would copy its input but for the dropout on
-    each of them; at test the dropout stays on, the restoration is the mean of the passes and the
-    map what is brighter than it, inside the eroded foreground, where the image is among its
-    brightest tenth, median filtered. The variance of the passes is the uncertainty. Baur et al.,
-    ISBI 2020. No code was released: the size, the rate, the passes and the schedule are our choice
-    within what the article describes; so is dropout on the code. In 3D the network takes a third
-    axis.
+    Baur et al., ISBI 2020: a fully convolutional autoencoder with skips, which would copy its input
+    but for the dropout on each of them, trained on the absolute error; at test the dropout stays
+    on, the restoration is the mean of the passes and the map what is brighter than it, where the
+    image is bright, in the brain, median filtered. The variance of the passes is the uncertainty.
+
+    Departures:
+        sizes: no code was released and the article's numbers aren't known here: size, widths, rate
+            of the dropout, passes and schedule are ours; dropout on the code, too.
+        range, erosion, brightest tenth and median: those of the group's later study (``ae_dense``).
+        third axis: ours.
 
     Args:
-        size: pixels along each axis, a power of two times ``code``.
-        code: pixels of the code along each axis.
-        dropout: rate on the code and on each skip.
-        dropping: ``element`` drops single numbers, ``channel`` whole feature maps.
         passes: with dropout on, averaged; 0 for one pass without dropout (the skip autoencoder).
         normalised: divide the map by the standard deviation of the passes.
         floor: smallest standard deviation that it is divided by.
     """
-    network = SkipAutoencoder(dims, channels, size, width, dropout, dropping, code)
-    return _skip_method(network, positive, training, passes, floor if normalised else None)
+    return MonteCarloReconstruction(
+        skip_network(dims, channels, options), mean_absolute, positive, options,
+        passes=passes, floor=floor if normalised else None,
+    )  # fmt: skip
 
 
 @register(
     "healthy_anatomy_ae",
     paper="Baur 2021 (Radiology: AI)",
     dims=(2, 3),
-    presets={
-        "laptop": {**_LAPTOP, "code": 4, "dropout": 0.5, "postprocess": ("erode=2", "median=3")}
-    },
-    postprocess=("erode=12", "median=5"),
+    presets={"laptop": {**_LAPTOP_SKIP, "postprocess": ("erode=2", "median=3")}},
+    postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=BAUR_RANGE,
     tiny=_TINY_SKIP,
-    options=_TRAINING,
+    options=SKIPS,
 )
 def healthy_anatomy_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 256,
-    code: int = 8,
-    width: int = 32,
-    dropout: float = 0.2,
-    dropping: Dropping = "element",
     passes: int = 0,
     score_channel: int | None = None,
     squash: bool = False,
-    **training: Unpack[Schedule],
+    **options: Unpack[Skips],
 ) -> Method:
     """Model of healthy anatomy: a skip autoencoder over several contrasts.
 
-    The network of ``bayesian_skip_ae`` restores all contrasts; the map is what is brighter than the
-    restoration in the contrast that shows lesions, inside the eroded foreground, median filtered.
     Baur et al., Radiology: Artificial Intelligence 2021, on FLAIR and T1 scans that lie on each
-    other. No code was released: size, rate, schedule and the single pass at test are our choice,
-    and images aren't augmented. The article counts lesions and gives no image score; ours is the
-    mean of the map.
+    other: the network of ``bayesian_skip_ae`` restores all contrasts; the map is what is brighter
+    than the restoration in the contrast that shows lesions, in the eroded brain, median filtered.
+
+    Departures:
+        sizes: no code was released and the article's numbers aren't known here: size, rate,
+            schedule and the single pass at test are ours, and images aren't augmented.
+        range, erosion and median: those of the group's study of the same year (``ae_dense``).
+        score: the mean of the map over the foreground; the article counts lesions.
+        third axis: ours.
 
     Args:
-        size: pixels along each axis, a power of two times ``code``.
-        code: pixels of the code along each axis.
-        dropout: rate on the code and on each skip.
-        dropping: ``element`` drops single numbers, ``channel`` whole feature maps.
         passes: with dropout on, averaged; 0 for one pass without dropout.
         score_channel: number of the channel that the map is read from, FLAIR in the article; None
             averages over the channels.
@@ -143,15 +176,23 @@ def healthy_anatomy_autoencoder(
         r = positive(x[:, chosen], restored[:, chosen])
         return 2 * (torch.sigmoid(100 * r) - 0.5) if squash else r
 
-    network = SkipAutoencoder(dims, channels, size, width, dropout, dropping, code)
-    return _skip_method(network, residual, training, passes)
+    network = skip_network(dims, channels, options)
+    return MonteCarloReconstruction(network, mean_absolute, residual, options, passes=passes)
 
 
 class BayesianConvAutoencoder(Method):
-    """Mean and, on request, log variance of each pixel under a posterior of weights (dropout)."""
+    """Mean and, on request, log variance of each pixel under a posterior of weights (dropout).
+
+    Args:
+        network: image to mean, or to mean and log variance.
+        training: the shared arguments.
+        likelihood: whether it gives the log variance.
+        score: ``squared`` error or ``nll``.
+        passes: at test.
+    """
 
     def __init__(
-        self, network: nn.Module, likelihood: bool, score: str, passes: int, training: Schedule
+        self, network: nn.Module, training: Schedule, *, likelihood: bool, score: str, passes: int
     ) -> None:
         super().__init__()
         self.network = network
@@ -220,13 +261,18 @@ def bayesian_conv_autoencoder(
 ) -> Method:
     """Bayesian convolutional autoencoder, made for bleedings in brain CT.
 
-    A residual autoencoder with a spatial code and dropout in encoder and decoder, whose masks are
-    samples of its weights; the map is the squared difference to the mean of the passes, or the
-    negative log-likelihood under their mean and total variance. Pawlowski et al., MIDL 2018, on
-    registered slices in the middle of the brain: CT wants a window, as ``--preprocess '{"preset":
-    "brain-ct"}'`` sets. The article doesn't state the widths, the rate, the passes or the
-    schedule: they are our choice. Its other posterior, weights sampled by a second network (Bayes
-    by hypernet), isn't offered.
+    Pawlowski et al., MIDL 2018, on registered slices in the middle of the brain: a convolutional
+    autoencoder with dropout, whose masks are samples of its weights; the map is the squared
+    difference to the mean of the passes, or the negative log-likelihood under their mean and total
+    variance. CT wants a window, as ``--preprocess '{"preset": "brain-ct"}'`` sets.
+
+    Departures:
+        network: no code was released. The layout here, residual units with a spatial code and
+            dropout on both sides, is ours; the autoencoder of the authors' library (DLTK) isn't
+            residual and has a dense code of 128 numbers.
+        sizes: widths, rates, passes and schedule are ours; the article's aren't known here.
+        posterior: dropout only; the article's other one, weights sampled by a second network (Bayes
+            by hypernet), isn't offered.
 
     Args:
         dims: spatial axes, 2.
@@ -247,4 +293,6 @@ def bayesian_conv_autoencoder(
     network = ResidualConvAutoencoder(
         dims, channels, channels * (1 + likelihood), width, stages, dropout
     )
-    return BayesianConvAutoencoder(network, likelihood, score, passes, training)
+    return BayesianConvAutoencoder(
+        network, training, likelihood=likelihood, score=score, passes=passes
+    )

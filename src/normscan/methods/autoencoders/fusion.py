@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscan.methods.autoencoders.plain import BAUR_RANGE, OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.reconstruction import positive
-from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.methods.schedule import Schedule, phase, schedule, settings
 from normscan.networks.autoencoder import BaurAutoencoder
 from normscan.networks.unet import UNet
 from normscan.objectives.gradients import gradient_difference
@@ -44,6 +45,28 @@ class Threshold(nn.Module):
         return Phase(name, [player], steps, batch_size=batch_size)
 
 
+@dataclass(frozen=True)
+class PseudoLabels:
+    """How a label is made of what an autoencoder finds.
+
+    Attributes:
+        cleaning: post-processing chain of the map.
+        quantile: of a healthy map's foreground, whose mean is the threshold.
+        steps: healthy batches that the threshold comes from.
+        band: share of the threshold within which pixels below and above it don't count.
+        weight: of a pixel with a pseudo-label; one with a label counts 1.
+    """
+
+    cleaning: tuple[str, ...]
+    quantile: float
+    steps: int
+    band: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        parse(self.cleaning)
+
+
 class PseudoLabelSegmentation(Method):
     """Restore, find a threshold on healthy scans, segment by it; see ``unsup_sup_fusion``.
 
@@ -52,36 +75,28 @@ class PseudoLabelSegmentation(Method):
         segmenter: images to logits (B, 1, *spatial).
         training: the shared arguments, of the restorer.
         segmenting: the shared arguments, of the segmenter.
+        pseudo: how labels are made.
         labelled: the segmenter also learns from masks.
-        threshold_steps: healthy batches that the threshold comes from.
         gradient_weight: of the gradient difference in the restorer's loss.
-        cleaning: post-processing chain of the restorer's map.
-        quantile: of the healthy map that is the threshold.
-        band: share of the threshold within which pixels below and above it don't count.
-        pseudo_weight: of a pixel with a pseudo-label; one with a label counts 1.
     """
 
     def __init__(
-        self, restorer: nn.Module, segmenter: nn.Module, training: Schedule, segmenting: Schedule,
-        labelled: bool, threshold_steps: int, gradient_weight: float, cleaning: tuple[str, ...],
-        quantile: float, band: float, pseudo_weight: float,
+        self, *, restorer: nn.Module, segmenter: nn.Module, training: Schedule,
+        segmenting: Schedule, pseudo: PseudoLabels, labelled: bool, gradient_weight: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        parse(cleaning)
         self.restorer, self.segmenter, self.threshold = restorer, segmenter, Threshold()
         self._training, self._segmenting, self._labelled = training, segmenting, labelled
-        self.threshold_steps, self.gradient_weight = threshold_steps, gradient_weight
-        self.cleaning, self.quantile, self.band = cleaning, quantile, band
-        self.pseudo_weight = pseudo_weight
+        self.pseudo, self.gradient_weight = pseudo, gradient_weight
 
     def phases(self) -> list[Phase]:
         part = "unlabelled+anomalous" if self._labelled else "unlabelled"
-        segment = phase(self.segmenter, self._segmenting, "segment", part)
+        segment = phase(self.segmenter, self._segmenting, "segment", part, keep="last")
         return [
             phase(self.restorer, self._training, "restore"),
-            self.threshold.phase("threshold", self.threshold_steps, self._training["batch_size"]),
+            self.threshold.phase("threshold", self.pseudo.steps, self._training["batch_size"]),
             # The loss on healthy scans says nothing: an empty mask is the best there.
-            replace(segment, validate_every=0, keep="last"),
+            replace(segment, validate_every=0),
         ]
 
     @torch.no_grad()
@@ -90,7 +105,9 @@ class PseudoLabelSegmentation(Method):
         found = positive(batch.image, self.restorer(batch.image))
         images, foregrounds = batch.image.cpu().numpy(), batch.foreground[:, 0].cpu().numpy()
         maps = [
-            apply_chain(self.cleaning, m, inside, image) if inside.any() else np.zeros_like(m)
+            apply_chain(self.pseudo.cleaning, m, inside, image)
+            if inside.any()
+            else np.zeros_like(m)
             for m, inside, image in zip(
                 found[:, 0].float().cpu().numpy(), foregrounds, images, strict=True
             )
@@ -100,10 +117,8 @@ class PseudoLabelSegmentation(Method):
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Masks and weights of the pixels, (B, 1, *spatial): given ones, else pseudo-labels."""
         above = self.residual(batch) - self.threshold.value
-        mask, weight = (
-            above > 0,
-            self.pseudo_weight * (above.abs() > self.band * self.threshold.value),
-        )
+        sure = above.abs() > self.pseudo.band * self.threshold.value
+        mask, weight = above > 0, self.pseudo.weight * sure
         if batch.lesion is not None and batch.label is not None:
             # An anomalous scan without a drawn lesion is as good as unlabelled.
             known = (batch.label == 0) | ((batch.label == 1) & batch.lesion.flatten(1).any(1))
@@ -116,7 +131,7 @@ class PseudoLabelSegmentation(Method):
         if phase == "threshold":
             maps, inside = self.residual(batch).float(), batch.foreground
             quantiles = [
-                np.quantile(m[f].cpu().numpy(), self.quantile) if f.any() else 0.0
+                np.quantile(m[f].cpu().numpy(), self.pseudo.quantile) if f.any() else 0.0
                 for m, f in zip(maps, inside, strict=True)
             ]
             return {"quantile": self.threshold.loss(maps.new_tensor(quantiles))}
@@ -150,17 +165,18 @@ class PseudoLabelSegmentation(Method):
         "laptop": {
             "size": 64, "width": 16, "segment_width": 8, "segment_depth": 3, "dropout": 0.1,
             "batch_size": 16, "lr": 1e-3, "steps": 400, "patience": None, "threshold_steps": 20,
-            "segment_lr": 1e-3, "segment_steps": 250, "preprocess": {"scaling": "median"},
+            "segment_lr": 1e-3, "segment_steps": 250, "preprocess": {**OWN_RANGE, "scaling": "median"},
             "cleaning": ("erode=2", "hyperintense=0.9", "median=3"),
         },
     },
     postprocess=("foreground",),
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=BAUR_RANGE,
     tiny={
         "size": 32, "width": 8, "segment_width": 8, "segment_depth": 2, "dropout": 0.0, "lr": 2e-3,
         "steps": 80, "patience": None, "threshold_steps": 4, "segment_lr": 3e-3,
         "segment_steps": 80, "segment_batch_size": 4, "cleaning": ("hyperintense=0.8",),
+        "preprocess": {**OWN_RANGE, "scaling": "auto"},
     },
     options=schedule(lr=1e-4, batch_size=8, epochs=1000, patience=5),
 )  # fmt: skip
@@ -190,14 +206,19 @@ def segmentation_from_pseudo_labels(
     Baur et al., MIDL 2019, for bright lesions: an autoencoder with a spatial code learns healthy
     scans by absolute and squared error and by the difference of the gradients; what is brighter
     than its restoration of an unlabelled scan, cleaned and cut at a threshold from healthy scans,
-    is a pseudo-label; a U-Net learns those, with Dice and cross-entropy. The map is its
-    probability, the image score the map's mean in the foreground, which is our choice.
+    is a pseudo-label; a U-Net learns those, with Dice and cross-entropy, beside given labels where
+    there are some. The map is its probability.
 
-    No code was released: all sizes, rates and weights are our choice, and so are plain means in the
-    loss, the size of the band, and the threshold, the mean over healthy training images of a
-    quantile of their map's foreground. The pseudo-labels are made anew in each step. Slices of a
-    volume are cleaned one by one. With ``labelled`` the anomalous scans of ``extra`` with a mask
-    are drawn twice, with it and, among the unlabelled ones, without.
+    Departures:
+        sizes: no code was released and the article's numbers aren't known here: all sizes, rates
+            and weights are ours, and plain means in the loss.
+        threshold: the mean over healthy training images of a quantile of their map's foreground,
+            with a band around it that isn't learnt from: ours.
+        cleaning: erosion, brightest tenth and median of the group's later study (``ae_dense``);
+            slices of a volume are cleaned one by one, so the brightest tenth is of the slice.
+        labels: made anew in each step; with ``labelled`` the anomalous scans of ``extra`` with a
+            mask are drawn twice, with it and, among the unlabelled ones, without.
+        score: the mean of the map in the foreground.
 
     Args:
         size: pixels along each axis, a power of two times 8.
@@ -219,11 +240,17 @@ def segmentation_from_pseudo_labels(
     """
     restorer = BaurAutoencoder(dims, channels, size, width=width, dropout=dropout, head="spatial")
     segmenter = UNet(dims, channels, segment_width, segment_depth, outputs=1)
-    segmenting: Schedule = {
-        "lr": segment_lr, "beta1": 0.9, "weight_decay": 0.0, "batch_size": segment_batch_size,
-        "epochs": segment_epochs, "steps": segment_steps, "patience": None,
-    }  # fmt: skip
     return PseudoLabelSegmentation(
-        restorer, segmenter, training, segmenting, labelled, threshold_steps, gradient_weight,
-        cleaning, quantile, band, pseudo_weight,
-    )  # fmt: skip
+        restorer=restorer,
+        segmenter=segmenter,
+        training=training,
+        segmenting=settings(
+            lr=segment_lr,
+            batch_size=segment_batch_size,
+            epochs=segment_epochs,
+            steps=segment_steps,
+        ),
+        pseudo=PseudoLabels(cleaning, quantile, threshold_steps, band, pseudo_weight),
+        labelled=labelled,
+        gradient_weight=gradient_weight,
+    )

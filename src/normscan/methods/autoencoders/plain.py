@@ -1,40 +1,34 @@
-"""Autoencoders of the comparative studies: dense, spatial and constrained code."""
+"""Autoencoders of the comparative study of Baur et al.: dense, spatial and constrained code."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscan.methods.base import Batch, Method
-from normscan.methods.reconstruction import Reconstruction, absolute, squared
-from normscan.methods.schedule import Schedule, schedule
-from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder, Head, Norm
+from normscan.methods.base import Batch, Method, Phase
+from normscan.methods.reconstruction import Reconstruction, positive
+from normscan.methods.schedule import Schedule, phase, with_training
+from normscan.networks.autoencoder import BaurAutoencoder, Norm
 from normscan.networks.norms import kept_statistics
 from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
 
-Design = Literal["baur", "compact"]
-
-# The comparative study (Baur 2021) erodes the brain by 12 of its 128 pixels; scaled with the size.
+# The brain is eroded by 12 of the 128 pixels.
 BAUR_POSTPROCESS = ("erode=12", "median=5")
-BAUR_TRAINING = schedule(lr=1e-4, beta1=0.5, batch_size=8, epochs=1000, patience=5)
-LAPTOP_POSTPROCESS = ("erode=2", "median=3")
-MEDIANOMALY = {
-    "design": "compact",
-    "size": 64,
-    "latent": 16,
-    "lr": 1e-3,
-    "beta1": 0.9,
-    "batch_size": 64,
-    "epochs": 250,
-    "patience": None,
-    "postprocess": (),
-    "reduction": "mean",
+PRIOR = {"postprocess": ("erode=12", "hyperintense=0.9", "median=5")}
+# The whole frame, up to the 99.8th percentile of the volume, background counted.
+BAUR_RANGE: dict[str, Any] = {
+    "steps": [{"percentile": {"low": 0.0, "high": 99.8, "of": "image"}}],
+    "scaling": "none",
+    "crop": "none",
+    "fit": "stretch",
 }
-LAPTOP = {
+# What the presets that are not the study's take instead.
+OWN_RANGE: dict[str, Any] = {"steps": [], "crop": "foreground", "fit": "pad"}
+LAPTOP_POSTPROCESS = ("erode=2", "median=3")
+LAPTOP: dict[str, Any] = {
     "size": 64,
     "width": 16,
     "latent": 64,
@@ -44,9 +38,9 @@ LAPTOP = {
     "patience": None,
     "batch_size": 16,
     "postprocess": LAPTOP_POSTPROCESS,
-    "preprocess": {"scaling": "median"},
+    "preprocess": {**OWN_RANGE, "scaling": "median"},
 }
-TINY = {
+TINY: dict[str, Any] = {
     "size": 32,
     "width": 16,
     "latent": 16,
@@ -55,20 +49,54 @@ TINY = {
     "steps": 300,
     "patience": None,
     "postprocess": (),
+    "preprocess": {**OWN_RANGE, "scaling": "auto"},
 }
+# The released graph never switches its batch norms to training, and the last weights are scored.
+BAUR_CODE: dict[str, Any] = {"norm": "affine", "keep": "last"}
+BAUR_PRESETS = {"code": BAUR_CODE, "prior": PRIOR, "laptop": LAPTOP}
 
 
-def build_network(
-    design: Design, dims: int, channels: int, size: int, latent: int, heads: int, width: int,
-    dropout: float, norm: Norm, head: Head = "dense", smallest: int = 8,
-) -> BaurAutoencoder | CompactAutoencoder:  # fmt: skip
-    """Return the encoder and decoder of one of the two comparative studies."""
-    if design == "baur":
-        return BaurAutoencoder(
-            dims, channels, size, latent, heads, width, dropout, norm, head, smallest
-        )
-    # Its first layer has half the channels of the other design's.
-    return CompactAutoencoder(dims, channels, size, latent, heads, width // 2, head=head)
+class Baur(Schedule):
+    """The arguments that the study's networks share, those of ``schedule`` among them."""
+
+    size: int
+    latent: int
+    width: int
+    dropout: float
+    norm: Norm
+    keep: Literal["best", "last"]
+
+
+BAUR = with_training(
+    Baur,
+    {"size": 128, "latent": 128, "width": 32, "dropout": 0.2, "norm": "batch", "keep": "best"},
+    {
+        "size": "pixels along each axis, a power of two times 8.",
+        "latent": "numbers in the code.",
+        "width": "channels of the first convolution; the widest has four times as many.",
+        "dropout": "after the linear layers, or on a spatial code.",
+        "norm": "``batch``, or ``affine`` for a learned scale and shift only.",
+        "keep": "the weights with the ``best`` healthy validation loss, or the ``last`` ones.",
+    },
+    lr=1e-4,
+    beta1=0.5,
+    batch_size=8,
+    epochs=1000,
+    patience=5,
+)
+
+
+def baur_network(dims: int, channels: int, options: Baur, **more: Any) -> BaurAutoencoder:
+    """Return the study's network; ``more`` are further arguments of ``BaurAutoencoder``."""
+    return BaurAutoencoder(
+        dims, channels, options["size"], options["latent"],
+        width=options["width"], dropout=options["dropout"], norm=options["norm"], **more,
+    )  # fmt: skip
+
+
+def baur_phases(network: nn.Module, options: Baur) -> list[Phase]:
+    """The study's training, with the weights that ``keep`` asks for."""
+    return [phase(network, options, keep=options["keep"])]
 
 
 def mean_squared(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -81,176 +109,137 @@ def absolute_sum(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {"l1": per_image_sum((restored - batch.image).abs())}
 
 
-def restoring(
-    network: BaurAutoencoder | CompactAutoencoder, design: Design, training: Schedule
-) -> Method:
-    """Return the method with the loss and the residual of one of the two comparative studies."""
-    if design == "compact":
-        return Reconstruction(network, mean_squared, squared, training, centred=True)
-    return Reconstruction(network, absolute_sum, absolute, training)
-
-
 @register(
     "ae_dense",
     paper="Baur 2021",
     dims=(2, 3),
-    presets={"code": {"norm": "affine"}, "medianomaly": MEDIANOMALY, "laptop": LAPTOP},
+    presets=BAUR_PRESETS,
     postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=BAUR_RANGE,
     tiny={**TINY, "width": 8, "steps": 500},
-    options=BAUR_TRAINING,
+    options=BAUR,
 )
-def dense_autoencoder(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 128,
-    width: int = 32,
-    dropout: float = 0.2,
-    norm: Norm = "batch",
-    **training: Unpack[Schedule],
-) -> Method:
-    """Autoencoder with a dense code.
+def dense_autoencoder(dims: int = 2, channels: int = 1, **options: Unpack[Baur]) -> Method:
+    """Autoencoder with a dense code, in the form of a comparative study.
 
-    Baur et al., Medical Image Analysis 2021: summed absolute error, early stopping on the healthy
-    validation loss, absolute residual, eroded foreground and median filter. ``medianomaly``
-    switches to the network, the squared error and the schedule of Cai et al. 2025. ``code`` uses
-    batch norms that never normalise, as the released graph does.
+    Baur et al., Medical Image Analysis 2021: four convolutions of stride 2 to 8 x 8, 128 numbers,
+    the same way back, dropout 0.2 on the code; summed absolute error, Adam 1e-4 with beta1 0.5,
+    batches of 8, training ends after 5 epochs without gain on the healthy validation loss. Volumes
+    are cut at their 99.8th percentile and brought to 0..1. The map is what is brighter than the
+    restoration, in the brain eroded by 12 pixels, median filtered by 5; components of 7 voxels or
+    fewer are dropped. Each figure is given a second time with the preset ``prior``, which keeps the
+    brightest tenth of the volume only. The form of Cai et al. 2025 is ``ae4ad``.
 
-    Args:
-        size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1).
-        dropout: after the linear layers of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+    Departures:
+        norm: batch norms that normalise; in the release they never do (``code``), since its graph
+            isn't told that it trains.
+        weights: the best ones are kept; the release scores the last, 5 epochs later (``code``).
+        initial weights: PyTorch's; Glorot with zero biases in the release.
+        score: the mean of the map over the foreground; the study scores voxels only.
+        third axis: ours.
     """
-    network = build_network(design, dims, channels, size, latent, 1, width, dropout, norm)
-    return restoring(network, design, training)
+    network = baur_network(dims, channels, options, restoring_dropout=0.0)
+    return Reconstruction(
+        network, absolute_sum, positive, lambda network: baur_phases(network, options)
+    )
 
 
 @register(
     "ae_spatial",
     paper="Baur 2021",
     dims=(2, 3),
-    presets={
-        "code": {"norm": "affine"},
-        "medianomaly": MEDIANOMALY,
-        "laptop": {**LAPTOP, "design": "compact", "latent": 4},
-    },
+    presets=BAUR_PRESETS,
     postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
-    tiny={**TINY, "design": "compact", "latent": 2, "steps": 200},
-    options=BAUR_TRAINING,
+    preprocess=BAUR_RANGE,
+    tiny={**TINY, "width": 4, "dropout": 0.5, "steps": 300},
+    options=BAUR,
 )
-def spatial_autoencoder(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 16,
-    width: int = 32,
-    dropout: float = 0.2,
-    norm: Norm = "batch",
-    **training: Unpack[Schedule],
-) -> Method:
-    """Autoencoder with a spatial code.
+def spatial_autoencoder(dims: int = 2, channels: int = 1, **options: Unpack[Baur]) -> Method:
+    """Autoencoder with a spatial code, in the form of a comparative study.
 
     Baur et al., Medical Image Analysis 2021: as ``ae_dense``, but the 8 x 8 x 128 features of the
-    encoder are the code. ``medianomaly`` is the form of Cai et al. 2025 with 4 x 4 x 16 numbers.
-    Mind the capacity when methods are compared: 8192 numbers against the 128 of ``ae_dense`` at the
-    articles' sizes, enough to copy a lesion, and both studies find it worse than the dense code.
-    ``laptop`` takes the ``compact`` form with 4 x 4 x 4 numbers, as many as ``ae_dense`` has there.
+    encoder are the code, with dropout 0.2. Mind the capacity when methods are compared: these are
+    8192 numbers against the 128 of ``ae_dense``, enough to copy a lesion, and the study finds it
+    worse than the dense code. The form of Cai et al. 2025 is ``ae_spatial_compact``.
+
+    Departures:
+        all those of ``ae_dense``.
 
     Args:
-        size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1).
-        latent: channels of the code of ``compact``; that of ``baur`` has four times ``width``.
-        dropout: on the code of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+        latent: not used; the code has four times ``width`` channels.
     """
-    network = build_network(
-        design, dims, channels, size, latent, 1, width, dropout, norm, head="spatial"
+    network = baur_network(dims, channels, options, head="spatial")
+    return Reconstruction(
+        network, absolute_sum, positive, lambda network: baur_phases(network, options)
     )
-    return restoring(network, design, training)
 
 
 class ConstrainedReconstruction(Reconstruction):
-    """The restoration must have the code of the image; see ``constrained_autoencoder``."""
+    """The restoration must have the code of the image; see ``constrained_autoencoder``.
 
-    network: BaurAutoencoder | CompactAutoencoder
+    Args:
+        *parts: of ``Reconstruction``, whose network has a code.
+        code_weight: of the squared distance of the two codes.
+        **options: of ``Reconstruction``.
+    """
 
-    def __init__(
-        self, network: BaurAutoencoder | CompactAutoencoder, compact: bool, training: Schedule,
-        code_weight: float, second_statistics: bool,
-    ) -> None:  # fmt: skip
-        residual = squared if compact else absolute
-        super().__init__(network, mean_squared, residual, training, centred=compact)
+    network: Any
+
+    def __init__(self, *parts: Any, code_weight: float, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self.code_weight = code_weight
-        self.second_statistics = second_statistics
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         batch = self.scaled(batch)
         (z,) = self.network.encode(batch.image)
         restored = self.network.decode(z)
-        with contextlib.nullcontext() if self.second_statistics else kept_statistics(self.network):
-            (again,) = self.network.encode(restored)
+        again = self.second_code(restored)
         code = self.code_weight * F.mse_loss(again, z)  # Gradients through both.
-        return {**mean_squared(restored, batch), "code": code}
+        return {**self._loss(restored, batch), "code": code}
+
+    def second_code(self, restored: Tensor) -> Tensor:
+        """The code of a restoration, whose statistics don't join those that serve at test."""
+        with kept_statistics(self.network):
+            (again,) = self.network.encode(restored)
+        return again
 
 
 @register(
     "constrained_ae",
     paper="Chen 2018; Baur 2021",
     dims=(2, 3),
-    presets={
-        "code": {"norm": "affine"},
-        "medianomaly": {**MEDIANOMALY, "second_statistics": True},
-        "laptop": LAPTOP,
-    },
+    presets=BAUR_PRESETS,
     postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=BAUR_RANGE,
     tiny=TINY,
-    options=BAUR_TRAINING(lr=1e-3),
+    options=BAUR(lr=1e-3, latent=1024, dropout=0.1),
 )
 def constrained_autoencoder(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 1024,
-    width: int = 32,
-    dropout: float = 0.1,
-    norm: Norm = "batch",
-    code_weight: float = 1.0,
-    second_statistics: bool = False,
-    **training: Unpack[Schedule],
+    dims: int = 2, channels: int = 1, code_weight: float = 1.0, **options: Unpack[Baur]
 ) -> Method:
-    """Autoencoder whose restoration has the code of the image.
+    """Autoencoder whose restoration has the code of the image, in the form of a comparative study.
 
     The idea of Chen and Konukoglu, MIDL 2018, without its adversary, as in Baur et al., Medical
     Image Analysis 2021: squared error plus the squared distance of the codes of image and
-    restoration, means both, with gradients through both codes; only the restoration counts at
-    test. ``medianomaly`` switches to the network and the schedule of Cai et al. 2025.
+    restoration, means both, with gradients through both codes; 16 x 16 features before a code of
+    1024 numbers, dropout 0.1, Adam 1e-3. Only the restoration counts at test; range, map and
+    post-processing are those of ``ae_dense``. The form of Cai et al. 2025 is
+    ``constrained_ae_compact``.
 
-    The restoration is encoded by the same network. In training its batch norms take the statistics
-    of the restorations then; the running ones, which serve at test, are those of images alone. That
-    is our choice: the code of Cai lets the second encoding move them, too.
+    Departures:
+        all those of ``ae_dense``.
+        statistics: the batch norms take those of the restorations while these are encoded, and the
+            running ones are of images alone; the release's norms have no statistics.
 
     Args:
-        size: pixels along each axis, a power of two times 16 (4 for ``compact``).
-        design: ``baur`` with 16 x 16 features before the code, or ``compact`` (Cai et al. 2025,
-            images in -1..1, squared residual).
-        dropout: after the linear layers of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
+        size: pixels along each axis, a power of two times 16.
         code_weight: weight of the distance of the codes.
-        second_statistics: the second encoding moves the running statistics, too.
     """
-    network = build_network(
-        design, dims, channels, size, latent, 1, width, dropout, norm, smallest=16
-    )
+    network = baur_network(dims, channels, options, smallest=16)
     return ConstrainedReconstruction(
-        network, design == "compact", training, code_weight, second_statistics
-    )
+        network, mean_squared, positive, lambda network: baur_phases(network, options),
+        code_weight=code_weight,
+    )  # fmt: skip

@@ -327,8 +327,8 @@ class EncoderTwoDecoders(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 4,
-        "taps": STAGES, "steps": 20, "batch_norm": "frozen", "momentum": 0.1, "lr": 5e-3,
+        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "batch_size": 4,
+        "taps": STAGES, "steps": 30, "batch_norm": "frozen", "momentum": 0.1, "lr": 5e-3,
     },
     options=two_rates,
 )  # fmt: skip

@@ -2,126 +2,158 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from normscan.methods.autoencoders.compact import COMPACT, PICTURE, Compact, compact_network
+from normscan.methods.autoencoders.compact import LAPTOP as COMPACT_LAPTOP
+from normscan.methods.autoencoders.compact import TINY as COMPACT_TINY
 from normscan.methods.autoencoders.plain import (
+    BAUR,
     BAUR_POSTPROCESS,
-    BAUR_TRAINING,
-    LAPTOP,
-    MEDIANOMALY,
+    BAUR_PRESETS,
+    BAUR_RANGE,
     TINY,
-    Design,
-    build_network,
+    Baur,
+    absolute_sum,
+    baur_network,
+    baur_phases,
+    mean_squared,
 )
-from normscan.methods.base import Batch, Maps, Method, Phase
-from normscan.methods.reconstruction import absolute, squared
-from normscan.methods.schedule import Schedule, phase
-from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder, Norm
+from normscan.methods.base import Batch, Method
+from normscan.methods.reconstruction import Reconstruction, positive, squared
 from normscan.objectives.losses import kl_standard_normal, per_image_sum
 from normscan.registry import register
 
+Inference = Literal["sample", "mean"]
 
-class VariationalAutoencoder(Method):
-    """Gaussian code with mean and spread; see ``variational_autoencoder`` for the arguments."""
+
+class VariationalReconstruction(Reconstruction):
+    """A network whose code is Gaussian, with mean and spread as its two heads.
+
+    Args:
+        *parts: of ``Reconstruction``.
+        kl_weight: of the divergence from the standard normal.
+        kl_sum: sum the divergence over the code, as the loss sums over an image; else the mean.
+        log_variance: the second head is log sigma^2; else log sigma.
+        inference: ``sample`` draws the code at test, ``mean`` takes its mean.
+        samples: restorations averaged at test where the code is drawn.
+        **options: of ``Reconstruction``.
+    """
+
+    network: Any
 
     def __init__(
-        self, network: BaurAutoencoder | CompactAutoencoder, compact: bool, kl_weight: float, samples: int,
-        training: Schedule,
+        self, *parts: Any, kl_weight: float, kl_sum: bool, log_variance: bool,
+        inference: Inference, samples: int, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.network: BaurAutoencoder | CompactAutoencoder = network
-        self.compact = compact
-        self.kl_weight = kl_weight
-        self.samples = samples
-        self._training = training
-
-    def phases(self) -> list[Phase]:
-        return [phase(self.network, self._training)]
+        super().__init__(*parts, **options)
+        self.kl_weight, self.kl_sum, self.log_variance = kl_weight, kl_sum, log_variance
+        self.samples = samples if inference == "sample" else 0
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the code, (B, latent) each."""
         mean, spread = self.network.encode(x)
-        # Baur's second head is log sigma; Cai's is log sigma^2.
-        return mean, spread / 2 if self.compact else spread
+        return mean, spread / 2 if self.log_variance else spread
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return 2 * x - 1 if self.compact else x
+    @staticmethod
+    def draw(mean: Tensor, log_std: Tensor, batch: Batch) -> Tensor:
+        """A code (B, latent)."""
+        return mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
-        batch = replace(batch, image=self._scaled(batch.image))
+        batch = self.scaled(batch)
         mean, log_std = self.encode(batch.image)
-        z = mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean)
-        restored = self.network.decode(z)
+        restored = self.network.decode(self.draw(mean, log_std, batch))
         kl = kl_standard_normal(mean, log_std)
-        if self.compact:
-            error = (restored - batch.image).square().mean()
-            return {"l2": error, "kl": self.kl_weight * kl.mean()}
-        error = per_image_sum((restored - batch.image).abs())
-        return {"l1": error, "kl": self.kl_weight * per_image_sum(kl)}
+        kl = per_image_sum(kl) if self.kl_sum else kl.mean()
+        return {**self._loss(restored, batch), "kl": self.kl_weight * kl}
 
-    @torch.no_grad()
-    def maps(self, batch: Batch) -> Maps:
-        x = self._scaled(batch.image)
+    def restored(self, x: Tensor, batch: Batch) -> Tensor:
         mean, log_std = self.encode(x)
-        codes = [mean] if self.samples == 0 else [
-            mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean) for _ in range(self.samples)
-        ]  # fmt: skip
-        restored = torch.stack([self.network.decode(z) for z in codes]).mean(0)
-        residual = squared if self.compact else absolute
-        shown = (restored + 1) / 2 if self.compact else restored
-        return Maps(map=residual(x, restored), reconstruction=shown)
+        codes = [self.draw(mean, log_std, batch) for _ in range(self.samples)] or [mean]
+        return torch.stack([self.network.decode(z) for z in codes]).mean(0)
 
 
 @register(
     "vae",
     paper="Kingma 2014; Baur 2021",
     dims=(2, 3),
-    presets={
-        "code": {"norm": "affine"},
-        "medianomaly": {**MEDIANOMALY, "kl_weight": 0.005},
-        "laptop": LAPTOP,
-    },
+    presets=BAUR_PRESETS,
     postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
-    preprocess={"percentile": 99.8},
+    preprocess=BAUR_RANGE,
     tiny=TINY,
-    options=BAUR_TRAINING,
+    options=BAUR,
 )
 def variational_autoencoder(
     dims: int = 2,
     channels: int = 1,
-    size: int = 128,
-    design: Design = "baur",
-    latent: int = 128,
-    width: int = 32,
-    dropout: float = 0.2,
-    norm: Norm = "batch",
     kl_weight: float = 1.0,
-    inference: Literal["sample", "mean"] = "sample",
+    inference: Inference = "sample",
     samples: int = 1,
-    **training: Unpack[Schedule],
+    **options: Unpack[Baur],
 ) -> Method:
-    """Variational autoencoder.
+    """Variational autoencoder, in the form of a comparative study.
 
-    Kingma and Welling 2014 in the form of Baur et al., Medical Image Analysis 2021: summed
-    absolute error plus the divergence of the code from the standard normal, early stopping, and a
-    residual with the code sampled at test. ``medianomaly`` switches to the network, the averaged
-    squared error and the weight 0.005 of Cai et al. 2025.
+    Kingma and Welling 2014 as in Baur et al., Medical Image Analysis 2021: the network, range,
+    training, map and post-processing of ``ae_dense``, summed absolute error plus the summed
+    divergence of the code from the standard normal; the second head is log sigma, and dropout 0.2
+    acts on both heads and on the decoder's linear layer. The code is drawn at test, too. The form
+    of Cai et al. 2025 is ``vae_compact``.
+
+    Departures:
+        all those of ``ae_dense``.
 
     Args:
-        size: pixels along each axis, a power of two times 8 (4 for ``compact``).
-        design: ``baur`` or ``compact`` (Cai et al. 2025, squared error of images in -1..1, means).
-        dropout: after the linear layers of ``baur``.
-        norm: ``batch``, or ``affine`` for a learned scale and shift only.
         kl_weight: weight of the divergence.
-        inference: ``sample`` draws the code at test as both released codes do; ``mean`` takes its
-            mean.
+        inference: ``sample`` draws the code at test as the release does; ``mean`` takes its mean.
         samples: restorations averaged at test where the code is drawn.
     """
-    network = build_network(design, dims, channels, size, latent, 2, width, dropout, norm)
-    draws = samples if inference == "sample" else 0
-    return VariationalAutoencoder(network, design == "compact", kl_weight, draws, training)
+    network = baur_network(dims, channels, options, heads=2)
+    return VariationalReconstruction(
+        network, absolute_sum, positive, lambda network: baur_phases(network, options),
+        kl_weight=kl_weight, kl_sum=True, log_variance=False, inference=inference, samples=samples,
+    )  # fmt: skip
+
+
+@register(
+    "vae_compact",
+    paper="Kingma 2014; Cai 2025",
+    dims=(2, 3),
+    presets={"laptop": COMPACT_LAPTOP},
+    reduction="mean",
+    preprocess=PICTURE,
+    tiny=COMPACT_TINY,
+    options=COMPACT,
+)
+def compact_variational_autoencoder(
+    dims: int = 2,
+    channels: int = 1,
+    kl_weight: float = 0.005,
+    inference: Inference = "sample",
+    samples: int = 1,
+    **options: Unpack[Compact],
+) -> Method:
+    """Variational autoencoder with a code of a few numbers.
+
+    Kingma and Welling 2014 as in Cai et al., Medical Image Analysis 2025: the network, range and
+    training of ``ae4ad``, mean squared error plus 0.005 times the mean divergence of the 16 numbers
+    of the code; the second head is log sigma^2. The map is the squared residual with the code drawn
+    at test.
+
+    Departures:
+        all those of ``ae4ad``.
+
+    Args:
+        kl_weight: weight of the divergence.
+        inference: ``sample`` draws the code at test as the release does; ``mean`` takes its mean.
+        samples: restorations averaged at test where the code is drawn.
+    """
+    network = compact_network(dims, channels, options, heads=2)
+    return VariationalReconstruction(
+        network, mean_squared, squared, options, centred=True,
+        kl_weight=kl_weight, kl_sum=False, log_variance=True, inference=inference, samples=samples,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tests.malformed import SECRET, Case, Odd, written
+from tests.support.malformed import SECRET, Case, Odd, written
 
 Content = bytes | Callable[[], bytes]
 BAD = "is damaged, truncated or of an unknown variant"

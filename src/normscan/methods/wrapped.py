@@ -1,4 +1,4 @@
-"""What the wrappers share: passing everything on, and averaging results."""
+"""A method around a method: passing everything on, and averaging results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase
 
 
@@ -71,14 +70,3 @@ def averaged(draws: Iterable[Maps]) -> tuple[Maps, Tensor | None]:
             if name == "map":  # Welford 1962
                 spread = (0 if spread is None else spread) + step * (value - means[name])
     return Maps(**means), None if spread is None else spread / max(1, n - 1)
-
-
-def whole(name: str, value: float, least: int) -> int:
-    """Return the value of a wrapper that counts something.
-
-    Raises:
-        ArgumentError: it is no whole number, or too small.
-    """
-    if value != int(value) or value < least:
-        raise ArgumentError(f"wrapper '{name}={value:g}': a whole number from {least} is needed.")
-    return int(value)

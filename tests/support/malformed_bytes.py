@@ -11,8 +11,8 @@ from typing import Any
 
 from pydicom import uid as U
 
-from tests.malformed import Case, Odd, written
-from tests.malformed_dicom import BAD, CUT, NONE, VALUES, bytes_of
+from tests.support.malformed import Case, Odd, written
+from tests.support.malformed_dicom import BAD, CUT, NONE, VALUES, bytes_of
 
 UNDEFINED = 0xFFFFFFFF
 PIXELS = b"\xe0\x7f\x10\x00"

@@ -72,6 +72,11 @@ def odd() -> list[Odd]:
 
 
 def _parts() -> tuple[Any, ...]:
-    from tests import malformed_bytes, malformed_dicom, malformed_pictures, malformed_volumes
+    from tests.support import (
+        malformed_bytes,
+        malformed_dicom,
+        malformed_pictures,
+        malformed_volumes,
+    )
 
     return malformed_dicom, malformed_bytes, malformed_volumes, malformed_pictures

@@ -14,8 +14,8 @@ import numpy as np
 import pydicom
 import pydicom.uid as U
 
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
 TO_RAS = np.array([-1.0, -1.0, 1.0])
 JITTER = [2.5, 2.502, 2.497, 2.5, 2.501, 2.499, 2.5, 2.5]

@@ -14,9 +14,9 @@ from pydicom import config
 from pydicom import uid as U
 from pydicom.dataset import Dataset
 
-from tests import dicom_files as D
-from tests import dicom_planes as G
-from tests.malformed import SECRET, Case, Make, Odd, addressed
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
+from tests.support.malformed import SECRET, Case, Make, Odd, addressed
 
 NAMES = {"PatientName": f"{SECRET}^NAME", "PatientID": f"{SECRET}-17", "SeriesNumber": 4}
 PLANES = G.make_planes(count=4, shape=(6, 5))

@@ -15,8 +15,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tests.malformed import Case, Make, Odd, addressed, written
-from tests.malformed_volumes import BAD, DAMAGED, PIXELS, Content, nifti, npy, spec
+from tests.support.malformed import Case, Make, Odd, addressed, written
+from tests.support.malformed_volumes import BAD, DAMAGED, PIXELS, Content, nifti, npy, spec
 
 # ---------------------------------------------------------------- TIFF
 

@@ -14,7 +14,7 @@ from pydicom import uid as U
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import generate_uid
 
-from tests.dicom_planes import CORONAL, Encoding, Planes, make_planes
+from tests.support.dicom_planes import CORONAL, Encoding, Planes, make_planes
 
 LOSSLESS = (U.RLELossless, U.JPEGLSLossless, U.JPEG2000Lossless, U.JPEGLosslessSV1)
 NATIVE = (
