@@ -104,7 +104,8 @@ class Scan:
             ScanError: wrong number of axes, spacing that is not positive, singular affine.
         """
         array = np.asarray(array)
-        told = stack or channels is not None or affine is not None or np.size(spacing) == 3
+        volume = isinstance(spacing, tuple) and len(spacing) == 3
+        told = stack or volume or channels is not None or affine is not None
         if not told and is_colour(array.shape, array.dtype):
             array, channels = colour_first(array)
         data = array if channels is not None else array[None]

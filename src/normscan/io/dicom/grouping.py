@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.dicom.instance import PROJECTIONS, Instance, describe
+from normscan.io.dicom.instance import PROJECTIONS, Instance, Plane, describe
 from normscan.io.dicom.mending import (
     JOINED,
     named,
@@ -35,34 +35,6 @@ _REPEATED = (
 
 SAME_PLACE = 0.01
 """Planes nearer to each other than this part of a pixel lie at one place."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plane:
-    """A frame of a file: one plane or picture."""
-
-    file: Instance
-    frame: int
-
-    @property
-    def position(self) -> np.ndarray:
-        """(3,) LPS mm."""
-        return np.asarray(self.file.positions[self.frame])
-
-    @property
-    def orientation(self) -> np.ndarray:
-        """(6,) row and column direction."""
-        return np.asarray(self.file.orientations[self.frame])
-
-    @property
-    def spacing(self) -> np.ndarray:
-        """(2,) mm between rows, between columns."""
-        return np.asarray(self.file.spacings[self.frame])
-
-    @property
-    def normal(self) -> np.ndarray:
-        """(3,) row direction x column direction."""
-        return np.cross(self.orientation[:3], self.orientation[3:])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from normscan.errors import ScanError
 from normscan.io.dicom.scales import Scale, scale_of
 from normscan.io.dicom.source import Source, parsing, read_header
-from normscan.io.dicom.values import fetch, number, numbers, text, whole, words
+from normscan.io.dicom.values import Groups, fetch, number, numbers, text, whole, words
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -58,33 +57,6 @@ _MARKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("acquisition time", "", ("AcquisitionTime",)),
     ("content time", "", ("ContentTime",)),
 )  # fmt: skip
-
-
-class Groups:
-    """The functional groups of a multi-frame file: what holds for a frame, for all, for the file."""
-
-    def __init__(self, data: Dataset) -> None:
-        shared = fetch(data, "SharedFunctionalGroupsSequence") or []
-        self.data = data
-        self.shared = shared[0] if shared else {}
-        self.frames = list(fetch(data, "PerFrameFunctionalGroupsSequence") or [])
-
-    def get(self, frame: int, sequence: str, *keywords: str) -> Any:
-        """Return the first of the values that stands in the frame, in all frames, in the file."""
-        for keyword in keywords:
-            for item in self.items(frame, sequence):
-                value = fetch(item, keyword)
-                if value is not None and value != "":
-                    return value
-        return None
-
-    def items(self, frame: int, sequence: str) -> Iterator[Any]:
-        """Iterate over the items in which a value may stand, the frame's own first."""
-        for place in (self.frames[frame] if frame < len(self.frames) else {}, self.shared):
-            found = fetch(place, sequence) if sequence else None
-            if found:
-                yield found[0]
-        yield self.data
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +113,34 @@ class Instance:
     lossy: bool = False
     note: str = ""
     scales: tuple[Scale, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A frame of a file: one plane or picture."""
+
+    file: Instance
+    frame: int
+
+    @property
+    def position(self) -> np.ndarray:
+        """(3,) LPS mm."""
+        return np.asarray(self.file.positions[self.frame])
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """(6,) row and column direction."""
+        return np.asarray(self.file.orientations[self.frame])
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(2,) mm between rows, between columns."""
+        return np.asarray(self.file.spacings[self.frame])
+
+    @property
+    def normal(self) -> np.ndarray:
+        """(3,) row direction x column direction."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
 
 
 def describe(source: Source) -> Instance:

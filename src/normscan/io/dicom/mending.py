@@ -6,17 +6,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.dicom.instance import Instance
+from normscan.io.dicom.instance import Instance, Plane
 from normscan.io.dicom.pixels import Pixels
 from normscan.io.dicom.source import read_whole
-
-if TYPE_CHECKING:
-    from normscan.io.dicom.grouping import Plane
 
 JOINED = "joined "
 """How the UID begins that a series without a usable one of its own is given."""
@@ -181,7 +177,7 @@ def repeated(planes: Sequence[Plane], places: np.ndarray) -> list[tuple[list[Pla
     stacks = [sorted(some, key=lambda p: (p.file.order, p.frame)) for some in at.values()]
     count = len(stacks[0])
     told = all(len({(p.file.order, p.frame) for p in some}) == len(some) for some in stacks)
-    if count < 2 or not told or any(len(some) != count for some in stacks):
+    if len(stacks) < 2 or count < 2 or not told or any(len(some) != count for some in stacks):
         return None
     return [([some[n] for some in stacks], f"repetition {n + 1}") for n in range(count)]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.dicom.guarded import JPEG_EXTENDED, decode
-from normscan.io.dicom.instance import Groups, Instance
+from normscan.io.dicom.instance import Instance
 from normscan.io.dicom.source import MAX_RATIO, parsing
-from normscan.io.dicom.values import fetch, number, numbers, text
+from normscan.io.dicom.values import Groups, fetch, number, numbers, text
 from normscan.io.files import as_float32, check_size
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.dicom.geometry import lay_out
-from normscan.io.dicom.grouping import Plane, SeriesInfo, choose, find_series
+from normscan.io.dicom.grouping import SeriesInfo, choose, find_series
 from normscan.io.dicom.header import bare, clean
-from normscan.io.dicom.instance import Groups
+from normscan.io.dicom.instance import Plane
 from normscan.io.dicom.pixels import Picture, Pixels, window
 from normscan.io.dicom.source import PathLike, parsing, read_whole
+from normscan.io.dicom.values import Groups
 from normscan.io.files import Header, check_size
 from normscan.scan import RASTER_AFFINE, Scan
 from normscan.series import LPS_TO_RAS, Layout, Series, from_planes

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from normscan.io.dicom.values import fetch, number, text
-
-if TYPE_CHECKING:
-    from normscan.io.dicom.instance import Groups
+from normscan.io.dicom.values import Groups, fetch, number, text
 
 
 class Scale(NamedTuple):

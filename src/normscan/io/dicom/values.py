@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 
 def fetch(data: Any, keyword: str) -> Any:
@@ -54,3 +58,30 @@ def numbers(value: Any, count: int) -> np.ndarray | None:
     found = [number(v) for v in value]
     good = [v for v in found if v is not None]
     return np.array(good) if len(good) == count == len(found) else None
+
+
+class Groups:
+    """The functional groups of a multi-frame file: what holds for a frame, for all, for the file."""
+
+    def __init__(self, data: Dataset) -> None:
+        shared = fetch(data, "SharedFunctionalGroupsSequence") or []
+        self.data = data
+        self.shared = shared[0] if shared else {}
+        self.frames = list(fetch(data, "PerFrameFunctionalGroupsSequence") or [])
+
+    def get(self, frame: int, sequence: str, *keywords: str) -> Any:
+        """Return the first of the values that stands in the frame, in all frames, in the file."""
+        for keyword in keywords:
+            for item in self.items(frame, sequence):
+                value = fetch(item, keyword)
+                if value is not None and value != "":
+                    return value
+        return None
+
+    def items(self, frame: int, sequence: str) -> Iterator[Any]:
+        """Iterate over the items in which a value may stand, the frame's own first."""
+        for place in (self.frames[frame] if frame < len(self.frames) else {}, self.shared):
+            found = fetch(place, sequence) if sequence else None
+            if found:
+                yield found[0]
+        yield self.data
