@@ -225,7 +225,7 @@ def constrained_adversarial_autoencoder(
     postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
     preprocess=BAUR_RANGE,
-    tiny={**_TINY, "dropout": 0.0},
+    tiny={**_TINY, "dropout": 0.0, "postprocess": ()},
     options=GAME(
         consistency=1.0, warmup_turns=(20, 20), warmup_epochs=6, epochs=1000, batch_size=8, lr=1e-3
     ),
