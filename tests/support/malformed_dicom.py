@@ -237,7 +237,8 @@ def folders() -> Iterator[tuple[str, Make, str]]:
         series({"SeriesInstanceUID": "1.2", "Rows": 5}, {"SeriesInstanceUID": "1.2", "Rows": 5}),
         "2 DICOM series",
     )
-    yield "no UID of a series", series(*[{"SeriesInstanceUID": None}] * 4), "4 DICOM series"
+    lost = {"RescaleSlope": None, "RescaleIntercept": None}
+    yield "rescale of some alone", series({"RescaleIntercept": "-1024"}, lost), "different scales"
     yield "one slope beyond all numbers", series({}, {"RescaleSlope": "1e300"}), "range of float32"
 
 
