@@ -39,7 +39,11 @@ def test_records_say_what_they_are(id):
 
 
 # Methods whose release was not yet run beside ours.
-UNRECORDED: set[str] = set()
+UNRECORDED = {
+    "anoddpm", "anomaly_dino", "anomalydino_dpmm", "cfa", "ddad", "ddad_asr", "deep_svdd", "dinomaly",
+    "e2ad", "edc", "fae", "gating_ano", "mkd", "neonatal_ae", "padim", "rd4ad", "recontrast",
+    "siamese_ocsvm", "simplenet", "uniad",
+}  # fmt: skip
 
 
 def test_a_method_without_a_preset_for_code_has_a_record():

@@ -121,7 +121,7 @@ def test_page_describes_every_argument(method: str, generator, generated):
 
 
 def test_index_links_every_method(generated):
-    assert set(generated) == {"index.md", "cli.md", *(f"{m}.md" for m in CARDS)}
+    assert set(generated) == {"index.md", "cli.md", "parity.md", *(f"{m}.md" for m in CARDS)}
     for method in CARDS:
         assert f"]({method}.md)" in generated["index.md"]
 

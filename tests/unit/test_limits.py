@@ -353,8 +353,8 @@ def test_a_bad_scan_stops_nothing(heads):
 def test_cohorts_give_their_held_out_healthy_scans(toy):
     source = scan_source(toy(), "test", 0, 0)
     names = [name for _, name, _ in source.scans]
-    assert len(names) == 10 and all(n.startswith("test0") for n in names)
-    assert sorted(names) != names and source.about["subjects"] == 10
+    assert len(names) == 12 and all(n.startswith("test0") for n in names)
+    assert sorted(names) != names and source.about["subjects"] == 12
     assert [n for _, n, _ in scan_source(toy(), "test", 0, 0).scans] == names
     assert all(n.startswith("val0") for _, n, _ in scan_source(toy(), "val", 0, 0).scans)
     sizes = source.sizes()
