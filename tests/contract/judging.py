@@ -51,6 +51,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 FINDINGS: dict[str, str] = {
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
     "caae": "its residual blocks and its critic learn in minutes, not in seconds",
+    "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",
     "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
     "ddad_asr": "its ensembles are those of ddad",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
