@@ -181,8 +181,8 @@ def test_batch_mates_do_not_matter(chain, arguments):
 
 def test_ensemble_trains_players_in_phases_of_each_copy():
     """Several phases and players: each copy has them under its number, and its own loss."""
-    method = tiny("f_anogan", "ensemble=2")
-    single = tiny("f_anogan")
+    method = tiny("f_anogan", "ensemble=2", size=32)
+    single = tiny("f_anogan", size=32)
     names = [p.name for p in single.phases()]
     assert len(names) == 2
     assert [p.name for p in method.phases()] == [f"{i}/{n}" for i in (1, 2) for n in names]
