@@ -10,12 +10,13 @@ WORKERS ?= 2
 demo: $(STAMP)  ## the main job on a simulated cohort; ends with runs/demo/report.html
 	$(BIN)/normscan demo --out runs/demo
 
-test: check  ## lint, types, all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+test: check  ## lint, layers, types, all tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations=10
 
-check: $(STAMP)  ## lint and types
+check: $(STAMP)  ## lint, layers, types
 	$(BIN)/ruff check src tests benchmarks docs fuzz
 	$(BIN)/ruff format --check src tests benchmarks docs fuzz
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: $(STAMP)

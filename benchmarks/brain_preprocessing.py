@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from normscan.preprocess.brain import atlas_brain, stripped_brain
-from normscan.preprocess.steps import Working, run_steps, sample
+from normscan.preprocess.chain import run_steps
+from normscan.preprocess.steps import Working, sample
 from normscan.preprocess.template import mni152
 from normscan.scan import Scan
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from normscan import storage
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.evaluation import score_cohort, summarise
 from normscan.io import atomic_path
+from normscan.io.values import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "dae_noise.json"
 SHOWN = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP", "best_dice": "best Dice (oracle)"}
@@ -79,9 +79,7 @@ def table(cells: list[dict], command: str) -> str:
 
 def write(cells: list[dict], command: str) -> None:
     """Write the cells and their table."""
-    storage.write_json(
-        RESULTS, json.loads(json.dumps({"command": command, "cells": cells}, default=str))
-    )
+    write_json(RESULTS, json.loads(json.dumps({"command": command, "cells": cells}, default=str)))
     with atomic_path(RESULTS.with_suffix(".md")) as temporary:
         temporary.write_text(table(cells, command), encoding="utf-8")
 
@@ -97,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     command = " ".join(["python", *map(shlex.quote, sys.argv)])
-    cells = storage.read_json(RESULTS)["cells"] if RESULTS.exists() else []
+    cells = read_json(RESULTS)["cells"] if RESULTS.exists() else []
     sets = {"phantom": Cohort.read(args.phantom)} if args.phantom else {}
     sets |= {path.stem: Cohort.read(path, root=args.root) for path in args.real}
     wanted = [{"noise": n, "noise_std": args.std, "steps": args.steps} for n in args.noises]

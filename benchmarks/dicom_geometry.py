@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.dicom_proof import (
+from tests.support.dicom_proof import (
     KINDS,
     TO_RAS,
     Kind,

@@ -18,10 +18,12 @@ import statistics
 import time
 from pathlib import Path
 
-from normscan import storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
-from normscan.evaluation import _groups, group_column, score_cohort, summarise
+from normscan.detector import Detector, storage
+from normscan.evaluation import score_cohort, summarise
+from normscan.evaluation.scoring import group_column
+from normscan.evaluation.summary import group_metrics
+from normscan.io.values import write_json
 from normscan.phantom import simulate
 
 METHODS = (
@@ -84,7 +86,7 @@ def run_cell(name: str, method: str, seed: int, work: Path, data: Path, weights:
         "options": {k: v for k, v in options.items() if k != "weights"},
         "metrics": metrics,
         "pixels": pixels,
-        "groups": _groups(scores, group, detector.pixel_threshold) if group else [],
+        "groups": group_metrics(scores, group, detector.pixel_threshold) if group else [],
         "decision": decision,
         "failures": len(scores.failures),
         "n": {str(k): sum(r["label"] == k for r in scores.rows) for k in (0, 1)},
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
                 claim.touch()
                 try:
                     cell = run_cell(name, method, seed, args.work, args.data, args.weights)
-                    storage.write_json(path, json.loads(json.dumps(cell, default=str)))
+                    write_json(path, json.loads(json.dumps(cell, default=str)))
                 finally:
                     claim.unlink()
                 figures = {
@@ -130,7 +132,7 @@ def summary(values: list[float]) -> str:
 
 def table(args: argparse.Namespace) -> None:
     cells = [json.loads(p.read_text()) for p in sorted(args.work.glob("*/*.json")) if "-" in p.name]
-    storage.write_json(RESULTS.with_suffix(".json"), {"command": args.command_line, "cells": cells})
+    write_json(RESULTS.with_suffix(".json"), {"command": args.command_line, "cells": cells})
     lines = ["# First methods", "", f"Command: `{args.command_line}`, then `table`.", ""]
     lines += [
         "Preset `laptop`, fixed splits, healthy training scans only. Mean ± standard "

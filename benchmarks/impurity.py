@@ -23,8 +23,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector
+from normscan.io.values import read_json, write_json
 from normscan.phantom import simulate
-from normscan.storage import read_json, write_json
 
 SHARES = (0.0, 0.05, 0.1, 0.2)
 ARMS = {"plain": None, "remedy": 1.5}

@@ -21,7 +21,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from normscan import Cohort, Detector
-from normscan.finding import Finding
+from normscan.detector.finding import Finding
 from normscan.rng import Rng
 
 HERE = Path(__file__).parent

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from normscan import storage
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.io import atomic_path
+from normscan.io.values import read_json, write_json
 from normscan.methods.features.memory import PatchCore
 from normscan.metrics.images import image_metrics
 from normscan.preprocess.foreground import foreground_mask
@@ -190,7 +190,7 @@ def write(work: Path, command: str) -> None:
     lines = [INTRODUCTION.format(command=command)]
     for name in SETS:
         cells = {v: work / name / f"{v}-0.json" for v in VARIANTS}
-        found = {v: storage.read_json(p) for v, p in cells.items() if p.exists()}
+        found = {v: read_json(p) for v, p in cells.items() if p.exists()}
         if not found:
             continue
         lines += [f"\n## {name}\n", "| end | changed | AUROC | within | smoothed | pixel AP |"]
@@ -206,7 +206,7 @@ def write(work: Path, command: str) -> None:
             lines += ["| number | AUROC | within |", "|---|---|---|"]
             lines += [
                 f"| {k} | {number(v['auroc'])} | {number(v['within'])} |"
-                for k, v in storage.read_json(path).items()
+                for k, v in read_json(path).items()
             ]
     # What people wrote about the figures stays.
     _, mark, said = RESULTS.read_text().partition(REMARKS) if RESULTS.exists() else ("", "", "")
@@ -232,14 +232,14 @@ def main() -> None:
         numbers = args.work / name / "trivial.json"
         if not numbers.exists():
             numbers.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_json(numbers, trivial(name, args.data))
+            write_json(numbers, trivial(name, args.data))
         for variant in args.variants:
             path = args.work / name / f"{variant}-{args.seed}.json"
             if path.exists():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             cell = run_cell(name, variant, args.seed, args.data, args.weights)
-            storage.write_json(path, cell)
+            write_json(path, cell)
             print(name, variant, args.seed, json.dumps(cell), flush=True)
 
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from normscan.cohort import Cohort
+from normscan.io import read_scan
+from normscan.io.values import write_json
 from normscan.phantom import simulate
 from normscan.quality import Gate, GateBuilder
 from normscan.quality.gate import Profile
 from normscan.scan import Scan
-from normscan.storage import write_json
 
 REAL = (
     "brain_mri_kaggle", "head_ct_kaggle", "chest_xray_kermany_224", "lgg_flair_slices",
@@ -68,7 +69,7 @@ def load(name: str, data: Path, work: Path) -> Set:
         found = Set(None)
         for path in sorted(data.glob(pattern)):
             if not any(m in path.name.lower() for m in MASKS):
-                scan = Scan.read(path)
+                scan = read_scan(path)
                 if scan.dims == dims:
                     # Templates and healthy volumes stand with the others: all are foreign here.
                     found.take(scan, 1)

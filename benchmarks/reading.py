@@ -93,7 +93,7 @@ def whole(path: str) -> dict[str, float]:
     begun = time.perf_counter()
     for row in rows:
         file, _, k = str(row.paths[0]).partition("#slice=")
-        ns.Scan.read(file).data[..., int(k)].copy()
+        ns.read(file).data[..., int(k)].copy()
     return {"slices": len(rows), "seconds": time.perf_counter() - begun, **memory()}
 
 

@@ -16,8 +16,8 @@ RUNS = 10
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import normscan": [sys.executable, "-c", "import normscan"],
-    "normscan --help": [sys.executable, "-m", "normscan.cli", "--help"],
-    "normscan methods": [sys.executable, "-m", "normscan.cli", "methods"],
+    "normscan --help": [sys.executable, "-m", "normscan.cli.main", "--help"],
+    "normscan methods": [sys.executable, "-m", "normscan.cli.main", "methods"],
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from normscan.cohort import Cohort
-from normscan.cohort_splits import groups
+from normscan.cohort.splits import groups
 
 
 def with_extra(cohort: Cohort, fraction: float = 0.5, seed: int = 0) -> Cohort:

@@ -1,6 +1,7 @@
 """Write the reference pages that come from the code, methods and command line, to docs/methods/.
 
-With --readme, also fill the block of methods in README.md.
+With --readme, also fill the block of methods in README.md; with --index, write the index of methods
+that the command line reads.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from normscan import cli, commands
+from normscan import registry
+from normscan.cli import commands, help
+from normscan.cli import main as cli
 from normscan.registry import DETECTOR_KEYS, Card, load_all
 from normscan.scores.postprocess import _STEPS
 from normscan.scores.reductions import reduce_map
@@ -52,7 +57,12 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def prose(text: str) -> str:
-    """Turn the double backticks of docstrings into Markdown's single ones."""
+    """Turn the double backticks of docstrings into Markdown's, and departures into a list."""
+    text, found, departures = text.partition("\nDepartures:\n")
+    if found:
+        items = re.sub(r"\n {5,}", " ", departures.strip("\n"))
+        listed = re.sub(r"(?m)^ {4}([^:]+):", r"- *\1*:", items)
+        text = f"{text.rstrip()}\n\nDepartures from the source:\n\n{listed}"
     return text.replace("``", "`")
 
 
@@ -216,11 +226,54 @@ def command_page(cards: Mapping[str, Card]) -> str:
 
 def readme_block(cards: Mapping[str, Card]) -> str:
     """Return the table of methods for README.md."""
+    found = parity_records()
     rows = [
-        (f"`{card.id}`", card.family, ", ".join(f"{d}D" for d in card.dims), card.paper)
+        (
+            f"`{card.id}`",
+            card.family,
+            ", ".join(f"{d}D" for d in card.dims),
+            card.paper,
+            found.get(card.id, {}).get("state", ""),
+        )
         for card in cards.values()
     ]
-    return table(("id", "family", "dims", "source"), rows)
+    return table(("id", "family", "dims", "source", "parity"), rows)
+
+
+def parity_records() -> dict[str, dict[str, Any]]:
+    """Return the parity records by method, as plain values."""
+    paths = sorted((DOCS.parent / "tests" / "golden").glob("*.toml"))
+    return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def parity_page(cards: Mapping[str, Card]) -> str:
+    """Return the page of what was compared with released code."""
+    found = parity_records()
+    rows = []
+    for id in cards:
+        record = found.get(id, {})
+        checks = record.get("check", [])
+        named = ", ".join(c["name"] for c in checks) or "nothing"
+        source = record.get("repository", "")
+        source = f"{source} @ {record['commit'][:7]}" if record.get("commit") else source
+        rows.append((f"`{id}`", record.get("state", "not recorded"), source, named))
+    parts = [
+        "# Parity with released code",
+        "What a release itself gave for fixed weights and inputs, and what of it is compared with "
+        "ours in each run of the tests (`tests/golden`, relative difference at most 1e-4 where a "
+        "record says nothing else). *exact*: all of it is equal. *departs*: what is compared is "
+        "equal, and the departures below stay. *no code*: nothing was released. *not run*: the "
+        "release can't run here.",
+        table(("method", "state", "repository", "compared"), rows),
+        "## Departures and notes",
+    ]
+    for id, record in found.items():
+        lines = [f"- {line}" for line in record.get("departs", [])]
+        if record.get("note"):
+            lines.append(f"- {record['note']}")
+        if lines:
+            parts.append("\n".join([f"`{id}`", "", *lines]))
+    return "\n\n".join(parts) + "\n"
 
 
 def filled_readme(text: str, cards: Mapping[str, Card]) -> str:
@@ -233,10 +286,22 @@ def filled_readme(text: str, cards: Mapping[str, Card]) -> str:
     return f"{head}{begin}\n\n{readme_block(cards)}\n\n{end}{tail}"
 
 
+def index_text() -> str:
+    """Return the index of methods that the command line reads."""
+    made = help.build_index(
+        lambda card, preset: cli.build_parser("fit", commands.fit, card, preset)
+    )
+    return help.written(made)
+
+
 def pages() -> dict[str, str]:
     """Return the text of every generated page by its path below ``docs/methods``."""
     cards = load_all()
-    made = {"index.md": methods_index(cards), "cli.md": command_page(cards)}
+    made = {
+        "index.md": methods_index(cards),
+        "cli.md": command_page(cards),
+        "parity.md": parity_page(cards),
+    }
     for card in cards.values():
         if f"{card.id}.md" in made:
             raise SystemExit(f"the method '{card.id}' has the name of another page. Rename it.")
@@ -248,7 +313,12 @@ def main() -> int:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--readme", action="store_true", help="also fill the table in README.md")
+    parser.add_argument("--index", action="store_true", help="only write the index of methods")
     arguments = parser.parse_args()
+    if arguments.index:
+        registry.INDEX.write_text(index_text(), encoding="utf-8")
+        print(f"{len(load_all())} methods in {registry.INDEX.relative_to(DOCS.parent)}")
+        return 0
     folder = DOCS / "methods"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -31,8 +31,8 @@ with atheris.instrument_imports(include=["normscan.io", "pydicom"]):
 
 import numpy as np
 from pydicom import uid
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
 from harness import SECRET, fuzz
 

@@ -1,57 +1,81 @@
-"""A toy cohort that a tiny network learns in seconds.
+"""A toy cohort that a tiny network learns in seconds, and that brightness alone doesn't solve.
 
-Healthy: an ellipse with a brighter ellipse inside, both moving. Lesioned: the same with a bright soft
-spot. The mean image finds it badly, since nothing stays in place.
+Healthy: a head of dark tissue around bright tissue, both moving and changing their size. Lesioned:
+the same with a soft spot that looks like healthy tissue in the wrong place (bright in the dark, dark
+in the bright) or that keeps the mean intensity and has another texture. No grey value belongs to
+lesions alone, so a map that is the intensity itself, as an untrained net's, finds none of them on
+average, and the mean image finds them badly, since nothing stays in place.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 SIZE = {2: (44, 37), 3: (30, 26, 22)}
+DARK, BRIGHT = 0.35, 0.75
+
+Kind = Literal["bright", "dark", "iso"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-def toy_scan(rng: np.random.Generator, dims: int, channels: int, lesion: bool):
-    """Return image (C, *shape), mask (*shape)."""
+def _ball(axes: list[np.ndarray], middle: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Soft ellipse, 1 inside and 0 outside."""
+    r = np.sqrt(sum(((a - m) / s) ** 2 for a, m, s in zip(axes, middle, size, strict=True)))
+    return 1 / (1 + np.exp((r - 1) * 12))
+
+
+def toy_scan(
+    rng: np.random.Generator, dims: int, channels: int, lesion: bool | Kind
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return image (C, *shape) and mask (*shape); ``True`` draws a bright spot."""
     shape = SIZE[dims]
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     centre = rng.uniform(-0.25, 0.25, dims)
-    radius = rng.uniform(0.45, 0.72, dims)
-
-    def ball(middle, size):
-        r = np.sqrt(sum(((a - m) / s) ** 2 for a, m, s in zip(axes, middle, size, strict=True)))
-        return 1 / (1 + np.exp((r - 1) * 12))
-
-    head = ball(centre, radius)
-    inner = ball(centre + rng.uniform(-0.15, 0.15, dims), radius * rng.uniform(0.25, 0.45, dims))
-    image = 0.45 * head + 0.25 * inner
+    radius = rng.uniform(0.5, 0.75, dims)
+    head = _ball(axes, centre, radius)
+    inner = _ball(axes, centre, radius * rng.uniform(0.5, 0.65))
+    image = DARK * head + (BRIGHT - DARK) * inner
     mask = np.zeros(shape, bool)
     if lesion:
-        place = centre + rng.uniform(-0.4, 0.4, dims) * radius
-        blob = ball(place, np.full(dims, 0.2))
-        image = image + 0.4 * blob
+        kind = "bright" if lesion is True else lesion
+        direction = rng.normal(size=dims)
+        direction /= np.linalg.norm(direction)
+        # In the bright tissue's middle, or in the ring of dark tissue around it.
+        ring = kind == "bright" or (kind == "iso" and rng.uniform() < 0.5)
+        reach = rng.uniform(0.72, 0.82) if ring else rng.uniform(0, 0.25)
+        blob = _ball(axes, centre + reach * radius * direction, np.full(dims, 0.2))
+        if kind == "iso":
+            stripes = np.indices(shape).sum(0) % 4 < 2
+            image = image + 0.2 * blob * np.where(stripes, 1, -1)
+        else:
+            image = image + blob * ((BRIGHT if kind == "bright" else DARK) - image)
         mask = blob > 0.5
-    image = image * rng.uniform(0.9, 1.1, channels).reshape(-1, *[1] * dims)
-    noise = rng.normal(0, 0.01, image.shape)
+    image = image * rng.uniform(0.95, 1.05, channels).reshape(-1, *[1] * dims)
+    noise = rng.normal(0, 0.02, image.shape)
     return np.where(head > 0.3, image + noise, 0).astype(np.float32), mask & (head > 0.3)
 
 
 def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
-    """Write .npz scans and a table; return the table's path."""
+    """Write .npy scans and a table; return the table's path.
+
+    The column ``kind`` names a lesion's kind; all of them are equally many.
+    """
     rng = np.random.default_rng(7)
-    counts = {"train": 48, "val": 6, "test": 10, "extra": 16}
+    counts = {"train": 48, "val": 6, "test": 12, "extra": 18}
     if dims == 3:
-        counts = {"train": 8, "val": 4, "test": 4, "extra": 4}
+        counts = {"train": 8, "val": 4, "test": 3, "extra": 6}
     rows = []
     names = [f"path_c{c}" for c in range(channels)]
     for split, n in counts.items():
         for label in (0, 1) if split in ("test", "extra") else (0,):
             for i in range(n):
                 scan = f"{split}{label}{i:02d}"
-                image, mask = toy_scan(rng, dims, channels, bool(label))
+                kind = KINDS[i % len(KINDS)] if label else ""
+                image, mask = toy_scan(rng, dims, channels, kind or False)
                 row = {"scan": scan, "subject": scan, "label": label, "split": split}
                 for c, name in enumerate(names):
                     np.save(folder / f"{scan}_c{c}.npy", image[c])
@@ -60,7 +84,7 @@ def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
                 if label:
                     np.save(folder / f"{scan}_mask.npy", mask.astype(np.uint8))
                     row["mask"] = f"{scan}_mask.npy"
-                rows.append({**row, "kind": "blob" if label else ""})
+                rows.append({**row, "kind": kind})
     table = folder / "cohort.csv"
     pd.DataFrame(rows).to_csv(table, index=False)
     return table

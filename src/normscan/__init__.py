@@ -7,36 +7,35 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normscan.lazy import lazily
+from normscan.version import __version__
 
 if TYPE_CHECKING:
-    from normscan.cohort import Cohort as Cohort
-    from normscan.detector import Detector as Detector
-    from normscan.detector import create as create
-    from normscan.detector import load as load
+    from normscan.cohort.cohort import Cohort as Cohort
+    from normscan.detector.detector import Detector as Detector
+    from normscan.detector.detector import create as create
+    from normscan.detector.detector import load as load
+    from normscan.io.read import read_scan as read
     from normscan.registry import load_all as list_methods
     from normscan.scan import Scan as Scan
 
-__version__ = "0.1.0"
+__all__ = ["Cohort", "Detector", "Scan", "__version__", "create", "list_methods", "load", "read"]
 
 # Imported on first use, so that `import normscan` loads neither torch nor pandas.
-_LAZY = {
-    "Scan": "normscan.scan:Scan",
-    "Cohort": "normscan.cohort:Cohort",
-    "Detector": "normscan.detector:Detector",
-    "create": "normscan.detector:create",
-    "load": "normscan.detector:load",
-    "list_methods": "normscan.registry:load_all",
-}
-__all__ = ["Cohort", "Detector", "Scan", "__version__", "create", "list_methods", "load"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'normscan' has no attribute '{name}'")
-    module, _, attribute = _LAZY[name].partition(":")
-    return getattr(import_module(module), attribute)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Scan": "scan",
+        "Cohort": "cohort.cohort",
+        "Detector": "detector.detector",
+        "create": "detector.detector",
+        "load": "detector.detector",
+        "list_methods": "registry:load_all",
+        "read": "io.read:read_scan",
+    },
+)
 
 
 def __dir__() -> list[str]:

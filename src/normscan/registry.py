@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from normscan.errors import ArgumentError, nearest
 from normscan.signatures import Options, completed
-
-if TYPE_CHECKING:
-    from normscan.methods.base import Method
 
 REGIMES = (
     "healthy",
@@ -24,6 +24,8 @@ REGIMES = (
     "zero-shot",
     "few-shot",
 )
+
+INDEX = Path(__file__).parent / "methods" / "index.json"
 
 # Keys that a preset may set beside the method's own arguments: they belong to the detector.
 DETECTOR_KEYS = ("preprocess", "postprocess", "reduction", "wrappers")
@@ -54,7 +56,7 @@ class Card:
     paper: str
     regime: str
     dims: tuple[int, ...]
-    build: Callable[..., Method]
+    build: Callable[..., Any]
     presets: Mapping[str, Mapping[str, Any]]
     postprocess: tuple[str, ...] = ()
     reduction: str = "foreground_mean"
@@ -97,7 +99,7 @@ class Card:
             )
         return self.presets[name]
 
-    def create(self, **arguments: Any) -> Method:
+    def create(self, **arguments: Any) -> Any:
         """Build the method; its weights come from the caller's random state."""
         method = self.build(**arguments)
         method.card = self
@@ -121,20 +123,20 @@ def register(
     preprocess: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
     options: Options | None = None,
-) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function that builds a method; see ``Card`` for the arguments.
 
     ``options`` are arguments that the function shares with others and takes as ``**options``: its
     signature lists them, its docstring describes them (``normscan.signatures``).
 
-    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults, which
-    for ``code`` says that the released code does what the article describes, or that there is none.
+    The presets ``paper`` and ``code`` always exist: without an entry they are the defaults. Whether
+    released code does the same, or there is none, the method's record in ``tests/golden`` says.
 
     Raises:
         ValueError: the name is taken, the regime is unknown, or a preset names no argument.
     """
 
-    def decorate(build: Callable[..., Method]) -> Callable[..., Method]:
+    def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
         if id in _CARDS:
             raise ValueError(f"the method name '{id}' is taken by {_CARDS[id].build}")
         if regime not in REGIMES:
@@ -175,12 +177,30 @@ def load_all() -> dict[str, Card]:
     return dict(sorted(_CARDS.items()))
 
 
+@functools.cache
+def index() -> dict[str, Any]:
+    """What is known of the methods without importing them; ``docs/generate.py --index`` writes it.
+
+    Returns:
+        ``fit``: the options of that command, and ``methods``: by id the module, family, regime,
+        dims, paper, presets and summary of each, its options, and what presets change of them. An
+        option is its flags, metavar and help.
+    """
+    found: dict[str, Any] = json.loads(INDEX.read_text(encoding="utf-8"))
+    return found
+
+
 def card(id: str) -> Card:
-    """Return the card of a method.
+    """Return the card of a method; only its own module is imported.
 
     Raises:
         ArgumentError: no such method; names the nearest one.
     """
+    known = index()["methods"]
+    if id not in _CARDS and id in known:
+        importlib.import_module(known[id]["module"])
+    if id in _CARDS:
+        return _CARDS[id]
     cards = load_all()
     if id not in cards:
         raise ArgumentError(

@@ -11,13 +11,24 @@ import numpy as np
 from normscan.errors import ScanError
 
 if TYPE_CHECKING:
-    import os
-
-    from normscan.io.dicom.series import Series
+    from normscan.series import Series
 
 # A raster image is stored row by row from the top: rows run towards -y and columns towards +x, so
 # that the same code that draws an axial NIfTI slice upright draws a PNG as it is.
 RASTER_AFFINE = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def is_colour(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Tell whether an array lies as pictures do, with three colours or four with alpha last."""
+    return len(shape) == 3 and shape[-1] in (3, 4) and dtype.kind == "u" and dtype.itemsize <= 2
+
+
+def colour_first(array: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return (H, W, 3 or 4) as channels first without alpha; three equal ones become grey."""
+    data = np.moveaxis(array[..., :3], -1, 0)
+    if np.array_equal(data[0], data[1]) and np.array_equal(data[0], data[2]):
+        return data[:1], ("grey",)
+    return data, ("red", "green", "blue")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,22 +83,31 @@ class Scan:
         channels: tuple[str, ...] | None = None,
         source: Path | None = None,
         dtype: str | None = None,
+        stack: bool = False,
     ) -> Scan:
         """Make a scan of an array.
 
         Args:
             array: (H, W) or (D, H, W) for one channel; (C, H, W) or (C, D, H, W) with ``channels``.
+                Eight or 16 bits without a sign of (H, W, 3) or (H, W, 4) are a colour picture, as
+                Pillow and OpenCV give it, unless ``stack``, ``affine`` or three spacings say that
+                it is a volume.
             spacing: millimetres per step along each spatial axis; 1 by default.
             affine: (4, 4) index to RAS+ millimetres, instead of ``spacing``.
             channels: names of the channels of the leading axis; None means that there is no
                 channel axis.
             source: path to name in messages.
             dtype: data type of the file; that of the array by default.
+            stack: an array of three axes is a volume, whatever the length of the last.
 
         Raises:
             ScanError: wrong number of axes, spacing that is not positive, singular affine.
         """
         array = np.asarray(array)
+        volume = isinstance(spacing, tuple) and len(spacing) == 3
+        told = stack or volume or channels is not None or affine is not None
+        if not told and is_colour(array.shape, array.dtype):
+            array, channels = colour_first(array)
         data = array if channels is not None else array[None]
         dims = data.ndim - 1
         if affine is None:
@@ -108,16 +128,6 @@ class Scan:
             source=source,
             dtype=dtype or str(array.dtype),
         )
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str] | list[str]) -> Scan:
-        """Read a DICOM series (file, folder, zip), NIfTI, PNG, JPEG, TIFF, BMP or NumPy file.
-
-        A list gives one channel per file; see ``normscan.io.read_scan``.
-        """
-        from normscan.io import read_scan
-
-        return read_scan(path)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import ArgumentError, ScanError
 from normscan.io import content_hash
 
@@ -261,7 +261,7 @@ ARGUMENTS = {
     "setting range": (("mean_image", "--preprocess", '{"size": 4}'), "8..4096"),
     "settings list": (("mean_image", "--preprocess", "[1]"), "--preprocess"),
     "int": (("mean_image", "--size", "abc"), "--size: Expected a int. Got value: abc"),
-    "choice": (("ae_dense", "--design", "x"), "--design: Expected a Literal['baur', 'compact']"),
+    "choice": (("ae_dense", "--norm", "x"), "--norm: Expected a Literal['batch', 'affine']"),
     "seed": (("mean_image", "--seed", "a"), "--seed"),
     "fpr": (("mean_image", "--fpr", 2), "between 0 and 1"),
     "fractions": (("mean_image", "--fractions", "[0.5, 0.5, 0.5]"), "sum to 1"),

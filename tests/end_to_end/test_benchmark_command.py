@@ -14,12 +14,12 @@ import pytest
 from scipy.stats import wilcoxon
 from sklearn.metrics import roc_auc_score
 
-from normscan import storage
 from normscan.benchmark import load, run, targets
 from normscan.benchmark.data import Data
-from normscan.benchmark.runner import make_plan
-from normscan.cli import main
+from normscan.benchmark.plan import make_plan
+from normscan.cli.main import main
 from normscan.errors import OutputError
+from normscan.io.values import read_json, write_json
 
 METHODS = ["ae_dense", "hist_threshold_baseline"]
 SMALL = {"steps": 3, "width": 4, "latent": 4, "size": 32}
@@ -62,7 +62,7 @@ def test_every_cell_is_a_run_folder(done, capsys):
     out, _ = done
     folders = sorted(p.parent.relative_to(out / "cells") for p in out.glob("cells/*/*/*/cell.json"))
     assert len(folders) == 3 * (2 + 1 + 2)  # baselines and what isn't random run once
-    one = storage.read_json(cell(out, "ae_dense", 1) / "cell.json")
+    one = read_json(cell(out, "ae_dense", 1) / "cell.json")
     assert one["memory_mib"]["host"] > 50 and one["seconds"]["fit"] > 0
     scan = pd.read_csv(out / "sets" / "b.csv")["path"][0]
     scan = str(out / "sets" / scan)
@@ -139,7 +139,7 @@ def test_pixel_tests_are_wilcoxon_by_scan_with_holm(done):
         assert row["mark"] == ("worse" if row["p"] < 0.05 else "not different")
     for row in rows:
         ends = [
-            storage.read_json(p / "evaluation" / "results.json")["metrics"]["pixel_ap"]
+            read_json(p / "evaluation" / "results.json")["metrics"]["pixel_ap"]
             for p in (out / "cells" / "a" / row["method"]).glob("seed*")
         ]
         assert row["low"] == pytest.approx(np.mean([e["low"] for e in ends]))
@@ -219,7 +219,7 @@ def test_other_settings_are_refused_and_redone_when_asked(cohorts, tmp_path):
     with pytest.raises(OutputError, match="other settings or data"):
         bench(only, tmp_path, ["mean_image"], arguments={"size": 40})
     bench(only, tmp_path, ["mean_image"], arguments={"size": 40}, redo=True)
-    config = storage.read_json(cell(tmp_path, "mean_image", 0, "b") / "detector.json")
+    config = read_json(cell(tmp_path, "mean_image", 0, "b") / "detector.json")
     assert config["configuration"]["arguments"]["size"] == 40
 
 
@@ -231,7 +231,7 @@ def test_a_killed_cell_goes_on_and_ends_as_the_straight_one(done, cohorts, tmp_p
         arguments={**SMALL, "steps": 100000}, sets=["b"], device="cpu",
     )  # fmt: skip
     job = plan.jobs[0]
-    storage.write_json(tmp_path / "job.json", dataclasses.asdict(job))
+    write_json(tmp_path / "job.json", dataclasses.asdict(job))
     child = subprocess.Popen(
         [sys.executable, "-m", "normscan.benchmark.cell", str(tmp_path / "job.json")],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -241,9 +241,9 @@ def test_a_killed_cell_goes_on_and_ends_as_the_straight_one(done, cohorts, tmp_p
     assert child.wait(timeout=30) == 1
     assert job.state("b") == "open"
     folder = tmp_path / "cells" / "b" / "ae_dense" / "seed0"
-    config = storage.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     config["arguments"]["steps"] = SMALL["steps"]
-    storage.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     bench(cohorts, tmp_path, ["ae_dense"], sets=["b"])
     straight = cell(out, "ae_dense", 0, "b") / "model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == straight.read_bytes()
@@ -287,15 +287,15 @@ def test_one_model_serves_all_sets_of_a_group(tmp_path, toy, monkeypatch):
         protocol, ["mean_image"], out, data=data, preset="tiny", workers=0, budget="laptop",
         arguments={"size": 32}, device="cpu",
     )  # fmt: skip
-    model = storage.read_json(out / "models" / "g" / "mean_image" / "seed0" / "detector.json")
+    model = read_json(out / "models" / "g" / "mean_image" / "seed0" / "detector.json")
     assert model["training"]["cohort_size"]["train"] == 96
     assert not (out / "cells" / "a" / "mean_image" / "seed0" / "detector.json").exists()
     row = ranking["means"]["g"]["rows"]["mean_image"]
     seven = []
     for name in ("a", "b"):
         folder = out / "cells" / name / "mean_image" / "seed0"
-        metrics = storage.read_json(folder / "evaluation" / "results.json")["metrics"]
-        own = storage.read_json(folder / "cell.json")["variants"]
+        metrics = read_json(folder / "evaluation" / "results.json")["metrics"]
+        own = read_json(folder / "cell.json")["variants"]
         names = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap")
         values = [metrics[n]["value"] for n in names]
         seven.append([*values, own["ader_pixel_f1"], own["ader_aupro"]])
@@ -310,7 +310,7 @@ def test_the_command_runs_cells_in_processes(cohorts, tmp_path, capsys):
     assert main(["benchmark", "local", *options]) == 0
     said = capsys.readouterr()
     assert "2 of 2 runs to do" in said.err and "c, image level" in said.out
-    memory = storage.read_json(cell(tmp_path, "mean_image", 0, "c") / "cell.json")["memory_mib"]
+    memory = read_json(cell(tmp_path, "mean_image", 0, "c") / "cell.json")["memory_mib"]
     assert memory["host"] > 50
     assert (tmp_path / "logs" / "c-mean_image-0.log").exists()
     assert main(["benchmark", "local", *options]) == 0

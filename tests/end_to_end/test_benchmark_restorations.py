@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from scipy import linalg
 from skimage.metrics import structural_similarity
 
-from normscan import load, storage
+from normscan import load
 from normscan.benchmark import run
 from normscan.benchmark.data import Data
 from normscan.benchmark.protocol import parse
 from normscan.benchmark.restorations import quality
 from normscan.cohort import Cohort
+from normscan.io.values import read_json
 from normscan.networks.backbones import Backbone, import_timm
 
 PROTOCOL = {
@@ -142,7 +143,7 @@ def test_the_table_shows_what_is_computed_by_hand(done, cohort):
     assert rqi["ae_dense"] != rqi["mean_image"]
     assert not math.isnan(indices["ae_dense"][0]) and indices["ae_dense"][1] > 0
     assert rows["ae_dense"]["metrics"]["rqi"]["sd"] is None
-    cell = storage.read_json(out / "cells/a/ae_dense/seed0/cell.json")
+    cell = read_json(out / "cells/a/ae_dense/seed0/cell.json")
     caci = cell["restorations"]["caci"]
     assert caci["low"] <= caci["value"] <= caci["high"]
 

@@ -15,8 +15,8 @@ import pytest
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.bids.app import main as app
-from normscan.cli import main
+from normscan.cli.bids import main as app
+from normscan.cli.main import main
 
 AFFINE = np.array([[-2.0, 0, 0, 20], [0, 2, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1]])
 SUBJECTS = 9

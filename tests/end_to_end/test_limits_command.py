@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.limits import detection_limits
 from normscan.limits.planting import BlobSite
 from normscan.limits.sources import scan_source

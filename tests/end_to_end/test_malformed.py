@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests import malformed
-from tests.malformed import SECRET, Case, Odd
+from tests.support import malformed
+from tests.support.malformed import SECRET, Case, Odd
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import NormscanError, ScanError
 from normscan.io import probe, read_scan
 

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from tests.toy import toy_scan
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import ScanError
 from normscan.preprocess.steps import STEPS, Working, sample, step
 
@@ -220,7 +220,15 @@ def leftovers(session):
 
 def stop(volumes, out, sign, workers):
     """Start to prepare, stop it after the first scan; return its exit code and its errors."""
-    command = [sys.executable, "-m", "normscan.cli", "preprocess", str(volumes), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "normscan.cli.main",
+        "preprocess",
+        str(volumes),
+        "--out",
+        str(out),
+    ]
     command += ["--steps", SLOW_STEPS, "--workers", workers]
     process = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

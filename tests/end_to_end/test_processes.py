@@ -12,11 +12,11 @@ import time
 import pytest
 
 import normscan as ns
-from normscan.cli import main
+from normscan.cli.main import main
 
 SLOW_CHECKPOINT = """
 import sys
-from normscan import cli
+from normscan.cli import main as cli
 from normscan.training import loop
 
 init = loop.Trainer.__init__
@@ -36,7 +36,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def normscan(*arguments, **options):
-    command = [sys.executable, "-m", "normscan.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "normscan.cli.main", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options
     )
@@ -86,7 +86,7 @@ def leftovers(session):
 
 def in_session(*arguments):
     """Run a command in a session of its own; return exit code, output, errors, what is left."""
-    command = [sys.executable, "-m", "normscan.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "normscan.cli.main", *map(str, arguments)]
     process = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -139,7 +139,7 @@ def test_the_import_is_light():
     code = """
 import sys
 import normscan
-from normscan import cli
+from normscan.cli import main as cli
 cli.main(["--help"])
 heavy = {"torch", "pandas", "monai", "numpy", "scipy", "timm", "matplotlib", "sklearn", "nibabel"}
 print(sorted(heavy & set(sys.modules)))

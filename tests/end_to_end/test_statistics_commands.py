@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from normscan.cli import main
+from normscan.cli.main import main
 
 
 def table(folder, shift, seed, rows=60):

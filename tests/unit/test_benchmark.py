@@ -14,9 +14,9 @@ from normscan.benchmark import load, protocols
 from normscan.benchmark.cell import Job
 from normscan.benchmark.data import Data, MissingDataError, joined, local_sets, prepare_set
 from normscan.benchmark.figures import critical_difference
+from normscan.benchmark.plan import detector_options, make_plan
 from normscan.benchmark.protocol import parse
 from normscan.benchmark.restorations import INDICES
-from normscan.benchmark.runner import detector_options, make_plan
 from normscan.benchmark.table import VARIANTS
 from normscan.benchmark.targets import published, targets
 from normscan.benchmark.write import escaped
@@ -26,7 +26,7 @@ from normscan.datasets.recipe import load as load_recipe
 from normscan.errors import ArgumentError, CohortError, OutputError
 from normscan.evaluation import METRICS
 from normscan.metrics import variants
-from normscan.storage import build_preprocess
+from normscan.preprocess.settings import build_preprocess
 
 SMALL = {
     "title": "T", "source": "S", "budget": "laptop", "budgets": {"laptop": {"presets": ["laptop"]}},
@@ -137,7 +137,7 @@ def test_the_later_layer_of_arguments_wins_and_others_are_dropped():
 def test_a_protocol_preset_of_a_method_goes_first():
     protocol = load("medianomaly")
     rsna = protocol.expanded()[0]
-    options, _ = detector_options(protocol, rsna, "paper", registry.card("vae"), None, {})
+    options, _ = detector_options(protocol, rsna, "paper", registry.card("ae_u"), None, {})
     assert options["preset"] == "medianomaly"
     options, _ = detector_options(protocol, rsna, "paper", registry.card("dae"), None, {})
     assert options["preset"] == "paper" and options["reduction"] == "mean"
@@ -294,7 +294,7 @@ def test_the_ledger_holds_the_printed_figures_once():
     found = targets()
     assert len({(t.protocol, t.set, t.method, t.metric) for t in found}) == len(found)
     assert {t.protocol for t in found} <= set(protocols())
-    assert published("medianomaly", "rsna", "ae_dense")["image_auroc"].value == 0.675
+    assert published("medianomaly", "rsna", "ae_latent_16")["image_auroc"].value == 0.675
     dae = published("medianomaly", "brats21", "dae")["pixel_ap"]
     assert (dae.value, dae.sd) == (0.755, 0.007)
     assert published("bmad", "brain", "patchcore")["aupro"].value == 0.8568
@@ -341,7 +341,7 @@ def test_latex_is_escaped():
 
 
 def test_the_command_line_lists_and_shows(capsys):
-    from normscan.cli import main
+    from normscan.cli.main import main
 
     assert main(["benchmark"]) == 0
     listed = capsys.readouterr().out

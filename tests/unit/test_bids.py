@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.bids_trees import GROUPS, describe, raw_tree, tsv, volume
+from tests.support.bids_trees import GROUPS, describe, raw_tree, tsv, volume
 
-from normscan.bids import bids_table, build_name, parse_name, read_bids
-from normscan.cli import main
-from normscan.cohort import Cohort, CohortRow
+from normscan.bids import bids_table, build_name, parse_name
+from normscan.cli.main import main
+from normscan.cohort import Cohort, CohortRow, read_bids
 from normscan.errors import ArgumentError, CohortError
 from normscan.io import read_scan
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.bids_trees import raw_tree, volume
+from tests.support.bids_trees import raw_tree, volume
 
-from normscan.bids import read_bids, write_derivatives, write_group
+from normscan.bids import write_derivatives, write_group
 from normscan.bids.write import is_done
-from normscan.cohort import CohortRow
+from normscan.cohort import CohortRow, read_bids
+from normscan.detector.finding import Finding
 from normscan.errors import CohortError, OutputError
-from normscan.finding import Finding
 
 
 @pytest.fixture

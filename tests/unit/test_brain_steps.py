@@ -14,9 +14,10 @@ from scipy.spatial.transform import Rotation
 from normscan.errors import ArgumentError, ScanError
 from normscan.preprocess.align import align, to_matrix, world_grid
 from normscan.preprocess.brain import refine, signed_distance, stripped_brain, with_brain
+from normscan.preprocess.chain import run_steps
 from normscan.preprocess.registration import doubts
 from normscan.preprocess.spatial import crop_foreground, to_shape
-from normscan.preprocess.steps import Working, run_steps, sample
+from normscan.preprocess.steps import Working, sample
 from normscan.preprocess.template import Template, find_space, mni152
 from normscan.scan import Scan
 

@@ -122,7 +122,13 @@ def test_parquet_with_numbers_and_gaps(tmp_path: Path) -> None:
         ("scan,path,label\n../x,a.png,0", r"'\.\./x' in row 1 can't be a file name"),
         ("path,label\n,0", r"row 1 names no file"),
         ("path,label\n", r"has no rows"),
-        ("path;label\na.png;0", r"separated by ';'"),
+        ("path;label\na.png,0", r"line 2 is separated by commas, the header by semicolons"),
+        ("path,label\na.png;0", r"line 2 is separated by semicolons, the header by commas"),
+        ("path,label\na.png,0,x", r"line 2 has 3 cells, the header 2"),
+        ("path,label,age,age\na.png,0,1,2", r"line 1: the column age stands twice"),
+        ("path,label,,age\na.png,0,1,2", r"line 1: column 3 has no name"),
+        ("path;label;age\na.png;0;1,5\nb.png;0;1.5", r"age has decimal commas \(1,5\) and points"),
+        ('path,label\n"a.png,0', r"line 2 can't be parted"),
         ("", r"no readable \.csv table"),
         ("path,label\ngone.png,0", r"gone\.png of its first row isn't under"),
     ],
@@ -134,6 +140,26 @@ def test_wrong_tables(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(CohortError, match=says) as caught:
         Cohort.read(tmp_path / "t.csv")
     assert "t.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "sep="])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_of_excel(tmp_path: Path, mark: str, start: str, end: str) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png", 1)
+    first = f"sep={mark}{end}" if start == "sep=" else start
+    rows = [
+        ["path", "label", "age", "note"],
+        ["a.png", "0", "3,5", "x, y"],
+        ["b.png", "1", "4", ""],
+    ]
+    text = first + end.join(mark.join(row) + mark for row in rows) + end
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    cohort = Cohort.read(tmp_path / "t.csv")
+    assert [row.label for row in cohort] == [0, 1]
+    assert list(cohort.table["age"]) == [3.5, 4.0]
+    assert list(cohort.table["note"]) == ["x, y", ""]
 
 
 def test_other_wrong_inputs(tmp_path: Path) -> None:

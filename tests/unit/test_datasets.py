@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.made_up import MINIMAL, add, picture, volume
+from tests.support.made_up import MINIMAL, add, picture, volume
 
 from normscan import Cohort, datasets
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.datasets import recipe as recipes
 from normscan.datasets.layout import Tree, compile_pattern, natural
 from normscan.datasets.preparation import _rows
@@ -346,7 +346,7 @@ def test_importing_is_light() -> None:
     import subprocess
     import sys
 
-    code = "import sys, normscan.datasets, normscan.datasets.command; print('numpy' in sys.modules)"
+    code = "import sys, normscan.datasets, normscan.cli.datasets; print('numpy' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.made_up import add, picture, volume
+from tests.support.made_up import add, picture, volume
 
 from normscan import Cohort, datasets
 

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import dicom_files as D
-from tests import dicom_planes as G
-from tests.dicom_proof import (
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
+from tests.support.dicom_proof import (
     KINDS,
     TO_RAS,
     Kind,
@@ -27,7 +27,7 @@ from tests.dicom_proof import (
     real_series,
 )
 
-from normscan import Scan
+from normscan.io import read_scan
 from normscan.io.dicom import read_dicom
 
 LIMIT = 0.01  # mm beyond what the stored integers cost
@@ -109,7 +109,7 @@ def test_order_and_packing_change_nothing(tmp_path):
         np.testing.assert_array_equal(got.data, want.data)
         np.testing.assert_array_equal(got.affine, want.affine)
         assert list(got.series.uids) == list(want.series.uids)
-    np.testing.assert_array_equal(Scan.read(tmp_path / "z").data, want.data)
+    np.testing.assert_array_equal(read_scan(tmp_path / "z").data, want.data)
 
 
 def test_one_series_of_a_mixed_folder(tmp_path):

@@ -10,13 +10,13 @@ import pandas as pd
 import pydicom
 import pytest
 from pydicom import uid as U
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
 from normscan import Cohort, Scan
-from normscan.cli import main
+from normscan.cli.main import main
 from normscan.errors import CohortError, ScanError
-from normscan.io import content_hash, probe
+from normscan.io import content_hash, probe, read_scan
 from normscan.io.dicom import find_series, read_dicom
 
 PLANES = G.make_planes()
@@ -46,7 +46,7 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     first = next(s for s in find_series(tmp_path) if s.images == 9)
     for chosen in (first.label, int(first.number), first.uid, first.address):
         assert read_dicom(tmp_path, series=chosen).shape == (17, 14, 9)
-    assert Scan.read(f"{tmp_path}#series={first.label}").shape == (17, 14, 9)
+    assert read_scan(f"{tmp_path}#series={first.label}").shape == (17, 14, 9)
     # The number 6 stands twice; one of the two is a report.
     assert read_dicom(tmp_path, series=6).shape == (17, 14, 5)
     with pytest.raises(ScanError, match="has no series 77"):
@@ -323,13 +323,13 @@ def test_frames_of_a_clip(tmp_path, rng):
     clip = rng.integers(0, 255, (5, 14, 22)).astype("u1")
     path = D.write_image(tmp_path / "clip.dcm", clip, "US")
     with pytest.raises(ScanError, match=r"5 frames.*#frame=0 to #frame=4"):
-        Scan.read(path)
+        read_scan(path)
     for n in (0, 4):
-        scan = Scan.read(f"{path}#frame={n}")
+        scan = read_scan(f"{path}#frame={n}")
         np.testing.assert_array_equal(scan.data[0], clip[n])
         assert scan.series.frames == (n + 1,)
     with pytest.raises(ScanError, match="no frame 5; it has 5"):
-        Scan.read(f"{path}#frame=5")
+        read_scan(f"{path}#frame=5")
     assert content_hash(f"{path}#frame=0") != content_hash(f"{path}#frame=1")
     compressed = D.write_image(tmp_path / "rle.dcm", clip, "US", syntax=U.RLELossless)
     np.testing.assert_array_equal(read_dicom(compressed, frame=3).data[0], clip[3])
@@ -360,13 +360,13 @@ def test_echoes_of_an_enhanced_file(tmp_path):
     assert [(s.label, s.split) for s in find_series(path)] == [
         ("4.1", "echo time 5.0"), ("4.2", "echo time 30.0"),
     ]  # fmt: skip
-    scan = Scan.read(f"{path}#series=4.2")
+    scan = read_scan(f"{path}#series=4.2")
     np.testing.assert_allclose(scan.data[0], RAMP.transpose(2, 1, 0), atol=2e-3)
     assert sorted(scan.series.frames) == list(range(1, 18, 2))
     data.NumberOfFrames = 17
     data.save_as(path)
     with pytest.raises(ScanError, match="17 frames, but functional groups for 18"):
-        Scan.read(path)
+        read_scan(path)
 
 
 # Headers
@@ -478,7 +478,7 @@ def test_predict_a_folder_from_the_command_line(tmp_path, capsys, rng):
     assert {"s3_map.nii.gz", "s3_mask.nii.gz", "s3_finding.json", "s3_overlay.png"} <= names
     import nibabel as nib
 
-    scan = Scan.read(tmp_path / "s3")
+    scan = read_scan(tmp_path / "s3")
     image = nib.load(out / "s3_map.nii.gz")
     assert image.shape == scan.shape
     np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)

@@ -15,12 +15,11 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import uid as U
-from tests import dicom_files as D
-from tests import dicom_planes as G
+from tests.support import dicom_files as D
+from tests.support import dicom_planes as G
 
-from normscan import Scan
 from normscan.errors import ScanError
-from normscan.io import content_hash, probe
+from normscan.io import content_hash, probe, read_scan
 from normscan.io.dicom import find_series, read_dicom
 
 PLANES = G.make_planes()
@@ -41,7 +40,7 @@ def test_folder_and_zip_are_the_same(tmp_path):
     paths = D.write_series(tmp_path / "a", PLANES, RAMP, shuffle=1)
     content = {f"deep/DOE^JOHN/{p.name}": p.read_bytes() for p in paths}
     archive = zipped(tmp_path / "a.zip", {"__MACOSX/._x": b"x", "readme.txt": b"hello", **content})
-    np.testing.assert_array_equal(Scan.read(archive).data, Scan.read(tmp_path / "a").data)
+    np.testing.assert_array_equal(read_scan(archive).data, read_scan(tmp_path / "a").data)
     assert probe(archive) == probe(tmp_path / "a")
     assert content_hash(f"{archive}#series=4") == content_hash(f"{tmp_path / 'a'}#series=4")
     before = content_hash(tmp_path / "a")
@@ -57,24 +56,24 @@ def test_unsafe_archives(tmp_path):
     for name in ("../DOE^JOHN", "/DOE^JOHN", "a/../../DOE^JOHN", "C:/DOE^JOHN", "..\\DOE^JOHN"):
         archive = zipped(tmp_path / "bad.zip", {name: content})
         with pytest.raises(ScanError, match="points outside") as error:
-            Scan.read(archive)
+            read_scan(archive)
         assert "DOE" not in str(error.value) and str(archive) in str(error.value)
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(ScanError, match="is a link"):
-        Scan.read(tmp_path / "link.zip")
+        read_scan(tmp_path / "link.zip")
     zipped(tmp_path / "none.zip", {"a.txt": b"nothing"})
     with pytest.raises(ScanError, match="holds no DICOM"):
-        Scan.read(tmp_path / "none.zip")
+        read_scan(tmp_path / "none.zip")
     many = zipped(tmp_path / "many.zip", {f"{n}": b"" for n in range(20_001)})
     with pytest.raises(ScanError, match="20001 files in it, the limit is 20000"):
-        Scan.read(many)
+        read_scan(many)
     whole = zipped(tmp_path / "cut.zip", {"a.dcm": content}).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ScanError, match=r"cut\.zip: this zip archive is damaged"):
-        Scan.read(tmp_path / "cut.zip")
+        read_scan(tmp_path / "cut.zip")
 
 
 def test_links_and_pipes_in_a_folder(tmp_path):
@@ -82,14 +81,14 @@ def test_links_and_pipes_in_a_folder(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "a" / "pipe")
-    scan = Scan.read(tmp_path / "a")
+    scan = read_scan(tmp_path / "a")
     assert scan.shape == (17, 14, 9) and not scan.series.notes
 
 
 def test_other_formats_have_no_series_and_frames(tmp_path):
     np.save(tmp_path / "a.npy", np.eye(4))
     with pytest.raises(ScanError, match="is no DICOM"):
-        Scan.read(f"{tmp_path / 'a.npy'}#frame=0")
+        read_scan(f"{tmp_path / 'a.npy'}#frame=0")
 
 
 # Hostile files
@@ -130,7 +129,7 @@ ENDLESS = struct.pack("<HH2sHI", 8, 0x2112, b"OB", 0, 2**32 - 256)
 def test_hostile_files(tmp_path, content, says):
     path = tmp_path / "hostile.dcm"
     path.write_bytes(content)
-    for read in (Scan.read, probe):
+    for read in (read_scan, probe):
         with pytest.raises(ScanError, match=says) as error:
             read(path)
         assert str(path) in str(error.value)
@@ -209,7 +208,7 @@ def test_no_identity_in_messages_warnings_and_logs(tmp_path, rng, caplog, recwar
         caplog.clear()
         for place in (path, folder):
             try:
-                scan = Scan.read(place)
+                scan = read_scan(place)
                 messages.append(repr(scan) + str(scan.series.notes))
                 assert len(scan.series.headers) == 1
             except ScanError as error:

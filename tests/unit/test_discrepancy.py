@@ -176,7 +176,7 @@ def test_mixed_pixels_are_a_blend_and_the_others_are_untouched(rng):
 def test_squares_have_the_sizes_and_places_that_are_stated(spatial):
     masks = square_patches(3000, spatial, Rng(1))
     side = min(spatial)
-    least, most = 2 * int(0.05 * side), 2 * (int(0.2 * side) - 1)
+    least, most = 2 * round(0.05 * side), 2 * (round(0.2 * side) - 1)
     places = []
     for axis in range(len(spatial)):
         others = tuple(i + 2 for i in range(len(spatial)) if i != axis)

@@ -6,12 +6,15 @@ import importlib.util
 import inspect
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from normscan import cli, commands
+from normscan import registry
+from normscan.cli import commands
+from normscan.cli import main as cli
 from normscan.registry import load_all
 from normscan.signatures import DESCRIPTIONS
 
@@ -85,6 +88,25 @@ def test_readme_lists_the_methods(generator):
     )
 
 
+def test_the_index_of_methods_is_current(generator):
+    assert registry.INDEX.read_text(encoding="utf-8") == generator.index_text(), (
+        "the index of methods is old: run `python docs/generate.py --index`"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["methods", "--json"], ["fit", "--help"], ["fit", "vae", "--help"]]
+)
+def test_methods_are_told_without_importing_them(arguments: list[str]):
+    lines = ["import sys", "from normscan.cli.main import main", f"assert main({arguments}) == 0"]
+    lines += ["heavy = {'torch', 'pandas', 'jsonargparse'} & set(sys.modules)", "assert not heavy"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vae" in done.stdout
+
+
 @pytest.mark.parametrize("method", CARDS)
 def test_page_describes_every_argument(method: str, generator, generated):
     page = generated[f"{method}.md"]
@@ -99,7 +121,7 @@ def test_page_describes_every_argument(method: str, generator, generated):
 
 
 def test_index_links_every_method(generated):
-    assert set(generated) == {"index.md", "cli.md", *(f"{m}.md" for m in CARDS)}
+    assert set(generated) == {"index.md", "cli.md", "parity.md", *(f"{m}.md" for m in CARDS)}
     for method in CARDS:
         assert f"]({method}.md)" in generated["index.md"]
 

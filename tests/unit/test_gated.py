@@ -133,13 +133,17 @@ def test_items_are_patches_of_the_images():
 
 
 def test_both_players_share_one_balance():
-    """With logits of zero each opinion is log 2, of the image and of the gradients."""
+    """With logits of zero each opinion is log 2, of the image and of the gradients.
+
+    The critic's own loss is halved, as in the released code.
+    """
     method, b = make(adversarial=0.5, channels=2), batch(2, 2)
     method.logits = torch.zeros_like
     for player, names in (("critic", ("real", "fake")), ("generator", ("adversarial",))):
         terms = method.loss(b, "restore", player)
         for name in names:
-            assert float(terms[name]) == pytest.approx(np.log(2), rel=1e-5)
+            share = 0.5 if player == "critic" else 1.0
+            assert float(terms[name]) == pytest.approx(share * np.log(2), rel=1e-5)
 
 
 def test_schedule_moves_the_gates_and_validation_does_not():

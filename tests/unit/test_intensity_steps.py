@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from normscan.errors import ArgumentError, ScanError
+from normscan.preprocess.chain import run_steps
 from normscan.preprocess.checks import measure
 from normscan.preprocess.intensity import (
     PERCENTILES,
@@ -14,7 +15,7 @@ from normscan.preprocess.intensity import (
     learn_landmarks,
     stripe,
 )
-from normscan.preprocess.steps import STEPS, Working, run_steps
+from normscan.preprocess.steps import STEPS, Working
 from normscan.scan import Scan
 
 

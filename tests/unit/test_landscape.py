@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.exposure import equalize_hist
 from sklearn.metrics import average_precision_score
 
+from normscan.cli.diagnostics import pitfalls
 from normscan.cohort import Cohort
-from normscan.commands_diagnostics import pitfalls
 from normscan.detector import Detector
 from normscan.diagnostics import average_precision, equalized, residual_landscape
 from normscan.diagnostics.images import healthy_images

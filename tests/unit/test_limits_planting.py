@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.spatial.transform import Rotation
-from tests.planted import head, site
+from tests.support.planted import head, site
 
 from normscan.errors import ScanError
 from normscan.limits.planting import EDGE, ends, spread

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.detector import Detector
+from normscan.detector.storage import _plain
 from normscan.errors import ArgumentError
+from normscan.io.read import check_array
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
     PatchCore,
@@ -19,7 +21,6 @@ from normscan.methods.features.memory import (
 )
 from normscan.registry import card
 from normscan.rng import Rng
-from normscan.storage import _plain, check_array
 
 
 def adaptive_average(vector, n):
@@ -82,23 +83,15 @@ def images():
 
 
 def patchcore(
-    coreset=1.0, memory=1.0, largest=10_000, neighbours=1, reweighted=0, pooling="windows"
-):
+    coreset=1.0, memory=1.0, largest=10_000, neighbours=1, reweighted=0, pooling="windows",
+    squared=True,
+):  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return PatchCore(
-            TinyBackbone(),
-            3,
-            12,
-            16,
-            coreset,
-            memory,
-            largest,
-            neighbours,
-            reweighted,
-            pooling,
-            "auto",
-        )
+            TinyBackbone(), 3, 12, 16, coreset, memory, largest, neighbours, reweighted, squared,
+            pooling, "auto",
+        )  # fmt: skip
 
 
 def test_a_training_image_is_not_anomalous(images):
@@ -112,17 +105,16 @@ def test_a_training_image_is_not_anomalous(images):
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
-def test_scores_are_squared_distances_to_the_bank(images, neighbours):
-    method = patchcore(coreset=0.3, neighbours=neighbours)
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
+def test_scores_are_distances_to_the_bank(images, neighbours, metric):
+    method = patchcore(coreset=0.3, neighbours=neighbours, squared=metric == "sqeuclidean")
     method.fit([batch(images[:3])])
     assert len(method.bank.vectors) == round(0.3 * 3 * 64)
     maps = method.maps(batch(images[3:]))
     vectors = method.patches(images[3:])[0].detach().double().numpy()
     assert vectors.shape == (2, 64, 12)
     for i, image in enumerate(vectors):
-        distances = np.sort(
-            cdist(image, method.bank.vectors.double().numpy(), "sqeuclidean"), axis=1
-        )
+        distances = np.sort(cdist(image, method.bank.vectors.double().numpy(), metric), axis=1)
         scores = distances[:, :neighbours].mean(1)
         assert maps.score[i].item() == pytest.approx(scores.max(), rel=1e-3)
         grid = torch.tensor(scores.reshape(1, 1, 8, 8))

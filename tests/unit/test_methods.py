@@ -196,7 +196,7 @@ def test_vae_can_take_the_mean_or_several_samples():
 
 
 def test_fanogan_losses_by_hand():
-    method, b = create("f_anogan"), batch()
+    method, b = create("f_anogan", size=32), batch()
     real = 2 * b.image - 1
     rng = Rng(5)
     fake = method.generator(rng.normal((3, 16))).detach()
@@ -215,7 +215,7 @@ def test_fanogan_losses_by_hand():
 
 @pytest.mark.parametrize("tanh_code", [True, False])
 def test_fanogan_scores_by_hand(tanh_code):
-    method, b = create("f_anogan", kappa=0.7, tanh_code=tanh_code), batch()
+    method, b = create("f_anogan", size=32, kappa=0.7, tanh_code=tanh_code), batch()
     x = 2 * b.image - 1
     with torch.no_grad():
         z = method.encoder(x)
@@ -297,8 +297,8 @@ def test_anoddpm_starts_at_its_level():
     assert network.seen == [5, 4, 3, 2, 1, 0]
 
 
-def test_adm_unet_attends_at_16_and_8_cells():
-    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2)
+def test_adm_unet_attends_where_it_is_told():
+    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2, (16, 8))
     kinds = [type(block).__name__ for block in net.down_blocks]
     assert kinds == ["DownBlock", "AttnDownBlock", "AttnDownBlock"]
     out = net(torch.rand(2, 1, 32, 32), torch.tensor([1, 5]))

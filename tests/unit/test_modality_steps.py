@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.exposure import equalize_adapthist
-from tests.modality_pictures import (
+from tests.support.modality_pictures import (
     STAINS,
     bscan,
     ct,
@@ -23,10 +23,12 @@ from tests.modality_pictures import (
 )
 
 from normscan.errors import ArgumentError, ScanError
+from normscan.io import read_scan
+from normscan.preprocess.chain import parse_steps, run_steps
 from normscan.preprocess.colour import REFERENCE_CONCENTRATIONS, REFERENCE_STAINS
 from normscan.preprocess.ct import WINDOWS
 from normscan.preprocess.presets import PRESETS, preset
-from normscan.preprocess.steps import Working, parse_steps, run_steps
+from normscan.preprocess.steps import Working
 from normscan.scan import Scan
 
 PICTURE_STEPS = [
@@ -149,7 +151,7 @@ def test_real_head_ct_loses_its_holder(shared):
 
 
 def test_cormack_units_are_refused(shared):
-    scan = Scan.read(shared / "data/healthy_brain_3d/scct.nii.gz")
+    scan = read_scan(shared / "data/healthy_brain_3d/scct.nii.gz")
     with pytest.raises(ScanError, match=r"scct\.nii\.gz.*Cormack"):
         run_steps(["window"], Working.of(scan))
 
@@ -173,7 +175,7 @@ def test_only_an_inverted_chest_is_inverted(shared):
     files = sorted((shared / "data/chest_xray_kermany_224").rglob("*.jp*g"))[::150]
     turned = 0
     for file in files:
-        scan = Scan.read(file)
+        scan = read_scan(file)
         assert not run_steps(["invert_if_needed"], Working.of(scan)).notes
         negative = scan.with_data(scan.data.min() + scan.data.max() - scan.data)
         out = run_steps(["invert_if_needed"], Working.of(negative))

@@ -69,8 +69,8 @@ def test_weight_standardisation_by_hand(dims):
     for i, kernel in enumerate(weight):
         values = kernel.flatten().tolist()
         mean = sum(values) / len(values)
-        var = sum((v - mean) ** 2 for v in values) / len(values)
-        standard[i] = (kernel - mean) / math.sqrt(var + 1e-5)
+        var = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+        standard[i] = (kernel - mean) / (math.sqrt(var) + 1e-5)
     padded = F.pad(x, [1] * 2 * dims, mode="reflect")
     expected = (F.conv2d, F.conv3d)[dims - 2](padded, standard, layer.conv.bias)
     torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
@@ -212,10 +212,15 @@ def test_wgan_widths_for_64_pixels():
     assert downs == [(64, 128), (128, 256), (256, 512), (512, 512)]
     assert generator.start[0].out_features == 4 * 4 * 512
     assert (critic.out.in_features, critic.out.out_features) == (4 * 4 * 512, 1)
-    shapes = [tuple(m.normalized_shape) for m in critic.modules() if isinstance(m, nn.LayerNorm)]
-    sizes = [(64, 64), (64, 64), (128, 32), (128, 32), (256, 16), (256, 16), (512, 8), (512, 8)]
-    assert shapes == [(c, n, n) for c, n in sizes]
+    norms = [m for m in critic.modules() if isinstance(m, nn.GroupNorm)]
+    assert [m.num_channels for m in norms] == [64, 64, 128, 128, 256, 256, 512, 512]
+    assert all(m.num_groups == 1 for m in norms)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in critic.modules())
+    encoder = Critic(2, 1, 64, 128, 64, norm="batch")
+    assert not any(isinstance(m, nn.GroupNorm) for m in encoder.modules())
+    # Counted by hand in the released TensorFlow code.
+    numbers = [sum(p.numel() for p in net.parameters()) for net in (generator, critic, encoder)]
+    assert numbers == [8_539_329, 7_490_689, 8_531_200]
     norms = [m.num_features for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == [512, 512, 512, 256, 256, 128, 128, 64, 64]
 

@@ -97,13 +97,15 @@ def test_simplex_is_continuous(rng):
 def test_octaves_are_summed_with_their_periods(rng):
     t = torch.tensor([12.0, 700.0])
     noise = simplex_noise((2, 3, 5, 7), Rng(3), t, octaves=3, persistence=0.7, frequency=16)
-    permutation = Rng(3).uniform((2, 256)).argsort(dim=1).numpy()
+    permutation = Rng(3).uniform((2, 768)).reshape(2, 3, 256).argsort(dim=2).numpy()
     for b, y, x in [(0, 0, 0), (0, 4, 6), (1, 2, 5), (1, 4, 1)]:
-        expected = sum(
-            0.7**o * slow_simplex(np.array([x, y, float(t[b])]) / (16 / 2**o), permutation[b])
-            for o in range(3)
-        )
-        np.testing.assert_allclose(noise[b, :, y, x], [expected] * 3, atol=1e-4)
+        for c in range(3):
+            expected = sum(
+                0.7**o
+                * slow_simplex(np.array([x, y, float(t[b])]) / (16 / 2**o), permutation[b, c])
+                for o in range(3)
+            )
+            np.testing.assert_allclose(noise[b, c, y, x], expected, atol=1e-4)
 
 
 def statistics(seed):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from normscan.finding import Finding
+from normscan.detector.finding import Finding
+from normscan.detector.prediction import Predictor
 from normscan.methods.base import Maps, Method
-from normscan.prediction import Predictor
 from normscan.preprocess import Prepared
 from normscan.preprocess.grid import Grid
 from normscan.scan import Scan

@@ -14,7 +14,7 @@ from normscan.cohort import CohortRow
 from normscan.io.cache import cache_folder
 from normscan.parallel import each
 from normscan.preprocess import Preprocess, cache
-from normscan.preprocess.cohort import Stepping
+from normscan.preprocess.pipeline import Stepping
 from normscan.preprocess.steps import STEPS, Working, step
 from normscan.scan import Scan
 

@@ -16,16 +16,18 @@ from scipy.spatial.transform import Rotation
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.detector import Detector
+from normscan.detector.finding import Finding
+from normscan.detector.survey import survey
 from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError
-from normscan.finding import Finding
 from normscan.parallel import each
 from normscan.preprocess import Preprocess
-from normscan.preprocess.pipeline import LEARNING_SCANS, expanded
+from normscan.preprocess.chain import run_steps
+from normscan.preprocess.pipeline import LEARNING_SCANS
 from normscan.preprocess.presets import PRESETS
 from normscan.preprocess.samples import Preparation
-from normscan.preprocess.steps import STEPS, Working, run_steps, step
+from normscan.preprocess.settings import expanded
+from normscan.preprocess.steps import STEPS, Working, step
 from normscan.scan import Scan
-from normscan.survey import survey
 from normscan.training.data import PreparedSet
 
 AS_IT_IS = {"scaling": "none", "crop": "none", "foreground": "all"}

@@ -14,6 +14,7 @@ from scipy import stats
 
 from normscan.cohort import Cohort
 from normscan.errors import ArgumentError, CohortError
+from normscan.io import read_scan
 from normscan.phantom import simulate
 from normscan.quality import Gate, GateBuilder
 from normscan.quality.features import turned
@@ -471,5 +472,5 @@ def test_real_pictures(shared: Path):
 
 
 def test_a_ct_volume_at_a_gate_of_brain_mr(gate, shared: Path):
-    ct = Scan.read(shared / "data" / "healthy_brain_3d" / "scct.nii.gz")
+    ct = read_scan(shared / "data" / "healthy_brain_3d" / "scct.nii.gz")
     assert gate.check(ct).status == "refuse"

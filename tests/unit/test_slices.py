@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from normscan import Cohort, Scan
+from normscan import Cohort
 from normscan.errors import ArgumentError, CohortError, ScanError
-from normscan.io import content_hash, probe, read_mask, stem, volumes
+from normscan.io import content_hash, probe, read_mask, read_scan, stem, volumes
 from normscan.io.cache import cache_folder, trim
 
 OBLIQUE = np.array([[1.9, 0.3, 0, -20], [-0.3, 2.1, 0.2, 4], [0, -0.2, 3.0, 7], [0, 0, 0, 1.0]])
@@ -41,9 +41,9 @@ def write(path, shape=(7, 6, 5), dtype=np.int16, slope=None, seed=0):
 @pytest.mark.parametrize("slope", [None, (0.25, -100.0)])
 def test_a_slice_is_that_of_the_whole_volume_and_lies_where_it_was(tmp_path, name, axis, slope):
     path = write(tmp_path / name, slope=slope)
-    whole = Scan.read(path)
+    whole = read_scan(path)
     k = 3
-    cut = Scan.read(f"{path}#slice={k}&axis={axis}")
+    cut = read_scan(f"{path}#slice={k}&axis={axis}")
     np.testing.assert_array_equal(cut.data[0], np.take(whole.data[0], k, axis))
     i, j = 2, 1
     index = np.insert(np.array([i, j, 1.0]), axis, k)
@@ -56,7 +56,7 @@ def test_a_slice_is_that_of_the_whole_volume_and_lies_where_it_was(tmp_path, nam
 def test_a_stack_that_is_no_nifti_is_cut_too(tmp_path):
     values = np.random.default_rng(1).random((4, 5, 6)).astype(np.float32)
     np.save(tmp_path / "v.npy", values)
-    cut = Scan.read(f"{tmp_path / 'v.npy'}#slice=2&axis=0")
+    cut = read_scan(f"{tmp_path / 'v.npy'}#slice=2&axis=0")
     np.testing.assert_array_equal(cut.data[0], values[2])
 
 
@@ -64,7 +64,7 @@ def test_the_map_of_a_slice_lies_on_its_volume(tmp_path):
     from normscan.io import write_map
 
     path = write(tmp_path / "a.nii.gz")
-    cut = Scan.read(f"{path}#slice=4")
+    cut = read_scan(f"{path}#slice=4")
     out = write_map(tmp_path / f"{stem(cut.source)}_map.nii.gz", cut.data[0], cut)
     assert out.name == "a_slice4_map.nii.gz"
     back = nib.load(out)
@@ -74,14 +74,14 @@ def test_the_map_of_a_slice_lies_on_its_volume(tmp_path):
 
 def test_the_volume_is_unpacked_once_and_anew_when_it_changes(tmp_path, cache):
     path = write(tmp_path / "a.nii.gz")
-    first = Scan.read(f"{path}#slice=0").data
+    first = read_scan(f"{path}#slice=0").data
     assert len(list((cache / "volumes").iterdir())) == 1
     for k in range(1, 5):
-        Scan.read(f"{path}#slice={k}")
+        read_scan(f"{path}#slice={k}")
     assert len(list((cache / "volumes").iterdir())) == 1
     write(path, seed=5)
     os.utime(path, ns=(1, 1))
-    assert not np.array_equal(Scan.read(f"{path}#slice=0").data, first)
+    assert not np.array_equal(read_scan(f"{path}#slice=0").data, first)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_the_volume_is_unpacked_once_and_anew_when_it_changes(tmp_path, cache):
 def test_a_wrong_address_says_so(tmp_path, fragment, words):
     path = write(tmp_path / "a.nii.gz")
     with pytest.raises(ScanError, match=words) as caught:
-        Scan.read(f"{path}#{fragment}")
+        read_scan(f"{path}#{fragment}")
     assert "a.nii.gz" in str(caught.value)
 
 
 def test_a_slice_of_a_picture_is_refused(tmp_path):
     write(tmp_path / "flat.nii.gz", shape=(6, 5))
     with pytest.raises(ScanError, match="no slices"):
-        Scan.read(f"{tmp_path / 'flat.nii.gz'}#slice=0")
+        read_scan(f"{tmp_path / 'flat.nii.gz'}#slice=0")
 
 
 def test_truncated_volumes_are_refused_and_leave_nothing(tmp_path, cache):
@@ -113,12 +113,12 @@ def test_truncated_volumes_are_refused_and_leave_nothing(tmp_path, cache):
     packed = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(packed[:-40]))
     with pytest.raises(ScanError, match="a.nii.gz: truncated"):
-        Scan.read(f"{path}#slice=0")
+        read_scan(f"{path}#slice=0")
     assert not list((cache / "volumes").iterdir())
     plain = tmp_path / "b.nii"
     plain.write_bytes(packed[:-40])
     with pytest.raises(ScanError, match="b.nii: truncated"):
-        Scan.read(f"{plain}#slice=0")
+        read_scan(f"{plain}#slice=0")
 
 
 def test_the_cache_forgets_what_was_used_longest_ago(tmp_path, cache, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_cohort_of_slices_labels_each_by_its_mask(tmp_path):
 
 def test_masks_of_slices_lie_on_their_slice(tmp_path):
     cohort(tmp_path)
-    scan = Scan.read(f"{tmp_path / 'ill.nii.gz'}#slice=3")
+    scan = read_scan(f"{tmp_path / 'ill.nii.gz'}#slice=3")
     with pytest.raises(ScanError, match=r"voxels away"):
         read_mask(f"{tmp_path / 'mask.nii.gz'}#slice=2", scan)
 
@@ -185,7 +185,7 @@ def test_a_probability_map_is_halved_at_the_maximum_of_the_volume(tmp_path):
     nib.Nifti1Image(soft, OBLIQUE).to_filename(tmp_path / "soft.nii.gz")
     sums = [
         int(
-            read_mask(f"{tmp_path / 'soft.nii.gz'}#slice={k}", Scan.read(f"{path}#slice={k}")).sum()
+            read_mask(f"{tmp_path / 'soft.nii.gz'}#slice={k}", read_scan(f"{path}#slice={k}")).sum()
         )
         for k in (0, 1, 2)
     ]
@@ -207,7 +207,7 @@ def test_a_range_without_slices_is_refused(tmp_path):
 
 
 def test_the_command_writes_a_cohort_of_slices(tmp_path, capsys):
-    from normscan.cli import main
+    from normscan.cli.main import main
 
     cohort(tmp_path)
     out = tmp_path / "slices.csv"

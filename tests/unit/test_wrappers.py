@@ -14,14 +14,14 @@ from normscan.cohort import Cohort
 from normscan.detector import Detector, load
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
+from normscan.methods.impure_training import ImpureTraining, Ledger
+from normscan.methods.wrapped import averaged
 from normscan.registry import card
 from normscan.rng import Rng
 from normscan.training.loop import Trainer
 from normscan.wrappers import check_wrappers, wrap
 from normscan.wrappers.ensemble import Ensemble
-from normscan.wrappers.impure import ImpureTraining, Ledger
 from normscan.wrappers.stochastic import Flips, MonteCarlo
-from normscan.wrappers.wrapped import averaged
 
 AS_THEY_ARE = {"scaling": "none", "crop": "none"}
 

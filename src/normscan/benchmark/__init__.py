@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normscan.lazy import lazily
 
 if TYPE_CHECKING:
     from normscan.benchmark.protocol import Protocol as Protocol
@@ -11,11 +12,9 @@ if TYPE_CHECKING:
     from normscan.benchmark.protocol import protocols as protocols
     from normscan.benchmark.runner import run as run
 
-_LAZY = {"Protocol": "protocol", "load": "protocol", "protocols": "protocol", "run": "runner"}
 __all__ = ["Protocol", "load", "protocols", "run"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'normscan.benchmark' has no attribute '{name}'")
-    return getattr(import_module(f"normscan.benchmark.{_LAZY[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {"Protocol": "protocol", "load": "protocol", "protocols": "protocol", "run": "runner"},
+)

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from normscan import storage
 from normscan.errors import NormscanError
+from normscan.io.values import plain, read_json, write_json
 
 CELL, ERROR, PIXELS = "cell.json", "error.json", "pixels.csv"
 
@@ -62,14 +62,14 @@ class Job:
         config = [self.method, self.seed, self.detector, self.region, self.variants]
         config += [self.features] if self.features else []
         hashes = [_hash(Path(path).read_bytes()) for path in (self.table, self.tables[set_id])]
-        return _hash(repr(storage.plain([config, hashes])).encode())
+        return _hash(repr(plain([config, hashes])).encode())
 
     def state(self, set_id: str) -> str:
         """Say whether a cell is ``done``, ``failed``, ``open``, or ``other`` (other settings)."""
         folder = Path(self.cells[set_id])
         for name in (CELL, ERROR):
             if (folder / name).exists():
-                if storage.read_json(folder / name).get("digest") != self.digest(set_id):
+                if read_json(folder / name).get("digest") != self.digest(set_id):
                     return "other"
                 if name == ERROR:
                     return "failed"
@@ -145,7 +145,7 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
     _write_rows(folder / "evaluation" / PIXELS, watched.scans)
     _write_rows(folder / "evaluation" / RESTORATIONS, restored.rows if restored else [])
     training = detector.training
-    storage.write_json(
+    write_json(
         folder / CELL,
         {
             "digest": job.digest(name),
@@ -202,7 +202,7 @@ def fail(job: Job, name: str, error: BaseException | str) -> None:
     else:
         traceback.print_exception(error)
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
-    storage.write_json(
+    write_json(
         Path(job.cells[name]) / ERROR,
         {
             "digest": job.digest(name), "set": name, "method": job.method, "seed": job.seed,
@@ -219,4 +219,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run_job(Job(**storage.read_json(Path(sys.argv[1]))), progress=True)
+    run_job(Job(**read_json(Path(sys.argv[1]))), progress=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscan import storage
 from normscan.benchmark.protocol import Part, Protocol, Set
 from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError
+from normscan.io.values import plain, write_json
 
 if TYPE_CHECKING:
     from normscan.cohort import Cohort
@@ -118,7 +118,7 @@ def prepare_set(
     """
     found = [_locate(part, data, each) for part in each.parts]
     table, note = folder / f"{each.id}.csv", folder / f"{each.id}.json"
-    made_of = storage.plain(
+    made_of = plain(
         {
             "parts": [part.model_dump() for part in each.parts],
             "from": [None if path is None else os.path.abspath(path) for path in found],
@@ -145,7 +145,7 @@ def prepare_set(
     cohort = cohorts[0] if len(cohorts) == 1 else joined(cohorts, each.id)
     cohort.require_healthy()
     cohort.write(table)
-    storage.write_json(note, {**made_of, "notes": list(cohort.notes)})
+    write_json(note, {**made_of, "notes": list(cohort.notes)})
     return table
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from normscan.benchmark.restorations import Restorations
 from normscan.cohort import CohortRow
 from normscan.detector import Detector
+from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
-from normscan.finding import Finding
 from normscan.metrics import PixelScores, variants
 
 # Variants need all maps at once: 2 GiB of float32.

@@ -14,8 +14,8 @@ import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.detector import Detector
+from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, NormscanError, WeightsError
-from normscan.finding import Finding
 from normscan.metrics.normative import (
     Extractor,
     anomaly_to_healthy,

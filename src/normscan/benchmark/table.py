@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan import storage
 from normscan.benchmark.cell import CELL, ERROR, PIXELS
+from normscan.benchmark.plan import BASELINES, Plan
 from normscan.benchmark.protocol import Set
 from normscan.benchmark.restorations import INDICES, RESTORATIONS, quality
-from normscan.benchmark.runner import BASELINES, Plan
 from normscan.benchmark.targets import published
+from normscan.detector import storage
+from normscan.io.values import read_json
 from normscan.metrics.comparisons import holm, rank_methods, wilcoxon
 from normscan.metrics.normative import FORMULAS
 from normscan.metrics.statistics import Statistic, over_seeds, scan_statistic
@@ -138,13 +139,13 @@ def _collect(plan: Plan, each: Set) -> tuple[Cells, list[dict[str, Any]]]:
             continue
         folder, state = Path(job.cells[each.id]), job.state(each.id)
         if state == "done":
-            results = storage.read_json(folder / "evaluation" / "results.json")
-            done = Done(job.seed, folder, storage.read_json(folder / CELL), results)
+            results = read_json(folder / "evaluation" / "results.json")
+            done = Done(job.seed, folder, read_json(folder / CELL), results)
             cells.setdefault(job.method, []).append(done)
             continue
         reason = "not finished"
         if state == "failed":
-            reason = storage.read_json(folder / ERROR)["reason"]
+            reason = read_json(folder / ERROR)["reason"]
         failed.append({"method": job.method, "seed": job.seed, "reason": reason})
     return cells, failed
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from normscan import storage
 from normscan.benchmark.figures import critical_difference
 from normscan.io import atomic_path
+from normscan.io.values import write_json
 
 DASH = "–"
 # The mark of a method against the best one of its table.
@@ -33,7 +33,7 @@ def write_tables(ranking: dict[str, Any], folder: Path) -> None:
             name = f"critical_difference_{level}"
             drawings[level] = critical_difference(entry["test"], folder / f"{name}.png")
             _write(folder / f"{name}.svg", drawings[level])
-    storage.write_json(folder / "ranking.json", ranking)
+    write_json(folder / "ranking.json", ranking)
     _write(folder / "table.md", markdown(ranking))
     _write(folder / "table.csv", as_csv(ranking))
     _write(folder / "table.tex", latex(ranking))

@@ -12,32 +12,29 @@ from normscan.bids.labels import Rule, label_rows
 from normscan.bids.masks import NO_SCAN, Filters, find_masks, mask_of, matches
 from normscan.bids.names import ANOMALY, BidsFile, Index, differing, index_files, place
 from normscan.bids.tables import Cells, SubjectTables, participants
-from normscan.cohort_table import COLUMNS
 from normscan.errors import CohortError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from normscan.cohort import Cohort
-
 # One file, or None, for each channel of each scan.
 Scans = Sequence[Sequence[BidsFile | None]]
-_RESERVED = {"scan", "subject", "path", "mask", "foreground", "split", "site", "label", "session"}
+# What a row of a cohort has.
+_COLUMNS = ("scan", "subject", "path", "label", "mask", "foreground", "split", "site")
+_RESERVED = {*_COLUMNS, "session"}
 _SHOWN = 5
 
 
-def read_bids(
+def bids_table(
     root: str | os.PathLike[str],
     suffix: str | Sequence[str] | None = None,
     filters: Filters | None = None,
     derivatives: str | os.PathLike[str] | None = None,
     space: str | None = None,
-    label: Rule = None,
+    label: Rule | Literal[False] = None,
     masks: Filters | None = None,
-    seed: int = 0,
-    fractions: Sequence[float] = (0.7, 0.1, 0.2),
-) -> Cohort:
-    """Read a BIDS data set as a cohort.
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table of a BIDS data set, without splits, and notes of what was taken.
 
     Subjects are ``sub-XX``, over all their sessions. The columns of ``participants.tsv``,
     ``*_sessions.tsv`` and ``*_scans.tsv`` become free columns, a column ``site`` (or ``centre``)
@@ -61,54 +58,14 @@ def read_bids(
             file, else the only one there is.
         label: who is healthy, ``"group:control=0,patient=1"`` (``*`` for all other values) or
             ``{"group": {"control": 0, "patient": 1}}``. By default a column label, diagnosis,
-            group or dx in which a value is known to mean healthy; without one, unknown.
+            group or dx in which a value is known to mean healthy; without one, unknown. False
+            leaves all labels empty and says nothing of them.
         masks: as ``filters``, for lesion masks, where several raters drew one.
-        seed: of the split.
-        fractions: healthy subjects for train, val and test.
-
-    Returns:
-        The cohort; its ``notes`` say what was taken and what was left out.
 
     Raises:
         CohortError: no such folder or suffix, a table that can't be read (names file and line),
             several spaces or variants of an image and none asked for.
         ArgumentError: an unknown entity in a filter, a label rule of another form.
-
-    Example:
-        >>> cohort = read_bids("ds000001", ("T1w", "FLAIR"), label="group:hc=0,*=1")
-        ... # doctest: +SKIP
-    """
-    from normscan.cohort import Cohort
-
-    table, notes = bids_table(root, suffix, filters, derivatives, space, label, masks)
-    cohort = Cohort.from_table(table, root, seed, fractions)
-    cohort.notes = [*notes, *cohort.notes]
-    return cohort
-
-
-def bids_table(
-    root: str | os.PathLike[str],
-    suffix: str | Sequence[str] | None = None,
-    filters: Filters | None = None,
-    derivatives: str | os.PathLike[str] | None = None,
-    space: str | None = None,
-    label: Rule | Literal[False] = None,
-    masks: Filters | None = None,
-) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table that ``read_bids`` makes a cohort of, without splits, and its notes.
-
-    Args:
-        root: as in ``read_bids``, and so are the others.
-        suffix: of the images.
-        filters: of the images.
-        derivatives: where the images lie.
-        space: of the images.
-        label: who is healthy; False leaves all labels empty and says nothing of them.
-        masks: filters of the lesion masks.
-
-    Raises:
-        CohortError: as ``read_bids``.
-        ArgumentError: as ``read_bids``.
     """
     import pandas as pd
 
@@ -134,7 +91,7 @@ def bids_table(
     rows = []
     for scan, own, value in zip(scans, cells, labels, strict=True):
         there = [file for file in scan if file is not None]
-        row = dict.fromkeys(COLUMNS, "") | {"subject": _subject(there[0]), "label": value}
+        row = dict.fromkeys(_COLUMNS, "") | {"subject": _subject(there[0]), "label": value}
         for name, file in zip(wanted, scan, strict=True):
             column = "path" if len(wanted) == 1 else f"path_{name.lower()}"
             row[column] = _relative(file.path, root) if file else ""

@@ -6,18 +6,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import normscan
+import numpy as np
+
 from normscan.bids.group import write_group
 from normscan.bids.names import ANOMALY, build_name, parse_name
 from normscan.bids.tables import read_json
 from normscan.errors import OutputError
 from normscan.io import atomic_path, content_hash, extension, write_map
-
-if TYPE_CHECKING:
-    from normscan.cohort import CohortRow
-    from normscan.finding import Finding
+from normscan.report.figures import overlay_figure
+from normscan.report.picture import Picture
+from normscan.scan import Scan
+from normscan.version import __version__
 
 __all__ = ["Place", "begin_dataset", "write_derivatives", "write_finding", "write_group"]
 
@@ -39,6 +40,30 @@ trained on. Research use. Not for diagnosis.
 """
 
 
+class Source(Protocol):
+    """A scan whose files are named as in BIDS, such as a row of a cohort."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+
+
+class Result(Protocol):
+    """What is written of a scan: the part of a finding that this module looks at."""
+
+    scan: Scan
+    map: np.ndarray | None
+    foreground: np.ndarray | None
+    pixel_threshold: float | None
+    provenance: dict[str, Any]
+
+    @property
+    def segmentation(self) -> np.ndarray | None: ...
+
+    def picture(self) -> Picture: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 class Place:
     """Where the results of a scan lie, named after the scan's first file.
 
@@ -50,7 +75,7 @@ class Place:
         OutputError: the first file isn't named as in BIDS.
     """
 
-    def __init__(self, folder: Path, row: CohortRow) -> None:
+    def __init__(self, folder: Path, row: Source) -> None:
         first = row.paths[0]
         parsed = parse_name(first.name)
         if parsed is None:
@@ -83,7 +108,7 @@ class Place:
 def write_derivatives(
     folder: str | os.PathLike[str],
     source: str | os.PathLike[str],
-    results: Iterable[tuple[CohortRow, Finding]],
+    results: Iterable[tuple[Source, Result]],
 ) -> list[Path]:
     """Write findings as a BIDS derivatives data set.
 
@@ -136,7 +161,7 @@ def begin_dataset(folder: Path, source: Path) -> None:
         "GeneratedBy": [
             {
                 "Name": "normscan",
-                "Version": normscan.__version__,
+                "Version": __version__,
                 "Description": "Departures from healthy scans. Research use. Not for diagnosis.",
             }
         ],
@@ -148,14 +173,12 @@ def begin_dataset(folder: Path, source: Path) -> None:
     _write_text(folder / ".bidsignore", "\n".join(IGNORED) + "\n")
 
 
-def write_finding(folder: Path, source: Path, row: CohortRow, finding: Finding) -> Path:
+def write_finding(folder: Path, source: Path, row: Source, finding: Result) -> Path:
     """Write the results of a scan, ``*_finding.json`` last; see ``write_derivatives``.
 
     Raises:
         OutputError: the scan's file isn't named as in BIDS, or the folder can't be written.
     """
-    from normscan.report.figures import overlay_figure
-
     place = Place(folder, row)
     sources = [_uri(path, source) for path in row.paths]
     about = {
@@ -191,7 +214,7 @@ def write_finding(folder: Path, source: Path, row: CohortRow, finding: Finding) 
     return place.finding
 
 
-def is_done(folder: Path, row: CohortRow, detector_hash: str) -> bool:
+def is_done(folder: Path, row: Source, detector_hash: str) -> bool:
     """Tell whether a finding of this detector on these very files is there already."""
     try:
         said = read_json(Place(folder, row).finding)
@@ -201,7 +224,7 @@ def is_done(folder: Path, row: CohortRow, detector_hash: str) -> bool:
         return False  # none there, or a damaged one, which is written anew
 
 
-def _stripped(finding: Finding) -> bool:
+def _stripped(finding: Result) -> bool:
     """Tell whether the map is zero outside of the foreground, as BIDS asks of an image."""
     if finding.map is None or finding.foreground is None or finding.foreground.all():
         return False

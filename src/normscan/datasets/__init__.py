@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normscan.lazy import lazily
 
 if TYPE_CHECKING:
     from normscan.datasets.fetch import download as download
@@ -17,17 +18,15 @@ if TYPE_CHECKING:
     from normscan.datasets.recipe import list_datasets as list_datasets
     from normscan.datasets.recipe import load as load
 
-_LAZY = {
-    "Recipe": "recipe",
-    "list_datasets": "recipe",
-    "load": "recipe",
-    "prepare": "preparation",
-    "download": "fetch",
-}
 __all__ = ["Recipe", "download", "list_datasets", "load", "prepare"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'normscan.datasets' has no attribute '{name}'")
-    return getattr(import_module(f"normscan.datasets.{_LAZY[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Recipe": "recipe",
+        "download": "fetch",
+        "list_datasets": "recipe",
+        "load": "recipe",
+        "prepare": "preparation",
+    },
+)

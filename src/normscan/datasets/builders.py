@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from normscan.datasets.layout import Tree
-from normscan.datasets.rows import Row, first_path
+from normscan.datasets.row import Row, first_path
 from normscan.datasets.tables import find, read, require
 from normscan.errors import CohortError, ScanError
 from normscan.io import atomic_path

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from normscan.datasets.layout import Tree
-from normscan.datasets.rows import Row
+from normscan.datasets.row import Row
 from normscan.errors import ScanError
 from normscan.io import atomic_path
 

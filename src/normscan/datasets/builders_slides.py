@@ -11,7 +11,7 @@ import numpy as np
 
 from normscan.datasets.builders_images import MAX_ARRAY, MAX_XML, _save
 from normscan.datasets.layout import Tree
-from normscan.datasets.rows import Row
+from normscan.datasets.row import Row
 from normscan.errors import ScanError
 
 PATCH = 256

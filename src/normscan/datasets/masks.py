@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscan.datasets.rows import Row, first_path
+from normscan.datasets.row import Row, first_path
 from normscan.errors import ScanError
 from normscan.io import read_mask, read_scan, write_map
 from normscan.io.files import EXTENSIONS, check_size, extension, stem

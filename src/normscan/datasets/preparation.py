@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.datasets.layout import Tree
 from normscan.datasets.recipe import Recipe, load
-from normscan.datasets.rows import Row, check_counts, collect, main_patterns
+from normscan.datasets.row import Row
+from normscan.datasets.rows import check_counts, collect, main_patterns
 from normscan.errors import ArgumentError, CohortError
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def prepare(
             that can be seen), a missing side table.
     """
     from normscan.cohort import Cohort
-    from normscan.cohort_splits import assign_splits
-    from normscan.cohort_table import normalise
+    from normscan.cohort.splits import assign_splits
+    from normscan.cohort.table import normalise
     from normscan.datasets import masks, splits
 
     recipe = load(id)

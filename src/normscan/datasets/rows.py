@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from pathlib import PurePosixPath
-from typing import Any
 
 from normscan.datasets.layout import Tree
+from normscan.datasets.masks import any_pixel
 from normscan.datasets.recipe import FileRule, LabelRule, Recipe
+from normscan.datasets.row import Row, fill, first_path
 from normscan.datasets.tables import Boxes, SideTable
 from normscan.errors import CohortError, ScanError
-
-Row = dict[str, Any]
-"""One scan: texts by column; ``label`` 0, 1 or None; ``mask`` a list of paths."""
-
-_FIELD = re.compile(r"\{(\w+)(?::(int|lower|upper))?\}")
-_FILTERS = {"int": lambda t: str(int(t)), "lower": str.lower, "upper": str.upper}
-
-
-def fill(template: str, row: Row) -> str:
-    """Return a template with the values of a row; a column that it lacks gives an empty text."""
-
-    def value(match: re.Match[str]) -> str:
-        name, how = match.groups()
-        text = str(row[name] if name in row else file_fields(row).get(name, ""))
-        try:
-            return _FILTERS[how](text) if how else text
-        except ValueError:
-            return text
-
-    return _FIELD.sub(value, template)
-
-
-def first_path(row: Row) -> str:
-    """Return the path of a row, or of its first channel."""
-    return row.get("path") or next(v for k, v in row.items() if k.startswith("path_") and v)
-
-
-def file_fields(row: Row) -> dict[str, str]:
-    """Return name, stem, folder and path of the (first) file of a row."""
-    path = first_path(row)
-    pure = PurePosixPath(path)
-    stem = re.sub(r"\.nii$", "", pure.stem) if pure.suffix == ".gz" else pure.stem
-    return {"name": pure.name, "stem": stem, "folder": pure.parent.name, "path": path}
 
 
 def collect(recipe: Recipe, tree: Tree) -> list[Row]:
@@ -126,8 +92,6 @@ def _label(rule: FileRule, tree: Tree, row: Row) -> int | None:
     if rule.label == "mask":
         return int(bool(row["mask"]))
     if rule.label == "pixels":
-        from normscan.datasets.masks import any_pixel
-
         paths = [tree.root / p for p in row["mask"]]
         try:
             return int(any_pixel(paths, rule.mask_values)) if paths else None

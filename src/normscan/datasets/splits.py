@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscan.datasets.rows import Row, file_fields, first_path
+from normscan.datasets.row import Row, file_fields, first_path
 from normscan.datasets.tables import read
 from normscan.errors import ArgumentError, CohortError, nearest
 

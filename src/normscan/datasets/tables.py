@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.datasets.layout import Groups, Tree
 from normscan.datasets.recipe import BoxRule, TableRule
+from normscan.datasets.row import fill
 from normscan.errors import CohortError, nearest
 
 if TYPE_CHECKING:
@@ -182,8 +183,6 @@ def key_cells(frame: pd.DataFrame, key: str, path: Path) -> list[str]:
     if "{" not in key:
         require(frame, path, [key])
         return list(frame[key])
-    from normscan.datasets.rows import fill
-
     records: list[dict[str, Any]] = [
         {str(k): v for k, v in r.items()} for r in frame.to_dict("records")
     ]

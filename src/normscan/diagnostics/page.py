@@ -30,14 +30,14 @@ def write(folder: Path, landscapes: Mapping[str, Landscape], about: Mapping[str,
     Raises:
         OutputError: the folder can't be written.
     """
-    from normscan import storage
+    from normscan.io.values import write_json
 
     values = {"about": dict(about), "landscapes": {k: v.to_dict() for k, v in landscapes.items()}}
     with atomic_path(folder / "pitfalls.png") as temporary:
         figure(landscapes).savefig(temporary, dpi=90)
     with atomic_path(folder / "pitfalls.md") as temporary:
         temporary.write_text(markdown(landscapes, about), encoding="utf-8")
-    storage.write_json(folder / "pitfalls.json", values)
+    write_json(folder / "pitfalls.json", values)
 
 
 def markdown(landscapes: Mapping[str, Landscape], about: Mapping[str, Any]) -> str:

@@ -5,7 +5,9 @@ Everything is loaded at the first use of a name: Flower is an extra, ``normscan[
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normscan.lazy import lazily
 
 if TYPE_CHECKING:
     from normscan.federated.run import Federation as Federation
@@ -13,10 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Federation", "federate"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'normscan.federated' has no attribute '{name}'")
-    from normscan.federated import run
-
-    return getattr(run, name)
+__getattr__ = lazily(__name__, {"Federation": "run", "federate": "run"})

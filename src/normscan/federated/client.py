@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from normscan import fitting, storage
 from normscan.cohort import Cohort
-from normscan.detector import Detector
+from normscan.detector import fitting
+from normscan.detector.state import State
+from normscan.detector.storage import write_state
 from normscan.errors import NormscanError
 from normscan.federated.rounds import plan, round_phase, shared_parameters
 from normscan.progress import Progress
+from normscan.training.folder import CACHE, claim_folder
 from normscan.training.loop import Trainer
 
 
@@ -23,7 +25,7 @@ class Client:
 
     Args:
         site: its value in the cohort's column.
-        detector: unfitted, of this site alone.
+        asked: the unfitted detector, of this site alone.
         cohort: the site's scans.
         folder: of the detector.
         fabric: device and precision.
@@ -39,25 +41,22 @@ class Client:
     """
 
     def __init__(
-        self, site: str, detector: Detector, cohort: Cohort, folder: Path, fabric: Fabric,
+        self, site: str, asked: State, cohort: Cohort, folder: Path, fabric: Fabric,
         workers: int, bar: Progress,
     ) -> None:  # fmt: skip
-        self.site, self.detector, self.folder, self.fabric = site, detector, folder, fabric
-        self.bar = bar
+        self.site, self.folder, self.fabric, self.bar = site, folder, fabric, bar
         self.order: list[int] = []
         self.cohort = cohort
-        fitting.check_cohort(cohort)
-        asked = {**detector.configuration(), "cohort": cohort.digest()}
-        storage.claim_folder(folder, asked, resume=False)
-        self.sets = fitting.prepare(detector, cohort, folder / "cache", workers, bar)
-        assert detector.method is not None
-        self.method = detector.method
+        fitting.check(cohort)
+        claim_folder(folder, {**asked.configuration(), "cohort": cohort.digest()}, resume=False)
+        self.state, self.sets = fitting.begin(asked, cohort, folder / CACHE, workers, bar)
+        self.method = fitting.built(self.state)
         self.samples = len(self.sets["healthy"])
         self.method.to(fabric.device)
         self.shared = shared_parameters(self.method)
         self.phases = self.method.phases()
         self.trainer = Trainer(
-            self.method, self.sets, self.sets["val"], folder, fabric, detector.seed,
+            self.method, self.sets, self.sets["val"], folder, fabric, asked.seed,
             lambda *_: None,
         )  # fmt: skip
 
@@ -93,10 +92,9 @@ class Client:
 
     def finish(self) -> None:
         """The closed-form part and the threshold from this site's scans; write the detector."""
-        detector = self.detector
-        seconds = dict(self.trainer.seconds)
-        fitting.finish(detector, self.cohort, self.sets, seconds, self.fabric.device)
-        detector.training["seconds"]["total"] = round(sum(seconds.values()), 3)
-        detector.training["federated"] = {"site": self.site, "rounds": len(self.order)}
-        detector.calibrate(self.cohort.part("val"), self.bar)
-        storage.write_detector(detector, self.folder)
+        seconds, device = dict(self.trainer.seconds), self.fabric.device
+        state = fitting.fit_closed_form(self.state, self.cohort, self.sets, seconds, device)
+        state.training["seconds"]["total"] = round(sum(seconds.values()), 3)
+        state.training["federated"] = {"site": self.site, "rounds": len(self.order)}
+        state = fitting.calibrate(state, self.cohort.part("val"), self.bar)
+        self.state = write_state(state, self.folder)

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from normscan import storage
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import ArgumentError, CohortError, NormscanError, OutputError, nearest
 from normscan.federated.client import Client
+from normscan.io.atomic import check_folder
+from normscan.io.values import write_json
 from normscan.progress import Progress
+from normscan.training.fabric import launch_fabric
+from normscan.training.folder import tidied
 
 SUMMARY = "federated.json"
 
@@ -112,24 +115,24 @@ def federate(
     cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=seed)
     parts = split_sites(cohort, by, clients)
     sites = list(parts)
-    detectors = [
-        Detector(method, preset=preset, seed=seed + k, **options) for k in range(len(sites))
+    asked = [
+        Detector(method, preset=preset, seed=seed + k, **options).asked() for k in range(len(sites))
     ]
     folder = Path(out)
-    storage.check_folder(folder)
+    check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} exists. Choose another folder or remove it.")
     names = [f"site {k} ({by} {site})" for k, site in enumerate(sites)]
     with contextlib.ExitStack() as stack, Progress(progress) as bar:
-        fabric = storage.launch_fabric(device, 1, precision)
-        stack.enter_context(storage.tidied(folder))
+        fabric = launch_fabric(device, 1, precision)
+        stack.enter_context(tidied(folder))
         members = []
         for k, (site, part) in enumerate(parts.items()):
             own = folder / f"client_{k}"
-            stack.enter_context(storage.tidied(own))
+            stack.enter_context(tidied(own))
             bar.say(f"{names[k]}: preparing")
             with _named(names[k]):
-                members.append(Client(site, detectors[k], part, own, fabric, workers, bar))
+                members.append(Client(site, asked[k], part, own, fabric, workers, bar))
         _check_alike(members, names)
         order = members[0].plan(rounds)
         for member in members:
@@ -146,9 +149,9 @@ def federate(
             rounds, local_epochs, list(members[0].shared), parameters, everything - parameters,
             grid.sent, grid.received, str(flwr.__version__),
         )  # fmt: skip
-        said = {"by": by, **asdict(result), "configuration": detectors[0].configuration()}
+        said = {"by": by, **asdict(result), "configuration": members[0].state.configuration()}
         said["folders"] = [member.folder.name for member in members]
-        storage.write_json(folder / SUMMARY, said)
+        write_json(folder / SUMMARY, said)
     return result
 
 
@@ -196,7 +199,7 @@ def _check_alike(members: Sequence[Client], names: Sequence[str]) -> None:
     shapes = [{n: tuple(p.shape) for n, p in m.shared.items()} for m in members]
     if not shapes[0]:
         raise ArgumentError(
-            f"method '{members[0].detector.card.id}' has no parameters to share, so there is "
+            f"method '{members[0].state.card.id}' has no parameters to share, so there is "
             "nothing to federate."
         )
     for name, other in zip(names[1:], shapes[1:], strict=True):

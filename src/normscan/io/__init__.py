@@ -1,7 +1,8 @@
 """Read and write images: NIfTI, PNG, JPEG, BMP, TIFF and NumPy files."""
 
-from normscan.io.atomic import atomic_path
+from normscan.io.atomic import atomic_path, check_folder
 from normscan.io.files import EXTENSIONS, Header, extension, stem
+from normscan.io.masks import MaskReport
 from normscan.io.read import content_hash, probe, read_mask, read_scan
 from normscan.io.write import MAP_EXTENSIONS, write_map
 
@@ -9,7 +10,9 @@ __all__ = [
     "EXTENSIONS",
     "MAP_EXTENSIONS",
     "Header",
+    "MaskReport",
     "atomic_path",
+    "check_folder",
     "content_hash",
     "extension",
     "probe",

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from normscan.errors import ScanError, nearest
 
-KEYS = ("series", "frame", "slice", "axis")
+KEYS = ("series", "repetition", "frame", "slice", "axis", "stack")
 
 
 def split_address(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
     """Part a path from what stands behind its last ``#``.
 
     ``series`` names a DICOM series of a folder or archive by its number or by its instance UID,
-    ``frame`` a frame of a multi-frame picture (0 is the first), ``slice`` a slice of a volume along
-    ``axis`` (2 unless told). Several are joined by ``&``. A file whose name really holds a ``#`` is
-    that file.
+    ``repetition`` one of several volumes of it (1 is the first), ``frame`` a frame of a multi-frame
+    picture (0 is the first), ``slice`` a slice of a volume along ``axis`` (2 unless told).
+    ``stack=1`` says that an array of (H, W, 3) or (H, W, 4) is a volume, no colour picture. Several
+    are joined by ``&``. A file whose name really holds a ``#`` is that file.
 
     Returns:
         The path of the file or folder, and the selectors, an empty dict without ``#``.

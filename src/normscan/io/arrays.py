@@ -9,18 +9,26 @@ from typing import IO, Any
 import numpy as np
 
 from normscan.errors import ScanError, nearest
-from normscan.io.files import Decoded, Header, as_float32, check_size, decoding
-from normscan.scan import Scan
+from normscan.io.files import (
+    Decoded,
+    Header,
+    as_float32,
+    check_size,
+    decoding,
+    raster_channels,
+)
+from normscan.scan import Scan, is_colour
 
 LONGEST_HEADER = 2**16  # bytes; an array of plain numbers needs 128
 
 
-def read_array(path: Path) -> Decoded:
+def read_array(path: Path, stack: bool = False) -> Decoded:
     """Decode a .npy or .npz file; pickled objects are refused.
 
-    A .npy holds (H, W) or (D, H, W). A .npz holds ``image`` of that shape and optionally
-    ``spacing`` (mm per axis) or ``affine`` (4 x 4), and ``channels`` (names), with which ``image``
-    has a channel axis in front.
+    A .npy holds (H, W), (H, W, 3 or 4) colours of 8 or 16 bits, or (D, H, W); with ``stack`` three
+    axes are a volume even where the last has a length of 3 or 4. A .npz holds ``image`` of that
+    shape and optionally ``spacing`` (mm per axis) or ``affine`` (4 x 4), and ``channels`` (names),
+    with which ``image`` has a channel axis in front.
 
     Raises:
         ScanError: damaged file, missing key, wrong number of axes, text or objects.
@@ -30,21 +38,23 @@ def read_array(path: Path) -> Decoded:
             _declared(file, path)
             file.seek(0)
             array = np.load(file, allow_pickle=False)
-        return _decoded(path, array, {})
+        return _decoded(path, array, {}, stack)
     with decoding(path, "NumPy archive"):
         _members(path)
         with np.load(path, allow_pickle=False) as archive:
             keys = ("image", "spacing", "affine", "channels")
             parts = {key: archive[key] for key in keys if key in archive}
-    return _decoded(path, parts.pop("image"), parts)
+    return _decoded(path, parts.pop("image"), parts, stack)
 
 
-def probe_array(path: Path) -> Header:
+def probe_array(path: Path, stack: bool = False) -> Header:
     """Read shape and type from the header; of a .npz also its small geometry arrays."""
     if path.suffix.lower() == ".npy":
         with decoding(path, "NumPy file"), path.open("rb") as file:
             shape, dtype = _declared(file, path)
         _check_axes(path, shape, 0)
+        if not stack and is_colour(shape, dtype):
+            return Header(shape[:2], 3, str(dtype), None)
         return Header(shape, 1, str(dtype), None)
     with decoding(path, "NumPy archive"):
         shape, dtype = _members(path)
@@ -53,19 +63,30 @@ def probe_array(path: Path) -> Header:
     channels = shape[0] if "channels" in parts else 1
     shape = shape[1:] if "channels" in parts else shape
     _check_axes(path, shape, 0)
+    if not (stack or "channels" in parts) and _as_picture(shape, dtype, parts):
+        shape, channels = shape[:2], 3
     tiny = np.zeros((1,) * len(shape), dtype=np.float32)
     parts.pop("channels", None)
     scan = _scan(path, tiny, parts)
     return Header(shape, channels, str(dtype), scan.spacing if parts else None)
 
 
-def _decoded(path: Path, array: np.ndarray, parts: dict[str, np.ndarray]) -> Decoded:
+def _decoded(path: Path, array: np.ndarray, parts: dict[str, np.ndarray], stack: bool) -> Decoded:
     _check_axes(path, array.shape, 1 if "channels" in parts else 0)
     data = as_float32(array, path)
     known = "spacing" in parts or "affine" in parts
+    if not (stack or "channels" in parts) and _as_picture(array.shape, array.dtype, parts):
+        data, names = raster_channels(np.moveaxis(data[..., :3], -1, 0))
+        parts = {**parts, "channels": np.array(names)}
     scan = _scan(path, data, parts)
     extra = {"spacing_known": True} if known else {}
     return Decoded(scan.data, scan.channels, str(array.dtype), scan.affine, extra)
+
+
+def _as_picture(shape: tuple[int, ...], dtype: np.dtype[Any], parts: dict[str, np.ndarray]) -> bool:
+    """Tell a colour picture from a volume, whose geometry has three axes."""
+    volume = "affine" in parts or np.size(parts.get("spacing", 0)) == 3
+    return is_colour(shape, dtype) and not volume
 
 
 def _scan(path: Path, array: np.ndarray, parts: dict[str, np.ndarray]) -> Scan:
@@ -78,6 +99,7 @@ def _scan(path: Path, array: np.ndarray, parts: dict[str, np.ndarray]) -> Scan:
             affine=parts.get("affine"),
             channels=None if names is None else tuple(str(n) for n in np.atleast_1d(names)),
             source=path,
+            stack=True,
         )
 
 

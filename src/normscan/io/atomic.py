@@ -53,3 +53,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for results that can't be one, before the work; make nothing yet.
+
+    Raises:
+        OutputError: it, or a folder above it, is a file.
+    """
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise OutputError(f"{path} is a file. Name a folder.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import re
@@ -26,8 +27,11 @@ NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 ARRAY_EXTENSIONS = (".npy", ".npz")
 EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + ARRAY_EXTENSIONS
 
+SMALLEST_MM, LARGEST_MM = 1e-3, 50.0  # of a voxel
+_ENDS = 4096  # bytes at either end of a file that tell it from another
+
 # What an address (``normscan.io.address``) holds behind the name of its file.
-_FRAGMENT = re.compile(r"#(series|frame|slice|axis)=[^#/]*$")
+_FRAGMENT = re.compile(r"#(series|repetition|frame|slice|axis|stack)=[^#/]*$")
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (128, b"DICM", "DICOM file"),
@@ -260,6 +264,23 @@ def is_bare_dicom(head: bytes) -> bool:
     return False
 
 
+def identity(path: Path) -> str:
+    """Return what changes when a file is changed or replaced, even by one of its size and time.
+
+    Size, times (that of the last change of the inode can't be set back), inode, and a hash of the
+    first and last bytes, which for a gzip file hold the checksum of its content.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        state = os.fstat(file.fileno())
+        head = file.read(_ENDS)
+        file.seek(max(0, state.st_size - _ENDS))
+        ends = hashlib.sha256(head + file.read(_ENDS)).hexdigest()
+    return f"{state.st_size}:{state.st_mtime_ns}:{state.st_ctime_ns}:{state.st_ino}:{ends}"
+
+
 def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:
     """Refuse a declared size that no honest file has, before memory is asked for it.
 
@@ -289,6 +310,31 @@ def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = N
             f"{path}: the header declares {tuple(sizes)} values of {dtype}, more than the "
             "file can hold: it is truncated or damaged. Copy it again from its source."
         )
+
+
+def check_spacing(path: Path, spacing: Sequence[float] | None, shape: Sequence[int]) -> None:
+    """Refuse voxels of a size that no scanner and no microscope makes.
+
+    Args:
+        path: the file, to name it.
+        spacing: mm per step along each spatial axis, or None where unknown.
+        shape: spatial shape; an axis of one place has no steps.
+
+    Raises:
+        ScanError: below a micrometre (of a picture ten nanometres, as of a microscope), over 50 mm.
+    """
+    if spacing is None:
+        return
+    least = SMALLEST_MM if len(shape) == 3 else SMALLEST_MM / 100
+    steps = [float(s) for s, n in zip(spacing, shape, strict=False) if n > 1]
+    if all(least <= s <= LARGEST_MM for s in steps):
+        return
+    sizes = " x ".join(f"{s:.4g}" for s in spacing)
+    raise ScanError(
+        f"{path}: its header makes a voxel {sizes} mm large, which is implausible (less than "
+        f"{least:g} mm or more than {LARGEST_MM:g} mm): its unit of length seems wrong. Mend the unit "
+        "(NIfTI: xyzt_units, 1 metre, 2 mm, 3 micron) or the spacing in its header."
+    )
 
 
 def as_float32(array: np.ndarray, path: Path) -> np.ndarray:

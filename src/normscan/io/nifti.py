@@ -28,6 +28,7 @@ GEOMETRY_FIELDS = (
 )  # fmt: skip
 
 
+_MM_PER_UNIT = {1: 1000.0, 3: 1e-3}  # metre and micron; all others are taken for mm
 LARGEST_MM = 1e6  # nothing that is imaged lies further away
 
 
@@ -174,6 +175,7 @@ def _spatial(stored: tuple[int, ...]) -> tuple[int, ...]:
 def _affine(header: Any, path: Path) -> np.ndarray:
     with decoding(path, "NIfTI header"):
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     sound = bool((np.abs(affine) < LARGEST_MM).all())  # False for NaN too
     if not sound or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ScanError(

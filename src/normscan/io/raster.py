@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Only these decoders may run: Pillow would otherwise start Ghostscript for a PostScript file.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP")
 GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 ALPHA_MODES = {"LA": "L", "La": "L", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
 COLOUR_MODES = ("P", "CMYK", "YCbCr")
@@ -30,7 +30,7 @@ ORIENTATION = 0x0112
 
 
 def read_raster(path: Path, kind: str) -> Decoded:
-    """Decode a PNG, JPEG or BMP (or a TIFF that tifffile can't unpack).
+    """Decode a PNG, JPEG or BMP.
 
     Returns:
         Data (C, H, W) in the values of the file: 0..255, 0..65535, or 0..1 for one-bit images.
@@ -78,6 +78,20 @@ def probe_raster(path: Path, kind: str) -> Header:
     return Header((height, width), channels, dtype, None)
 
 
+def read_palette(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the (H, W) indices and (n, 3) colours of a palette picture, None of any other."""
+    from PIL import Image
+
+    with decoding(path, kind), Image.open(path, formats=FORMATS) as image:
+        check_size(path, (*image.size, len(image.getbands())))
+        if image.mode not in ("P", "PA"):
+            return None
+        colours = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        indices = np.asarray(image)
+        turned = _orientation(image)
+    return orient(indices if indices.ndim == 2 else indices[..., 0], turned), colours
+
+
 def _dtype(mode: str) -> str:
     names = {"1": "bool", "I": "int32", "F": "float32"}
     return names.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
@@ -95,11 +109,6 @@ def _pixels(image: Image.Image, path: Path) -> tuple[np.ndarray, str]:
         image = image.convert("RGB")
     elif mode not in (*GREY_MODES, "RGB"):
         raise ScanError(f"{path}: pixel mode {mode} is not known here. Save it as grey or RGB.")
-    if image.format == "TIFF" and mode == "RGB" and _tiff_bits(image) > 8:
-        raise ScanError(
-            f"{path}: deep colour in a compression that tifffile can't unpack alone. Save it "
-            "uncompressed or with deflate, or install imagecodecs."
-        )
     values = np.asarray(image)
     return (np.moveaxis(values, -1, 0) if values.ndim == 3 else values), _dtype(image.mode)
 
@@ -112,10 +121,6 @@ def _rawmode(image: Any) -> str:
 
 def _png_depth(image: Image.Image) -> int:
     return 16 if image.format == "PNG" and ";16" in _rawmode(image) else 8
-
-
-def _tiff_bits(image: Any) -> int:
-    return int(max(image.tag_v2.get(258, (8,))))
 
 
 def _deep_png(image: Any) -> np.ndarray:

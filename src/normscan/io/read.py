@@ -14,14 +14,20 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.address import split_address, whole_number
-from normscan.io.files import EXTENSIONS, Decoded, Header, check_file, extension, sniff
+from normscan.io.files import (
+    EXTENSIONS,
+    Decoded,
+    Header,
+    check_file,
+    check_spacing,
+    extension,
+    identity,
+    sniff,
+)
+from normscan.io.masks import MaskReport, MaskRule, coloured, indexed, mask_rule, upright
 from normscan.scan import Scan
 
 PathLike = str | os.PathLike[str]
-
-# Integer masks up to here are label maps (1 = oedema, 2 = core, ...): every label is lesion.
-# Brighter pictures are drawings whose borders may be smoothed.
-LARGEST_LABEL = 31
 
 
 def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | None = None) -> Scan:
@@ -58,29 +64,49 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
     return _named(_stack(scans), channels) if len(scans) > 1 else _named(scans[0], channels)
 
 
-def read_mask(path: PathLike, like: Scan) -> np.ndarray:
+def check_array(array: np.ndarray) -> Scan:
+    """Return an array as a scan, refusing what a file reader would refuse."""
+    if not np.isfinite(array).all():
+        raise ScanError("array: it holds NaN or infinite values. Replace them first.")
+    if array.size and array.min() == array.max():
+        raise ScanError("array: all values are the same, so there is nothing to see.")
+    return Scan.from_array(array)
+
+
+def read_mask(
+    path: PathLike, like: Scan, threshold: float = 0.5, report: MaskReport | None = None
+) -> np.ndarray:
     """Read a lesion or foreground mask.
 
-    What counts as inside: every value above 0 of a NIfTI with whole numbers and of a label map
-    (whole numbers up to 31); above 127 in a JPEG, whose compression leaves traces in the
-    background; in all other pictures and in probability maps, above half of the maximum. Of a
-    colour mask the brightest channel counts. An empty mask is fine.
+    What it is, its content says, whatever the format and for a slice as for its whole file:
+
+    - a *label map* holds whole numbers, up to rounding (1.00002): every value above 0.5 is inside,
+      of many instances and of greys in steps (85, 170, 255) too. Of a palette the index counts, and
+      0 is the background, white as well as black, unless the picture shows otherwise;
+    - a *probability map* holds 0 to 1, or runs smoothly over 0..255: above ``threshold``;
+    - a *drawing* has pens of one grey with smooth or, in a JPEG, blurred borders: above half of the
+      faintest pen.
+
+    Of a colour mask the brightest channel counts, on white paper what is not white. An empty mask is
+    fine.
 
     Args:
         path: the mask.
         like: the scan it belongs to.
+        threshold: of probability maps.
+        report: counts what the mask was taken for.
 
     Returns:
         Boolean array of the shape ``like.shape``.
 
     Raises:
         ScanError: unreadable file, another shape than the scan, another affine (NIfTI beside
-            NIfTI, more than a tenth of a voxel), negative values.
+            NIfTI, more than a tenth of a voxel), negative values, values that are neither labels
+            nor probabilities.
     """
     file, chosen = split_address(path)
     kind = check_file(file)
-    decoded = _decode_at(file, kind, chosen)
-    values = decoded.data.max(axis=0)
+    decoded, values = _mask_values(file, kind, chosen)
     if values.shape != like.shape:
         raise ScanError(
             f"{file}: the mask has the shape {values.shape}, its scan {like.source or like.name} "
@@ -94,21 +120,80 @@ def read_mask(path: PathLike, like: Scan) -> np.ndarray:
                 f"{file}: the mask lies up to {off:.2g} voxels away from its scan "
                 f"{like.source or like.name}: their affines differ. Resample the mask to the scan."
             )
-    if float(values.min()) < 0:
-        raise ScanError(f"{file}: a mask with negative values. Save 0 outside and 1 inside.")
-    return _binarise(values, kind, file if chosen else None)
+    return _cut(file, kind, chosen, decoded, values, threshold, report)
 
 
-def _binarise(values: np.ndarray, kind: str, cut_from: Path | None = None) -> np.ndarray:
-    if kind == "JPEG":
-        return values > 127
-    highest = float(values.max())
-    labels = highest <= LARGEST_LABEL or "NIfTI" in kind
-    if labels and np.array_equal(values, np.round(values)):
-        return values > 0
-    if cut_from is not None:  # half of the maximum of the volume, not of this slice
-        highest = float(_decode(cut_from, kind).data.max())
-    return values > highest / 2
+def load_mask_array(
+    path: PathLike, threshold: float = 0.5, report: MaskReport | None = None
+) -> np.ndarray:
+    """Read a mask without its scan, as booleans; see ``read_mask`` for what counts as inside.
+
+    Raises:
+        ScanError: unreadable file, no mask.
+    """
+    file, chosen = split_address(path)
+    kind = check_file(file)
+    decoded, values = _mask_values(file, kind, chosen)
+    return _cut(file, kind, chosen, decoded, values, threshold, report)
+
+
+def _mask_values(path: Path, kind: str, chosen: dict[str, str]) -> tuple[Decoded, np.ndarray]:
+    """Decode a mask; the values have the background as 0, whatever its colour."""
+    decoded = _decode_at(path, kind, chosen)
+    numbers = _mask_numbers(path, kind)
+    if numbers is not None:
+        numbers = numbers.astype(np.float32)
+        if "slice" in chosen:
+            from normscan.io.volumes import take
+
+            place = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
+            numbers, _ = take(numbers, np.eye(4), *place, path)
+        return decoded, numbers
+    data = decoded.data
+    colour = decoded.channels == ("red", "green", "blue") and data.ndim == 3
+    return decoded, coloured(data) if colour else data.max(axis=0)
+
+
+def _mask_numbers(path: Path, kind: str) -> np.ndarray | None:
+    """Return what a palette or white-is-zero picture stores, None of others."""
+    if kind in ("PNG", "BMP"):
+        from normscan.io.raster import read_palette
+
+        found = read_palette(path, kind)
+        return None if found is None else indexed(*found)
+    if kind == "TIFF":
+        from normscan.io.tiff import read_indices
+
+        told = read_indices(path)
+        if told is not None:
+            numbers, colours, top = told
+            return upright(numbers, top) if colours is None else indexed(numbers, colours)
+    return None
+
+
+def _cut(
+    file: Path,
+    kind: str,
+    chosen: dict[str, str],
+    decoded: Decoded,
+    values: np.ndarray,
+    threshold: float,
+    report: MaskReport | None,
+) -> np.ndarray:
+    if chosen:  # a slice alone doesn't tell what the file is
+        rule = _rule_of_file(file, kind, threshold, identity(file), "stack" in chosen)
+    else:
+        rule = mask_rule(values, file, threshold, decoded.dtype, kind == "JPEG")
+    inside = rule.inside(values)
+    if report is not None:
+        report.add(file, rule, inside)
+    return inside
+
+
+@lru_cache(maxsize=256)
+def _rule_of_file(path: Path, kind: str, threshold: float, known: str, stack: bool) -> MaskRule:
+    decoded, values = _mask_values(path, kind, {"stack": "1"} if stack else {})
+    return mask_rule(values, path, threshold, decoded.dtype, kind == "JPEG")
 
 
 def probe(path: PathLike) -> Header:
@@ -121,6 +206,12 @@ def probe(path: PathLike) -> Header:
     file, chosen = split_address(path)
     if "slice" in chosen:
         return _cut_header(probe(_without_slice(path)), whole_number(file, chosen, "axis", 2))
+    header = _probed(file, chosen)
+    check_spacing(file, header.spacing, header.shape)
+    return header
+
+
+def _probed(file: Path, chosen: dict[str, str]) -> Header:
     if is_dicom(file):
         from normscan.io.dicom import probe_dicom
 
@@ -137,7 +228,7 @@ def probe(path: PathLike) -> Header:
     if kind in ("NumPy array", "zip archive"):
         from normscan.io.arrays import probe_array
 
-        return probe_array(file)
+        return probe_array(file, "stack" in chosen)
     from normscan.io.raster import probe_raster
 
     return probe_raster(file, kind)
@@ -153,13 +244,13 @@ def content_hash(path: PathLike) -> str:
     """
     file, chosen = split_address(path)
     try:
-        state = file.stat()
-        if file.is_dir() or ("series" in chosen and is_dicom(file)):
+        file.stat()
+        if file.is_dir() or ({"series", "repetition"} & set(chosen) and is_dicom(file)):
             from normscan.io.dicom import hash_dicom
 
             digest = hash_dicom(file, **_selected(file, chosen))
         else:
-            digest = _file_hash(file, state.st_size, state.st_mtime_ns)
+            digest = _file_hash(file, identity(file))
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
     if not chosen:
@@ -168,21 +259,10 @@ def content_hash(path: PathLike) -> str:
 
 
 @lru_cache(maxsize=256)
-def _file_hash(path: Path, size: int, changed: int) -> str:
+def _file_hash(path: Path, known: str) -> str:
     """Hash a file once, however many of its slices are asked for."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_mask_array(path: PathLike) -> np.ndarray:
-    """Read a mask without its scan, as booleans; see ``read_mask`` for what counts as inside.
-
-    Raises:
-        ScanError: unreadable file.
-    """
-    file, chosen = split_address(path)
-    kind = check_file(file)
-    return _binarise(_decode_at(file, kind, chosen).data.max(axis=0), kind)
 
 
 def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
@@ -195,7 +275,7 @@ def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> f
     return float(distance.max() / max(smallest, 1e-12))
 
 
-def _decode(path: Path, kind: str) -> Decoded:
+def _decode(path: Path, kind: str, stack: bool = False) -> Decoded:
     if kind == "DICOM file":
         raise ScanError(f"{path}: a mask as DICOM isn't read. Save it as NIfTI or PNG.")
     if "NIfTI" in kind:
@@ -209,7 +289,7 @@ def _decode(path: Path, kind: str) -> Decoded:
     if kind in ("NumPy array", "zip archive"):
         from normscan.io.arrays import read_array
 
-        return read_array(path)
+        return read_array(path, stack)
     from normscan.io.raster import read_raster
 
     return read_raster(path, kind)
@@ -217,17 +297,22 @@ def _decode(path: Path, kind: str) -> Decoded:
 
 def _decode_at(path: Path, kind: str, chosen: dict[str, str]) -> Decoded:
     """Decode a file, or the slice of it that its address chose."""
-    if "series" in chosen or "frame" in chosen:
-        raise ScanError(f"{path}: is no DICOM, so #series= and #frame= select nothing in it.")
+    if {"series", "frame", "repetition"} & set(chosen):
+        raise ScanError(
+            f"{path}: is no DICOM, so #series=, #frame= and #repetition= select nothing in it."
+        )
+    stack = "stack" in chosen
+    if stack and kind not in ("NumPy array", "zip archive"):
+        raise ScanError(f"{path}: #stack= is for arrays (.npy, .npz). Leave it out.")
     if "slice" not in chosen:
-        return _decode(path, kind)
+        return _decode(path, kind, stack)
     from normscan.io.volumes import open_volume, take
 
     index, axis = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
     volume = open_volume(path)
     if volume is not None:
         return volume.slice(index, axis)
-    whole = _decode(path, kind)
+    whole = _decode(path, kind, stack)
     affine = np.eye(4) if whole.affine is None else whole.affine
     planes = [take(channel, affine, index, axis, path) for channel in whole.data]
     data = np.stack([plane for plane, _ in planes])
@@ -253,7 +338,9 @@ def _read_one(address: PathLike) -> Scan:
     if affine is None:
         affine = Scan.from_array(data[0]).affine
     source = Path(address)
-    return Scan(data, affine, decoded.channels, source, decoded.dtype, dict(decoded.extra))
+    scan = Scan(data, affine, decoded.channels, source, decoded.dtype, dict(decoded.extra))
+    check_spacing(path, scan.spacing, scan.shape)
+    return scan
 
 
 def _refuse_constant(data: np.ndarray, path: Path) -> None:
@@ -281,13 +368,15 @@ def is_dicom(path: Path) -> bool:
 def _selected(path: Path, chosen: dict[str, str]) -> dict[str, Any]:
     """Return the selectors of a DICOM address as the arguments of its reader."""
     frame = whole_number(path, chosen, "frame") if "frame" in chosen else None
-    return {"series": chosen.get("series"), "frame": frame}
+    repetition = whole_number(path, chosen, "repetition") if "repetition" in chosen else None
+    return {"series": chosen.get("series"), "frame": frame, "repetition": repetition}
 
 
 def _read_dicom(address: PathLike, path: Path, chosen: dict[str, str]) -> Scan:
     from normscan.io.dicom import read_dicom
 
     scan = replace(read_dicom(path, **_selected(path, chosen)), source=Path(address))
+    check_spacing(path, scan.spacing, scan.shape)
     if "slice" in chosen:
         from normscan.io.volumes import take
 

@@ -20,7 +20,7 @@ import numpy as np
 from normscan.errors import ScanError
 from normscan.io.atomic import atomic_path
 from normscan.io.cache import cache_folder, trim
-from normscan.io.files import Decoded, as_float32, decoding, extension
+from normscan.io.files import Decoded, as_float32, decoding, extension, identity
 
 # Open maps a process keeps: slices of one volume tend to follow each other.
 OPEN_VOLUMES = 8
@@ -101,14 +101,14 @@ def open_volume(path: Path) -> MappedVolume | None:
     if extension(path) not in (".nii", ".nii.gz"):
         return None
     try:
-        state = path.stat()
+        known = identity(path)
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
-    return _open(path, state.st_size, state.st_mtime_ns)
+    return _open(path, known)
 
 
 @lru_cache(maxsize=OPEN_VOLUMES)
-def _open(path: Path, size: int, changed: int) -> MappedVolume | None:
+def _open(path: Path, known: str) -> MappedVolume | None:
     from normscan.io import nifti
 
     plain = path
@@ -122,7 +122,7 @@ def _open(path: Path, size: int, changed: int) -> MappedVolume | None:
         offset = max(int(header.get_data_offset()), header.sizeof_hdr)
         needed = offset + int(np.prod(stored, dtype=np.int64)) * dtype.itemsize
         if extension(path) == ".nii.gz":
-            plain = _unpacked(path, size, changed, needed)
+            plain = _unpacked(path, known, needed)
         if plain.stat().st_size < needed:
             raise ScanError(
                 f"{path}: truncated, its header declares {needed} bytes. Copy it again."
@@ -141,9 +141,9 @@ def _open(path: Path, size: int, changed: int) -> MappedVolume | None:
     return MappedVolume(path, array, scaling, affine, names, extra)
 
 
-def _unpacked(path: Path, size: int, changed: int, needed: int) -> Path:
+def _unpacked(path: Path, known: str, needed: int) -> Path:
     """Unpack a gzipped file into the cache, never more of it than its header declares."""
-    name = f"{os.path.realpath(path)}:{size}:{changed}"
+    name = f"{os.path.realpath(path)}:{known}"
     target = cache_folder("volumes") / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".nii")
     if target.exists() and target.stat().st_size == needed:
         os.utime(target)

@@ -1,11 +1,10 @@
-"""Detection limits: the smallest and the faintest lesion that a detector finds, by planting lesions.
-
-Everything is loaded at the first use of a name, so that ``import normscan.limits`` costs nothing.
-"""
+"""Detection limits: the smallest and the faintest lesion that a detector finds, by planting lesions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normscan.lazy import lazily
 
 if TYPE_CHECKING:
     from normscan.limits.curves import Limit as Limit
@@ -14,22 +13,27 @@ if TYPE_CHECKING:
     from normscan.limits.planting import Site as Site
     from normscan.limits.result import Limits as Limits
     from normscan.limits.run import detection_limits as detection_limits
+    from normscan.limits.writing import write_limits as write_limits
 
-_HOMES = {
-    "detection_limits": "run",
-    "Limits": "result",
-    "Limit": "curves",
-    "Surface": "curves",
-    "Planted": "planting",
-    "Site": "planting",
-}
+__all__ = [
+    "Limit",
+    "Limits",
+    "Planted",
+    "Site",
+    "Surface",
+    "detection_limits",
+    "write_limits",
+]
 
-__all__ = ["Limit", "Limits", "Planted", "Site", "Surface", "detection_limits"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'normscan.limits' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(f"normscan.limits.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Limit": "curves",
+        "Limits": "result",
+        "Planted": "planting",
+        "Site": "planting",
+        "Surface": "curves",
+        "detection_limits": "run",
+        "write_limits": "writing",
+    },
+)

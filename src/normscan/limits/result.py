@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan import storage
+from normscan.detector import storage
 from normscan.errors import ArgumentError, NormscanError, nearest
-from normscan.io import atomic_path
 from normscan.limits.curves import (
     LEVELS,
     PROBABILITIES,
@@ -214,26 +211,6 @@ class Limits:
                     f"  {contrast:<+12g}{''.join(f'{limit!s:<26}' for limit in limits)}".rstrip()
                 )
         return "\n".join([*lines, "", *(f"note: {note}" for note in self.notes)])
-
-    def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``limits.json``, ``.csv``, ``.png``, ``.svg`` and ``.html``; return the folder.
-
-        Raises:
-            OutputError: the folder can't be written.
-        """
-        from normscan.limits.page import write_page
-        from normscan.limits.pictures import draw
-
-        folder = Path(folder)
-        storage.check_folder(folder)
-        with atomic_path(folder / "limits.csv") as temporary:
-            self.rows.to_csv(temporary, index=False)
-        for suffix in ("png", "svg"):
-            with atomic_path(folder / f"limits.{suffix}") as temporary:
-                draw(self, temporary)
-        write_page(folder / "limits.html", self)
-        storage.write_json(folder / "limits.json", self.to_dict())
-        return folder
 
 
 def _share(probability: float) -> float:

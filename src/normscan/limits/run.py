@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan import storage
 from normscan.cohort import Cohort
+from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, NormscanError, OutputError
-from normscan.finding import Finding
 from normscan.io import atomic_path
+from normscan.io.atomic import check_folder
+from normscan.io.values import plain, read_json, write_json
 from normscan.limits.curves import LEVELS
 from normscan.limits.planting import Planted, Site
 from normscan.limits.result import Limits, examples
@@ -99,7 +100,7 @@ def detection_limits(
     grid = _grid(source.sizes() if sizes is None else sizes, contrasts, kind)
     if not (isinstance(count, int) and count >= 1 and 0 <= overlap < 1 and replicates >= 0):
         raise ArgumentError("count must be 1 or more, overlap in [0, 1), replicates 0 or more.")
-    plan = storage.plain(
+    plan = plain(
         {
             "detector": detector.fingerprint, **source.about, "sizes": grid[0],
             "contrasts": grid[1], "overlap": overlap, "seed": seed,
@@ -241,7 +242,7 @@ class Ledger:
         self.rows: list[dict[str, Any]] = []
         if self.path is not None:
             assert folder is not None
-            storage.check_folder(folder)
+            check_folder(folder)
             self._open(folder / PLAN, plan, complete)
         self.done = {int(row["site"]) for row in self.rows}
 
@@ -249,7 +250,7 @@ class Ledger:
         assert self.path is not None
         if self.path.exists():
             try:
-                same = storage.read_json(plan_path) == plan
+                same = read_json(plan_path) == plan
             except (OSError, ValueError):
                 same = False
             if not same:
@@ -264,7 +265,7 @@ class Ledger:
                     f"{self.path} is damaged ({type(error).__name__}). Remove it, or choose another "
                     "folder."
                 ) from error
-        storage.write_json(plan_path, plan)
+        write_json(plan_path, plan)
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()

@@ -117,6 +117,7 @@ class Phase:
         name: passed to ``Method.loss``.
         players: who is trained; everything else is frozen and in evaluation mode.
         steps: number of steps; ``epochs`` counts passes over the training part instead.
+        batches: batches of a step that count for ``epochs``, such as those of a critic's turns.
         batch_size: samples in a step, over all processes.
         part: part of the cohort that the batches are drawn from: ``healthy``, ``unlabelled`` (all
             of ``extra``, its labels hidden), ``anomalous`` (what is lesioned in ``extra``, with
@@ -133,6 +134,7 @@ class Phase:
     steps: int | None = None
     epochs: int | None = None
     batch_size: int = 16
+    batches: int = 1
     part: str = "healthy"
     validate_every: int | Literal["epoch"] = 0
     keep: Literal["last", "best"] = "last"
@@ -143,7 +145,7 @@ class Phase:
         """Number of steps for so many training samples."""
         if self.steps is not None:
             return self.steps
-        return (self.epochs or 0) * max(1, -(-samples // self.batch_size))
+        return (self.epochs or 0) * max(1, -(-samples // self.batch_size)) // self.batches
 
 
 class Method(nn.Module):

@@ -180,6 +180,7 @@ class MaskedTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Restore features (B, channels, *grid)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError, WeightsError
-from normscan.networks.taps import hub_transformer, import_timm, tapped
+from normscan.networks.taps import hub_transformer, import_timm, tapped, under_names_of
 
 __all__ = ["Backbone", "comes_from_state", "import_timm", "read_weights", "weights_from_state"]
 
@@ -103,6 +103,8 @@ class Backbone(nn.Module):
     def _load(self, name: str, weights: str) -> None:
         state = _hub_weights(name) if weights == "hub" else read_weights(Path(weights), name)
         wanted = self.network.state_dict()
+        if name.startswith("hf:"):
+            state = under_names_of(state, wanted)
         state = fitted_input(renamed(state, wanted), wanted, self.inputs)
         lacking = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
         lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
@@ -166,7 +168,8 @@ def fitted_input(
 ) -> dict[str, Tensor]:
     """Return weights whose first convolution takes so many channels, if it is the one that differs.
 
-    Its filters are repeated over the channels and scaled so that their sum stays.
+    Its filters are repeated over the channels and scaled by 3 over their number, as timm does: their
+    sum stays where the number is one or a multiple of three, and nearly so else.
     """
     from timm.models import adapt_input_conv
 
@@ -215,4 +218,8 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
         state = state.get("state_dict", state)
         return {k: v for k, v in state.items() if isinstance(v, Tensor)}
     except Exception as error:
-        raise WeightsError(f"{path} can't be read as a state dict: {error}") from error
+        # PyTorch's own text advises to run what the file holds.
+        raise WeightsError(
+            f"{path} can't be read as a state dict of tensors ({type(error).__name__}): it is "
+            "damaged, or holds more than tensors. Save model.state_dict() alone, as safetensors."
+        ) from error

@@ -65,7 +65,7 @@ def doublings(size: int, smallest: int) -> int:
 class WeightStandardizedConv(nn.Module):
     """Convolution whose filters are standardised to mean 0 and variance 1 (Qiao et al. 2019).
 
-    Reflection padding keeps the size.
+    The deviation is the sample's, as in released codes. Reflection padding keeps the size.
     """
 
     def __init__(self, dims: int, channels_in: int, channels_out: int, kernel: int = 3) -> None:
@@ -84,5 +84,5 @@ class WeightStandardizedConv(nn.Module):
         conv = self.conv
         assert isinstance(conv, nn.Conv2d | nn.Conv3d)
         axes = tuple(range(1, conv.weight.ndim))
-        var, mean = torch.var_mean(conv.weight, dim=axes, keepdim=True, unbiased=False)
-        return conv._conv_forward(x, (conv.weight - mean) * torch.rsqrt(var + 1e-5), conv.bias)
+        std, mean = torch.std_mean(conv.weight, dim=axes, keepdim=True)
+        return conv._conv_forward(x, (conv.weight - mean) / (std + 1e-5), conv.bias)

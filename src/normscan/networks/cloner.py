@@ -46,6 +46,9 @@ class Cloner(nn.Module):
             last = nn.Conv2d(inputs, out, 3, padding=1, bias=False)
             self.blocks.append(nn.Sequential(*layers, last, nn.ReLU(), nn.MaxPool2d(2)))
             inputs = out
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
         self.before = before
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -22,15 +22,18 @@ class PatchDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, dims: int = 2, channels: int = 1, width: int = 64, halvings: int = 3
-    ) -> None:
+        self, dims: int = 2, channels: int = 1, width: int = 64, halvings: int = 3,
+        slope: float = 0.2,
+    ) -> None:  # fmt: skip
         super().__init__()
         widths = [channels, *(width * min(2**i, 8) for i in range(halvings + 1)), 1]
         parts: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
             stride = 2 if i < halvings else 1
-            parts += [spectral_norm(layer("conv", dims, a, b, 4, stride=stride, padding=1))]
-            parts += [nn.LeakyReLU(0.2)]
+            parts += [
+                spectral_norm(layer("conv", dims, a, b, 4, stride=stride, padding=1, bias=False))
+            ]
+            parts += [nn.LeakyReLU(slope)]
         self.layers = nn.Sequential(*parts[:-1])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from normscan.networks.skip import zero_biases
 
 
-def double_conv(a: int, b: int) -> nn.Sequential:
-    """Two 3x3 convolutions with batch norm and ReLU."""
+def double_conv(a: int, between: int, b: int) -> nn.Sequential:
+    """Two 3x3 convolutions without bias, each with batch norm and ReLU."""
     parts: list[nn.Module] = []
-    for c in (a, b):
-        parts += [nn.Conv2d(c, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+    for c, d in ((a, between), (between, b)):
+        parts += [nn.Conv2d(c, d, 3, padding=1, bias=False), nn.BatchNorm2d(d), nn.ReLU()]
     return nn.Sequential(*parts)
 
 
@@ -40,9 +40,9 @@ class GatedUNet(nn.Module):
         super().__init__()
         widths = [width * f for f in (1, 2, 4, 8, 8)]
         pairs = zip([channels, *widths], widths, strict=False)
-        self.down = nn.ModuleList(double_conv(a, b) for a, b in pairs)
+        self.down = nn.ModuleList(double_conv(a, b, b) for a, b in pairs)
         self.up = nn.ModuleList(
-            double_conv(2 * a, b)
+            double_conv(2 * a, a, b)
             for a, b in zip(widths[-2::-1], [*widths[-3::-1], width], strict=True)
         )
         self.out = nn.Conv2d(width, outputs, 1)

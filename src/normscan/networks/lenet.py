@@ -18,6 +18,14 @@ def _norm(dims: int, channels: int) -> nn.Module:
     return layer("batch_norm", dims, channels, eps=1e-4, affine=False)
 
 
+def spread(network: nn.Module) -> None:
+    """Xavier's uniform start with the gain of a leaky ReLU for every convolution, as released."""
+    gain = nn.init.calculate_gain("leaky_relu")
+    for module in network.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            nn.init.xavier_uniform_(module.weight, gain=gain)
+
+
 class _Halving(nn.Module):
     """Convolution, batch norm, Leaky ReLU, max-pool."""
 
@@ -54,6 +62,7 @@ class UnbiasedEncoder(nn.Sequential):
             nn.Flatten(),
             nn.Linear(self.widths[-1] * _END**dims, latent, bias=False),
         )
+        spread(self)
 
 
 class UnbiasedDecoder(nn.Sequential):
@@ -87,3 +96,4 @@ class UnbiasedDecoder(nn.Sequential):
             layers += [nn.LeakyReLU(), nn.Upsample(scale_factor=2)]
         layers.append(layer("conv_transpose", dims, widths[0], channels, 5, **options))
         super().__init__(*layers, nn.Sigmoid())
+        spread(self)

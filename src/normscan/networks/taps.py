@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,14 @@ def import_timm() -> Any:
     (``operator torchvision::nms does not exist``). timm's models never call them, so declaring the
     two schemas that torchvision registers metadata for is enough.
     """
+    declare_operators()
+    import timm
+
+    return timm
+
+
+def declare_operators() -> None:
+    """Declare torchvision's two operators where they are missing; see ``import_timm``."""
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -43,9 +51,6 @@ def import_timm() -> Any:
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(schema)
             _libraries.append(library)
-    import timm
-
-    return timm
 
 
 _libraries: list[Any] = []  # A library that is collected takes its schemas along.
@@ -209,6 +214,7 @@ def import_transformers() -> Any:
     Raises:
         ArgumentError: it is not installed.
     """
+    declare_operators()  # transformers imports torchvision too
     try:
         import transformers
     except ImportError as error:
@@ -217,6 +223,31 @@ def import_transformers() -> Any:
             "vit_small_patch14_dinov2.lvd142m and its kin don't."
         ) from error
     return transformers
+
+
+# Files keep the names of older releases of transformers.
+_STORED = {
+    "attention.attention.query.": "attention.q_proj.",
+    "attention.attention.key.": "attention.k_proj.",
+    "attention.attention.value.": "attention.v_proj.",
+    "attention.output.dense.": "attention.o_proj.",
+}
+
+
+def under_names_of(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Return weights under the names that the installed transformers gives its layers.
+
+    Args:
+        state: of a file, by the names of this or of another release.
+        wanted: the network's own names.
+    """
+    known = set(wanted)
+    result = dict(state)
+    for key, tensor in state.items():
+        for old, new in (*_STORED.items(), *((v, k) for k, v in _STORED.items())):
+            if old in key and key.replace(old, new) in known:
+                result[key.replace(old, new)] = tensor
+    return result
 
 
 def hub_transformer(name: str) -> dict[str, Tensor]:

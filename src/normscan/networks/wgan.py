@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.networks.blocks import doublings, layer
 
 SMALLEST = 4
+Norm = Literal["batch", "layer"]
 
 
 def _widths(size: int, width: int) -> list[int]:
@@ -17,18 +20,20 @@ def _widths(size: int, width: int) -> list[int]:
     return [width * f for f in factors[-(n + 1) :]]
 
 
+def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
+    """Batch norm, or layer norm over a sample with a scale and shift for each channel."""
+    return layer("batch_norm", dims, channels) if kind == "batch" else nn.GroupNorm(1, channels)
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block that doubles or halves the size."""
 
-    def __init__(self, dims: int, a: int, b: int, size: int, up: bool) -> None:
+    def __init__(self, dims: int, a: int, b: int, up: bool, norm: Norm) -> None:
         super().__init__()
         self.up = up
-        shape = [a, *[size] * dims]
-        # The critic is normalised per sample: its gradient penalty is per sample too.
-        self.norm1 = layer("batch_norm", dims, a) if up else nn.LayerNorm(shape)
         mid = b if up else a
-        self.norm2 = layer("batch_norm", dims, mid) if up else nn.LayerNorm([mid, *[size] * dims])
-        self.conv1 = layer("conv", dims, a, mid, 3, padding=1)
+        self.norm1, self.norm2 = _norm(norm, dims, a), _norm(norm, dims, mid)
+        self.conv1 = layer("conv", dims, a, mid, 3, padding=1, bias=False)
         self.conv2 = layer("conv", dims, mid, b, 3, padding=1)
         self.shortcut = layer("conv", dims, a, b, 1)
         self.pool = layer("avg_pool", dims, 2)
@@ -56,8 +61,8 @@ class Generator(nn.Module):
         )
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(dims, a, b, SMALLEST * 2**i, up=True)
-                for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+                ResidualBlock(dims, a, b, up=True, norm="batch")
+                for a, b in zip(widths, widths[1:], strict=False)
             )
         )
         self.out = nn.Sequential(
@@ -81,16 +86,20 @@ class Critic(nn.Module):
         size: pixels along each axis; 4 times a power of two.
         outputs: 1 for a critic, the code's length for an encoder.
         width: channels of the first layer (64 in the article).
+        norm: ``layer`` for a critic, whose gradient penalty is per sample as well; ``batch`` for an
+            encoder.
     """
 
-    def __init__(self, dims: int, channels: int, size: int, outputs: int, width: int) -> None:
+    def __init__(
+        self, dims: int, channels: int, size: int, outputs: int, width: int, norm: Norm = "layer"
+    ) -> None:
         super().__init__()
         widths = _widths(size, width)[::-1]
         self.start = layer("conv", dims, channels, widths[0], 3, padding=1)
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(dims, a, b, size // 2**i, up=False)
-                for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+                ResidualBlock(dims, a, b, up=False, norm=norm)
+                for a, b in zip(widths, widths[1:], strict=False)
             ),
             nn.Flatten(),
         )

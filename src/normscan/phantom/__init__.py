@@ -1,11 +1,10 @@
-"""A SIMULATED cohort: brain slices and volumes from the MNI152 tissue maps, some with lesions.
-
-Everything is loaded at the first use of a name, so that ``import normscan.phantom`` costs nothing.
-"""
+"""A SIMULATED cohort: brain slices and volumes from the MNI152 tissue maps, some with lesions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normscan.lazy import lazily
 
 if TYPE_CHECKING:
     from normscan.phantom.cohort import simulate as simulate
@@ -16,22 +15,17 @@ if TYPE_CHECKING:
     from normscan.phantom.subject import Phantom as Phantom
     from normscan.phantom.subject import make_subject as make_subject
 
-_HOMES = {
-    "simulate": "cohort",
-    "PhantomConfig": "config",
-    "KINDS": "config",
-    "MODALITIES": "config",
-    "make_subject": "subject",
-    "Phantom": "subject",
-    "Grid": "subject",
-}
-
 __all__ = ["KINDS", "MODALITIES", "Grid", "Phantom", "PhantomConfig", "make_subject", "simulate"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'normscan.phantom' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(f"normscan.phantom.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Grid": "subject",
+        "KINDS": "config",
+        "MODALITIES": "config",
+        "Phantom": "subject",
+        "PhantomConfig": "config",
+        "make_subject": "subject",
+        "simulate": "cohort",
+    },
+)

@@ -1,26 +1,15 @@
 """From a scan as it was stored to what a method sees, and the way back for the map."""
 
-from normscan.preprocess.pipeline import Prepared, Preprocess
+from __future__ import annotations
 
-__all__ = ["Prepared", "Preprocess", "load_steps"]
+from typing import TYPE_CHECKING
 
+from normscan.lazy import lazily
 
-def load_steps() -> None:
-    """Import the modules whose functions are the steps."""
-    import importlib
+if TYPE_CHECKING:
+    from normscan.preprocess.pipeline import Prepared as Prepared
+    from normscan.preprocess.pipeline import Preprocess as Preprocess
 
-    for name in STEP_MODULES:
-        importlib.import_module(f"normscan.preprocess.{name}")
+__all__ = ["Prepared", "Preprocess"]
 
-
-STEP_MODULES = (
-    "spatial",
-    "bias",
-    "brain",
-    "registration",
-    "intensity",
-    "checks",
-    "ct",
-    "fields",
-    "colour",
-)
+__getattr__ = lazily(__name__, {"Prepared": "pipeline", "Preprocess": "pipeline"})

@@ -23,7 +23,8 @@ import numpy as np
 
 from normscan.errors import NormscanError, ScanError
 from normscan.io.cache import cache_folder, limit_bytes, trim
-from normscan.preprocess.steps import Spec, Working, parse_steps, run_steps
+from normscan.preprocess.chain import Spec, parse_steps, run_steps
+from normscan.preprocess.steps import Working
 
 FORMAT = 1
 DESCRIPTION = "entry.json"
@@ -63,7 +64,7 @@ def run_cached(specs: Sequence[Spec], working: Working, cache: bool = True) -> W
     The same bits come out with and without the cache. What is kept is memory-mapped, not loaded.
 
     Args:
-        specs: see ``parse_steps``.
+        specs: see ``normscan.preprocess.chain.parse_steps``.
         working: a scan as it was read.
         cache: False works without.
 

@@ -1,64 +1,29 @@
-"""Take the scans of whole cohorts through the steps: to learn from them, or to write them."""
+"""Take the scans of a whole cohort through the steps and write them as a cohort of their own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from normscan.errors import CohortError, NormscanError, OutputError
+from normscan.cohort import Cohort, CohortRow
+from normscan.errors import NormscanError, OutputError
 from normscan.io import atomic_path, write_map
+from normscan.io.values import finite
 from normscan.parallel import each
 from normscan.preprocess.cache import describe, digest
 from normscan.preprocess.pipeline import Preprocess
 from normscan.preprocess.steps import Working
 from normscan.scan import RASTER_AFFINE, Scan
 
-if TYPE_CHECKING:
-    from normscan.cohort import Cohort, CohortRow
-
 SETTINGS = "preprocess.json"
 TABLE = "cohort.csv"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Stepping:
-    """Reads a scan and takes it through the steps; what is wrong with it is handed back."""
-
-    preprocess: Preprocess
-    cache: bool = True
-
-    def __call__(self, row: CohortRow) -> Working | NormscanError | OSError:
-        try:
-            scan = row.load()
-            return self.preprocess.stepped(scan, row.load_foreground(scan), self.cache)
-        except (NormscanError, OSError) as error:
-            return error
-
-
-def stepped_scans(
-    preprocess: Preprocess, rows: Sequence[CohortRow], workers: int = 1, cache: bool = True
-) -> Iterator[Working]:
-    """Yield scans after the steps, one at a time; bad ones are passed over.
-
-    Raises:
-        CohortError: at the end, if there was none.
-    """
-    reason, good = "there are no healthy training scans", 0
-    for found in each(Stepping(preprocess, cache), rows, workers):
-        if isinstance(found, Working):
-            good += 1
-            yield found
-        elif not good:
-            reason = str(found)
-    if not good:
-        raise CohortError(f"a preprocessing step has no scan to learn from: {reason}")
 
 
 @dataclass(frozen=True)
@@ -146,13 +111,8 @@ class Writer:
             "to_world": np.asarray(working.to_world).tolist(),
             "index_map": working.index_map.tolist(),
             "notes": notes,
-            "facts": finite(working.facts),
+            "facts": finite({k: float(v) for k, v in working.facts.items()}),
         }
-
-
-def finite(facts: Any) -> dict[str, float | None]:
-    """Return measured numbers as JSON knows them: what is not finite becomes None."""
-    return {k: float(v) if np.isfinite(v) else None for k, v in facts.items()}
 
 
 def _is_picture(affine: np.ndarray) -> bool:
@@ -264,8 +224,6 @@ def _claim(
 
 def _write_table(cohort: Cohort, cells: list[dict[str, str] | None], out: Path) -> None:
     """Write the table of the scans that there are, with everything else that was known of them."""
-    from normscan.cohort import Cohort
-
     good = [files for files in cells if files]
     table = cohort.select([files is not None for files in cells]).table
     table = table[[c for c in table.columns if c != "path" and not c.startswith("path_")]].copy()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from normscan.errors import ArgumentError, ScanError
+from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError
+from normscan.parallel import each
 from normscan.preprocess.cache import run_cached
+from normscan.preprocess.chain import parse_steps, plain_steps
 from normscan.preprocess.foreground import bounding_box, foreground_mask
 from normscan.preprocess.grid import Grid, fit_grid
-from normscan.preprocess.steps import Step, Working, parse_steps
+from normscan.preprocess.steps import Working
 from normscan.scan import Scan
 
 if TYPE_CHECKING:
@@ -191,8 +191,6 @@ class Preprocess:
         Raises:
             CohortError: none of the scans can be prepared.
         """
-        from normscan.preprocess.cohort import stepped_scans
-
         steps = list(self.steps)
         places = np.linspace(0, len(rows) - 1, min(len(rows), LEARNING_SCANS)).round().astype(int)
         some = [rows[i] for i in places]
@@ -260,72 +258,39 @@ class Preprocess:
         return np.clip(scaled, low, self.limit)
 
 
-def expanded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with those of their ``preset`` filled in; what is given beside it wins.
-
-    Raises:
-        ArgumentError: no such preset.
-    """
-    from normscan.preprocess.presets import preset
-
-    name = settings.get("preset")
-    complete = {f.name for f in fields(Preprocess)} <= set(settings)
-    if name is None or complete:
-        return dict(settings)
-    return {**preset(str(name)), **settings}
-
-
-def plain_steps(specs: Iterable[Any]) -> tuple[Any, ...]:
-    """Check steps and return them as JSON would: a name, or a name with its arguments.
-
-    Raises:
-        ArgumentError: unknown step or argument, an argument that is missing or of another type.
-    """
-    import yaml
-
-    plain: list[Any] = []
-    for spec in specs:
-        try:
-            ((found, arguments),) = parse_steps([spec])
-        except (TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-            raise ArgumentError(
-                f"preprocess.steps: {spec!r} is no step. Write a name such as 'n4', 'resample=1.0', "
-                "or {'resample': {'spacing': 1.0}}."
-            ) from error
-        values = {name: _plain(found, name, value) for name, value in arguments.items()}
-        parameters = list(inspect.signature(found.function).parameters.values())[1:]
-        missing = [p.name for p in parameters if p.default is p.empty and p.name not in values]
-        if missing and found.learn is None:
-            raise ArgumentError(
-                f"the preprocessing step '{found.name}' needs a value for '{missing[0]}'."
-            )
-        plain.append({found.name: values} if values else found.name)
-    return tuple(plain)
-
-
-def _plain(found: Step, name: str, value: Any) -> Any:
-    """Return the argument of a step as JSON would, of the type that it is declared with."""
-    from pydantic import TypeAdapter, ValidationError
-    from pydantic.errors import PydanticSchemaGenerationError
-
-    try:
-        kind = get_type_hints(found.function).get(name, Any)
-        value = TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ArgumentError(
-            f"the preprocessing step '{found.name}': {name} is {value!r}: {reason}."
-        ) from error
-    except (NameError, PydanticSchemaGenerationError):
-        pass  # a type that can't be looked up here: the step checks it
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"the preprocessing step '{found.name}': {name} is {value!r}, which can't be saved. "
-            "Use numbers, text and lists."
-        ) from error
-
-
 def _rebuilt(settings: dict[str, Any], functions: list[Callable[..., Any]]) -> Preprocess:
     return Preprocess(**settings)
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Reads a scan and takes it through the steps; what is wrong with it is handed back."""
+
+    preprocess: Preprocess
+    cache: bool = True
+
+    def __call__(self, row: CohortRow) -> Working | NormscanError | OSError:
+        try:
+            scan = row.load()
+            return self.preprocess.stepped(scan, row.load_foreground(scan), self.cache)
+        except (NormscanError, OSError) as error:
+            return error
+
+
+def stepped_scans(
+    preprocess: Preprocess, rows: Sequence[CohortRow], workers: int = 1, cache: bool = True
+) -> Iterator[Working]:
+    """Yield scans after the steps, one at a time; bad ones are passed over.
+
+    Raises:
+        CohortError: at the end, if there was none.
+    """
+    reason, good = "there are no healthy training scans", 0
+    for found in each(Stepping(preprocess, cache), rows, workers):
+        if isinstance(found, Working):
+            good += 1
+            yield found
+        elif not good:
+            reason = str(found)
+    if not good:
+        raise CohortError(f"a preprocessing step has no scan to learn from: {reason}")

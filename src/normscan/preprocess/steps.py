@@ -8,15 +8,13 @@ steps there were.
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from normscan.errors import ArgumentError, nearest
 from normscan.scan import Scan
 
 # Along each axis, where a map goes onto coarser voxels.
@@ -178,65 +176,3 @@ def step(
         return function
 
     return register
-
-
-Spec = str | Mapping[str, Any]
-
-
-def parse_steps(specs: Iterable[Spec]) -> list[tuple[Step, dict[str, Any]]]:
-    """Read steps from settings.
-
-    A step is its name (``"n4"``), its name and first argument (``"register=mni152"``), or a mapping
-    of its name to its arguments (``{"register": {"to": "sri24"}}``).
-
-    Raises:
-        ArgumentError: unknown step or argument; the nearest name is given.
-    """
-    from normscan.preprocess import load_steps
-
-    load_steps()
-    parsed = []
-    for spec in specs:
-        name, arguments = _read(spec)
-        if name not in STEPS:
-            raise ArgumentError(
-                f"there is no preprocessing step '{name}'.{nearest(name, STEPS)} "
-                f"Known: {', '.join(sorted(STEPS))}."
-            )
-        known = list(inspect.signature(STEPS[name].function).parameters)[1:]
-        if None in arguments:
-            if not known:
-                raise ArgumentError(f"the preprocessing step '{name}' takes no argument.")
-            arguments = {known[0]: arguments[None]}
-        for argument in arguments:
-            if argument not in known:
-                raise ArgumentError(
-                    f"the preprocessing step '{name}' has no argument '{argument}'."
-                    f"{nearest(str(argument), known)} It has: {', '.join(known) or 'none'}."
-                )
-        parsed.append((STEPS[name], arguments))
-    return parsed
-
-
-def _read(spec: Spec) -> tuple[str, dict[Any, Any]]:
-    import yaml
-
-    if isinstance(spec, str):
-        name, given, value = spec.partition("=")
-        return name.strip(), {None: yaml.safe_load(value)} if given else {}
-    if len(spec) != 1:
-        raise ArgumentError(f"a preprocessing step is one name and its arguments, not {spec!r}.")
-    name, arguments = next(iter(spec.items()))
-    return str(name), dict(arguments or {})
-
-
-def run_steps(specs: Iterable[Spec], working: Working) -> Working:
-    """Take a scan through steps, in order.
-
-    Raises:
-        ArgumentError: see ``parse_steps``.
-        ScanError: a step can't work on this scan.
-    """
-    for found, arguments in parse_steps(specs):
-        working = found.function(working, **arguments)
-    return working

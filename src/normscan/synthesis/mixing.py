@@ -22,13 +22,13 @@ def square_patches(
         spatial: their size in pixels.
         rng: source of randomness.
         core: central share of each axis in which the centres lie.
-        half_width: of the square, as shares of the shortest axis; a whole number of pixels, the
-            upper end excluded.
+        half_width: of the square, as shares of the shortest axis, rounded to pixels; the upper end
+            excluded.
 
     Returns:
         (n, 1, *spatial) bool.
     """
-    least, most = (int(share * min(spatial) + 1e-9) for share in half_width)
+    least, most = (round(share * min(spatial)) for share in half_width)
     least = max(1, least)
     most = max(least + 1, most)
     half = rng.integers(least, most, (n, 1))

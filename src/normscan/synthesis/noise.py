@@ -135,10 +135,10 @@ def simplex_noise(
 
     The sum over octaves o of persistence**o * S(x / f, y / f, t / f) with f = frequency / 2**o
     (Wyatt et al. 2022). Its variance is not one and its mean not zero, as in the article. Each
-    sample has a field of its own; the released code repeats one over the batch.
+    channel of each sample has a field of its own.
 
     Args:
-        shape: (B, C, H, W); all channels share the field.
+        shape: (B, C, H, W).
         rng: source of randomness.
         t: (B,) third coordinate.
         octaves: number of octaves.
@@ -148,13 +148,15 @@ def simplex_noise(
     """
     field = simplex_3d if kind == "simplex" else open_simplex_3d
     batch, channels, height, width = shape
-    permutation = rng.uniform((batch, 256)).argsort(dim=1)
+    permutation = rng.uniform((batch, channels * 256)).reshape(-1, 256).argsort(dim=1)
+    fields = batch * channels
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    plane = torch.stack([x, y], -1).reshape(1, -1, 2).expand(batch, -1, -1).float()
-    depth = t.cpu().float().reshape(-1, 1, 1).expand(batch, height * width, 1)
+    plane = torch.stack([x, y], -1).reshape(1, -1, 2).expand(fields, -1, -1).float()
+    depth = t.cpu().float().repeat_interleave(channels).reshape(-1, 1, 1)
+    depth = depth.expand(fields, height * width, 1)
     points = torch.cat([plane, depth], -1)
     noise = sum(
         persistence**o * field(points / (frequency / 2**o), permutation) for o in range(octaves)
     )
     assert isinstance(noise, Tensor)
-    return noise.reshape(batch, 1, height, width).expand(-1, channels, -1, -1)
+    return noise.reshape(batch, channels, height, width)

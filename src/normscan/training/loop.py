@@ -6,7 +6,6 @@ so a run that was killed goes on from its last checkpoint and ends as the straig
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from normscan.errors import NormscanError
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
-from normscan.rng import Rng, derive_seed
-from normscan.storage import CHECKPOINT, LOG
+from normscan.rng import Rng, derive_seed, seeded
 from normscan.training.checkpoint import cpu_state, load_state, save_state
 from normscan.training.data import Draws, PreparedSet
+from normscan.training.folder import CHECKPOINT, LOG
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,18 +28,6 @@ if TYPE_CHECKING:
 LOG_LINES = 200
 
 Report = Callable[[str, int, int, str], None]
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block under a seed of its own and put the global random state back after it.
-
-    Dropout and weight initialisation read torch's global state and take no generator.
-    """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed % 2**63)
-        yield
 
 
 class Trainer:

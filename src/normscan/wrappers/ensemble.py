@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from normscan.methods.base import Batch, Batches, Maps, Method, Phase
+from normscan.methods.wrapped import averaged
 from normscan.rng import Rng, derive_seed
-from normscan.wrappers import Build, wrapper
-from normscan.wrappers.wrapped import averaged, whole
+from normscan.wrappers.kinds import Build, whole, wrapper
 
 
 class Ensemble(Method):

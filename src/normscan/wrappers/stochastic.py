@@ -11,8 +11,8 @@ from torch import Tensor
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.monte_carlo import dropout_layers, monte_carlo_dropout
-from normscan.wrappers import Build, wrapper
-from normscan.wrappers.wrapped import Wrapped, averaged, whole
+from normscan.methods.wrapped import Wrapped, averaged
+from normscan.wrappers.kinds import Build, whole, wrapper
 
 
 class MonteCarlo(Wrapped):

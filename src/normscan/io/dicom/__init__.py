@@ -2,6 +2,6 @@
 
 from normscan.io.dicom.grouping import SeriesInfo, find_series
 from normscan.io.dicom.read import hash_dicom, probe_dicom, read_dicom
-from normscan.io.dicom.series import Series
+from normscan.series import Series
 
 __all__ = ["Series", "SeriesInfo", "find_series", "hash_dicom", "probe_dicom", "read_dicom"]

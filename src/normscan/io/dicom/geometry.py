@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.files import check_size
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from normscan.series import LPS_TO_RAS, Layout
 
 TOLERANCE_MM = 0.01
 TOLERANCE_STEP = 0.01
@@ -24,34 +22,6 @@ regular, nothing is interpolated: that would invent anatomy."""
 
 STEEPEST_DRIFT = 2.0
 """Largest shift in the plane per mm along the normal (63 degrees of tilt)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """How planes become a grid.
-
-    Attributes:
-        order: (n,) which plane comes first, second, ... along the normal.
-        affine: (4, 4) grid index (column, row, plane) to RAS mm.
-        shape: (X, Y, Z) of the grid.
-        steps: (n - 1,) mm along the normal.
-        regular: the grid is the planes themselves.
-        tilted: the planes drift within their plane.
-        tilt: degrees between the normal and the way of the planes.
-        weights: of an irregular series: per grid plane the stored plane below, and the part of the
-            way to the next.
-        shifts: (Z, 2) column and row of the stored pixels at which the grid's first pixel lies.
-    """
-
-    order: np.ndarray
-    affine: np.ndarray
-    shape: tuple[int, int, int]
-    steps: np.ndarray
-    regular: bool = True
-    tilted: bool = False
-    tilt: float = 0.0
-    weights: tuple[np.ndarray, np.ndarray] | None = None
-    shifts: np.ndarray | None = None
 
 
 def lay_out(
@@ -153,42 +123,3 @@ def _resampled(
         base.order, _affine(row, column, step, spacing, first), shape, base.steps, False,
         base.tilted, base.tilt, (below, part), low - here,
     )  # fmt: skip
-
-
-def from_planes(layout: Layout, stack: np.ndarray, order: int = 1, fill: float = 0.0) -> np.ndarray:
-    """Bring sorted planes (n, rows, columns) onto the grid (X, Y, Z), linearly or by the nearest.
-
-    Between two planes both are taken at the same pixel and moved to where that pixel lies, so a
-    structure is followed along the drift of a tilted series. Outside the stored pixels is ``fill``.
-    """
-    if layout.weights is None or layout.shifts is None:
-        return stack.transpose(2, 1, 0)
-    below, part = layout.weights
-    result = np.empty(layout.shape[::-1], np.float32)
-    for k in range(layout.shape[2]):
-        first, weight = stack[below[k]], float(part[k])
-        if order == 0 or weight in (0.0, 1.0):
-            blended = stack[below[k] + (weight >= 0.5)]
-        else:
-            blended = first + np.float32(weight) * (stack[below[k] + 1] - first)
-        result[k] = _moved(blended, layout.shifts[k], layout.shape[1::-1], order, fill)
-    return result.transpose(2, 1, 0)
-
-
-def _moved(
-    plane: np.ndarray, shift: np.ndarray, size: tuple[int, ...], order: int, fill: float
-) -> np.ndarray:
-    """Sample a plane (rows, columns) at places that are all moved by (columns, rows)."""
-    for axis, (n, by) in enumerate(zip(size, shift[::-1], strict=True)):
-        have = plane.shape[axis]
-        places = np.arange(n) + by
-        if order == 0:
-            places = np.round(places)
-        outside = (places < -0.01) | (places > have - 1 + 0.01)
-        places = np.clip(places, 0, have - 1)
-        low = np.minimum(places.astype(int), max(have - 2, 0))
-        part = (places - low).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
-        lower = np.take(plane, low, axis)
-        plane = lower + part * (np.take(plane, np.minimum(low + 1, have - 1), axis) - lower)
-        plane[(outside, slice(None)) if axis == 0 else (slice(None), outside)] = fill
-    return plane

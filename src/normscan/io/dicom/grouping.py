@@ -13,42 +13,28 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.dicom.instance import PROJECTIONS, Instance, describe
+from normscan.io.dicom.instance import PROJECTIONS, Instance, Plane, describe
+from normscan.io.dicom.mending import (
+    JOINED,
+    named,
+    own_frames,
+    rejoined,
+    repeated,
+    unseparated,
+    without_doubles,
+)
+from normscan.io.dicom.scales import mixed_scales
 from normscan.io.dicom.source import PathLike, Source, find_sources, looks_like_dicom
 
 SAME_DIRECTION = 1e-3
 """Largest difference of direction cosines, and of spacings in parts, within a volume."""
 
+_REPEATED = (
+    "repetition", "temporal position", "acquisition", "acquisition time", "content time",
+)  # fmt: skip
+
 SAME_PLACE = 0.01
 """Planes nearer to each other than this part of a pixel lie at one place."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plane:
-    """A frame of a file: one plane or picture."""
-
-    file: Instance
-    frame: int
-
-    @property
-    def position(self) -> np.ndarray:
-        """(3,) LPS mm."""
-        return np.asarray(self.file.positions[self.frame])
-
-    @property
-    def orientation(self) -> np.ndarray:
-        """(6,) row and column direction."""
-        return np.asarray(self.file.orientations[self.frame])
-
-    @property
-    def spacing(self) -> np.ndarray:
-        """(2,) mm between rows, between columns."""
-        return np.asarray(self.file.spacings[self.frame])
-
-    @property
-    def normal(self) -> np.ndarray:
-        """(3,) row direction x column direction."""
-        return np.cross(self.orientation[:3], self.orientation[3:])
 
 
 @dataclass(frozen=True)
@@ -66,6 +52,7 @@ class SeriesInfo:
         kind: ``volume``, ``picture`` or ``clip`` (frames that are chosen by ``#frame=``).
         reason: why it is left out, or an empty string.
         split: by what its part differs from the others, for example ``echo time 30``.
+        repetition: of parts that only time or order tells apart, which one it is, from 1; else 0.
         subject: eight hexadecimal digits made of the Patient ID, or an empty string.
         files: the files that it is made of, sorted.
         notes: what is to be known of it: copies, files left out.
@@ -80,6 +67,7 @@ class SeriesInfo:
     kind: str = "volume"
     reason: str = ""
     split: str = ""
+    repetition: int = 0
     subject: str = field(default="", repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
@@ -167,13 +155,10 @@ def _remembered(source: Source) -> Instance:
 
 def _by_series(found: list[Instance], broken: list[str]) -> list[list[SeriesInfo]]:
     """Return the parts of each series."""
-    heaps: dict[str, list[Instance]] = defaultdict(list)
-    for one in found:
-        heaps[one.series or f"none {one.source}"].append(one)
     notes = []
     if broken:
         notes.append(f"{len(broken)} files couldn't be read. The first: {broken[0]}")
-    return [_parts(uid, heap, notes) for uid, heap in heaps.items()]
+    return [_parts(uid, heap, [*said, *notes]) for uid, heap, said in rejoined(found)]
 
 
 def _parts(uid: str, heap: list[Instance], notes: list[str]) -> list[SeriesInfo]:
@@ -189,7 +174,14 @@ def _parts(uid: str, heap: list[Instance], notes: list[str]) -> list[SeriesInfo]
         if file.kind != "plane":
             parts.append(_info(uid, [Plane(file, 0)], file.kind, _bare(file)))
     planes = [Plane(i, f) for i in good if i.kind == "plane" for f in range(i.frames)]
-    parts += _mixed([p for block in _blocks(planes) for p in _volumes(uid, block)])
+    scattered = own_frames(planes)
+    parts += _mixed([p for block in _blocks(planes, scattered) for p in _volumes(uid, block)])
+    if scattered:
+        notes = [
+            f"Each of the {len({id(p.file) for p in planes})} files has a Frame of Reference UID of its "
+            "own, which can't be: they were joined by patient, orientation, size and spacing.",
+            *notes,
+        ]
     aside = [p for p in parts[apart:] if not p.usable]
     notes = [*copies, *notes]
     if aside:
@@ -233,15 +225,20 @@ def _grouped(heap: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
     return groups
 
 
-def _blocks(planes: list[Plane]) -> list[list[Plane]]:
-    """Part planes by what no volume can mix: matrix, localiser, frame of reference, direction."""
+def _blocks(planes: list[Plane], scattered: bool = False) -> list[list[Plane]]:
+    """Part planes by what no volume can mix: matrix, localiser, frame of reference, direction.
+
+    Args:
+        planes: of one series.
+        scattered: every file has a frame of reference of its own, so that it says nothing.
+    """
     frames = {p.file.frame_of_reference for p in planes} - {""}
     inherited = next(iter(frames)) if len(frames) == 1 else ""
     groups = _grouped(
         planes,
         lambda p: (
             p.file.localiser, p.file.rows, p.file.columns, p.file.samples,
-            p.file.frame_of_reference or inherited,
+            "" if scattered else p.file.frame_of_reference or inherited,
         ),
     )  # fmt: skip
     blocks: list[list[Plane]] = []
@@ -270,13 +267,32 @@ def _volumes(uid: str, block: list[Plane]) -> list[SeriesInfo]:
     reason = "a localiser" if first.localiser else ""
     if first.samples == 3 and len(block) > 1:
         reason = reason or "colour pictures in space (a derived map), no measured values"
+    notes: list[str] = []
     parts = _split(block, "")
     if parts is None:
-        reason = reason or (
-            "several images lie at one place and no tag known here tells them apart"
-        )
+        block, notes = without_doubles(block, _places(block))
+        parts = _split(block, "") or repeated(block, _places(block))
+    if parts is None:
+        reason = reason or unseparated(block, _places(block))
         return [_info(uid, block, "volume", reason)]
-    return [_info(uid, planes, "volume", reason, split) for planes, split in parts]
+    made = []
+    for planes, split in parts:
+        why, more = _scales(planes)
+        info = _info(uid, planes, "volume", reason or why, split)
+        made.append(replace(info, notes=(*notes, *more)))
+    names = {
+        part.split.rsplit(" ", 1)[0] if part.split[-1:].isdigit() else part.split for part in made
+    }
+    if len(made) > 1 and len(names) == 1 and names <= set(_REPEATED):
+        made = [replace(part, repetition=n) for n, part in enumerate(made, 1)]
+    return made
+
+
+def _scales(planes: list[Plane]) -> tuple[str, list[str]]:
+    if len(planes) < 2:
+        return "", []
+    scales = [p.file.scales[p.frame] for p in planes]
+    return mixed_scales(scales, [named(p) for p in planes], planes[0].file.modality)
 
 
 def _places(planes: list[Plane]) -> np.ndarray:
@@ -330,13 +346,33 @@ def _mixed(parts: list[SeriesInfo]) -> list[SeriesInfo]:
     largest = max((p.images for p in usable), default=0)
     if len(usable) < 2:
         return parts
+    what = _differing(usable)
     if largest == 1:
-        reason = f"mixed: {len(usable)} images of different orientation, size or spacing"
+        reason = f"mixed: {len(usable)} images of different {what}"
     elif largest > 2:
-        reason = "a single image of another orientation, size or spacing beside a volume"
+        reason = f"a single image of another {what} beside a volume"
     else:
         return parts
     return [replace(p, reason=reason) if p.usable and p.images == 1 else p for p in parts]
+
+
+def _differing(parts: list[SeriesInfo]) -> str:
+    """Say in what the planes of parts differ."""
+    planes = [p.planes[0] for p in parts]
+    first = planes[0]
+
+    def far(name: str) -> bool:
+        values = np.stack([getattr(p, name) for p in planes])
+        return bool(np.abs(values - getattr(first, name)).max() >= SAME_DIRECTION)
+
+    found = [
+        ("orientation", far("orientation")),
+        ("size", len({p.size for p in parts}) > 1),
+        ("spacing", far("spacing")),
+        ("frame of reference", len({p.file.frame_of_reference for p in planes}) > 1),
+    ]
+    words = [word for word, differs in found if differs]
+    return " or ".join([", ".join(words[:-1])] * (len(words) > 1) + words[-1:]) or "kind"
 
 
 def _info(
@@ -345,8 +381,9 @@ def _info(
     first = planes[0].file
     if kind == "volume" and len(planes) == 1:
         kind = "picture"
+    own = uid if uid.startswith(JOINED) else first.series or uid
     return SeriesInfo(
-        label="", uid=first.series or uid, number=first.number, modality=first.modality,
+        label="", uid=own, number=first.number, modality=first.modality,
         images=first.frames if kind == "clip" else len(planes), size=(first.rows, first.columns),
         kind=kind, reason=reason, split=split, subject=first.subject,
         files=tuple(sorted({p.file.source.path for p in planes})), planes=tuple(planes),
@@ -377,7 +414,12 @@ def _hash(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
-def choose(found: list[SeriesInfo], path: object, series: str | int | None) -> SeriesInfo:
+def choose(
+    found: list[SeriesInfo],
+    path: object,
+    series: str | int | None,
+    repetition: int | None = None,
+) -> SeriesInfo:
     """Return the one usable series, or the one that was asked for.
 
     An image file that is named by itself needs no place in a volume, and may be a localiser.
@@ -385,7 +427,14 @@ def choose(found: list[SeriesInfo], path: object, series: str | int | None) -> S
     Raises:
         ScanError: none is usable, several are and none was asked for, no such series.
     """
+    last = max((s.repetition for s in found), default=0)
+    if repetition is not None:
+        found = [s for s in found if s.repetition == repetition]
+        if not found:
+            has = f"only 1 to {last}" if last else "no repetitions, so leave it out"
+            raise ScanError(f"{path}: there is no #repetition={repetition}; it has {has}.")
     usable = [s for s in found if s.usable]
+    again = f" or #repetition=1 to {last}" if last and repetition is None else ""
     listing = "; ".join(map(str, found[:12])) + (f" and {len(found) - 12} more" * (len(found) > 12))
     if series is None:
         if len(usable) == 1:
@@ -399,7 +448,7 @@ def choose(found: list[SeriesInfo], path: object, series: str | int | None) -> S
             )
         raise ScanError(
             f"{path}: holds {len(usable)} DICOM series. Choose one by #series=, for example "
-            f"{path}#series={usable[0].label}. Found: {listing}."
+            f"{path}#series={usable[0].label}{again}. Found: {listing}."
         )
     asked = str(series).strip()
     for same in (
@@ -416,6 +465,6 @@ def choose(found: list[SeriesInfo], path: object, series: str | int | None) -> S
             listing = "; ".join(map(str, same[:12]))
             raise ScanError(
                 f"{path}: the series {asked} is no single volume. Choose one of its parts by "
-                f"#series=, for example #series={same[0].label}. Found: {listing}."
+                f"#series=, for example #series={same[0].label}{again}. Found: {listing}."
             )
     raise ScanError(f"{path}: has no series {asked[:64]}. Found: {listing}.")

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from normscan.io.dicom.instance import number
 from normscan.io.dicom.source import quiet
+from normscan.io.dicom.values import number
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

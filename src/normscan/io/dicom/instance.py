@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.io.dicom.scales import Scale, scale_of
 from normscan.io.dicom.source import Source, parsing, read_header
+from normscan.io.dicom.values import Groups, fetch, number, numbers, text, whole, words
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -59,33 +59,6 @@ _MARKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-class Groups:
-    """The functional groups of a multi-frame file: what holds for a frame, for all, for the file."""
-
-    def __init__(self, data: Dataset) -> None:
-        shared = fetch(data, "SharedFunctionalGroupsSequence") or []
-        self.data = data
-        self.shared = shared[0] if shared else {}
-        self.frames = list(fetch(data, "PerFrameFunctionalGroupsSequence") or [])
-
-    def get(self, frame: int, sequence: str, *keywords: str) -> Any:
-        """Return the first of the values that stands in the frame, in all frames, in the file."""
-        for keyword in keywords:
-            for item in self.items(frame, sequence):
-                value = fetch(item, keyword)
-                if value is not None and value != "":
-                    return value
-        return None
-
-    def items(self, frame: int, sequence: str) -> Iterator[Any]:
-        """Iterate over the items in which a value may stand, the frame's own first."""
-        for place in (self.frames[frame] if frame < len(self.frames) else {}, self.shared):
-            found = fetch(place, sequence) if sequence else None
-            if found:
-                yield found[0]
-        yield self.data
-
-
 @dataclass(frozen=True, eq=False)
 class Instance:
     """The facts of a file; no name, date or description of a patient is kept.
@@ -94,6 +67,7 @@ class Instance:
         source: where it lies.
         uid: SOP Instance UID.
         series: Series Instance UID.
+        study: Study Instance UID.
         number: Series Number, or an empty string.
         order: Instance Number.
         subject: hash of the Patient ID, or an empty string.
@@ -111,11 +85,13 @@ class Instance:
         frame_of_reference: its UID, or an empty string.
         lossy: whether values were lost in compression.
         note: what is to be known of the spacing.
+        scales: per frame how stored numbers become values.
     """
 
     source: Source
     uid: str = ""
     series: str = ""
+    study: str = ""
     number: str = ""
     order: int = 0
     subject: str = ""
@@ -136,6 +112,35 @@ class Instance:
     frame_of_reference: str = ""
     lossy: bool = False
     note: str = ""
+    scales: tuple[Scale, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A frame of a file: one plane or picture."""
+
+    file: Instance
+    frame: int
+
+    @property
+    def position(self) -> np.ndarray:
+        """(3,) LPS mm."""
+        return np.asarray(self.file.positions[self.frame])
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """(6,) row and column direction."""
+        return np.asarray(self.file.orientations[self.frame])
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(2,) mm between rows, between columns."""
+        return np.asarray(self.file.spacings[self.frame])
+
+    @property
+    def normal(self) -> np.ndarray:
+        """(3,) row direction x column direction."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
 
 
 def describe(source: Source) -> Instance:
@@ -157,6 +162,7 @@ def _facts(source: Source, data: Dataset, pixel_bytes: int | None) -> Instance:
         "source": source,
         "uid": text(data, "SOPInstanceUID"),
         "series": text(data, "SeriesInstanceUID"),
+        "study": text(data, "StudyInstanceUID"),
         "number": whole(fetch(data, "SeriesNumber")),
         "order": int(whole(fetch(data, "InstanceNumber")) or 0),
         "subject": hashlib.sha256(patient.encode()).hexdigest()[:8] if patient else "",
@@ -232,6 +238,7 @@ def _place(data: Dataset, known: dict[str, Any]) -> dict[str, Any]:
         "orientations": np.array([r[1] for r in rows]),
         "spacings": np.array([r[2] for r in rows]),
         "marks": tuple(_marks(groups, frame) for frame in range(count)),
+        "scales": tuple(scale_of(data, groups, frame) for frame in range(count)),
     }
 
 
@@ -290,51 +297,3 @@ def _marks(groups: Groups, frame: int) -> dict[str, str]:
             found.setdefault("direction", "\\".join(words(value)))
     indices = groups.get(frame, "FrameContentSequence", "DimensionIndexValues")
     return found | {f"dimension {n}": value for n, value in enumerate(words(indices), 1)}
-
-
-def fetch(data: Any, keyword: str) -> Any:
-    """Return a value, or None where there is none that can be parsed."""
-    try:
-        return data.get(keyword)
-    except RecursionError:
-        raise
-    except Exception:  # pydicom raises anything on a damaged value
-        return None
-
-
-def text(data: Any, keyword: str) -> str:
-    """Return a value as stripped text, or an empty string."""
-    value = fetch(data, keyword)
-    return "" if value is None else str(value).strip(" \0")
-
-
-def words(value: Any) -> list[str]:
-    """Return one value or several as texts."""
-    if value is None:
-        return []
-    many = not isinstance(value, str | bytes) and hasattr(value, "__iter__")
-    return [str(v).strip() for v in (value if many else [value])]
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number, or None."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
-
-
-def whole(value: Any) -> str:
-    """Return a whole number from 0 up as text, or an empty string."""
-    found = number(value)
-    return str(int(found)) if found is not None and 0 <= found < 1e12 else ""
-
-
-def numbers(value: Any, count: int) -> np.ndarray | None:
-    """Return so many finite numbers as float64, or None."""
-    if value is None or isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
-        return None
-    found = [number(v) for v in value]
-    good = [v for v in found if v is not None]
-    return np.array(good) if len(good) == count == len(found) else None

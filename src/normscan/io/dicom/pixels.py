@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.dicom.guarded import decode
-from normscan.io.dicom.instance import Groups, Instance, fetch, number, numbers, text
+from normscan.io.dicom.guarded import JPEG_EXTENDED, decode
+from normscan.io.dicom.instance import Instance
 from normscan.io.dicom.source import MAX_RATIO, parsing
+from normscan.io.dicom.values import Groups, fetch, number, numbers, text
 from normscan.io.files import as_float32, check_size
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # nothing else decodes (JPEG lossless and JPEG of 12 bits), and in a process of its own.
 _PLUGINS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
 _NEEDS_GDCM = (
-    "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",
+    JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",
 )  # fmt: skip
 _PACKAGES = {
     "1.2.840.10008.1.2.4.80": "pyjpegls",
@@ -33,6 +34,8 @@ _PACKAGES = {
     "1.2.840.10008.1.2.4.202": "pylibjpeg pylibjpeg-openjpeg",
     "1.2.840.10008.1.2.4.203": "pylibjpeg pylibjpeg-openjpeg",
 }
+
+LOWEST_HU = -1024.0  # of a CT of 12 bits
 
 # Their values are measurements: MONOCHROME1 only asks a viewer to show high ones dark.
 MEASURED = ("CT", "MR", "PT", "NM")
@@ -101,6 +104,8 @@ class Pixels:
             padding = self._padding(stored)
             invert = photometric == "MONOCHROME1" and self.file.modality not in MEASURED
             values = self._rescaled(stored, index, invert)
+            if self.file.lossy and self.file.modality == "CT":
+                values, padding = self._traces(values, padding, stored, index)
             return Picture(as_float32(values, name), padding, invert)
 
     def _stored(self, index: int) -> tuple[np.ndarray, str]:
@@ -153,10 +158,19 @@ class Pixels:
                 break
             except (RuntimeError, ValueError, OSError):
                 if plugin == plugins[-1]:
+                    if syntax == JPEG_EXTENDED and self.deep():
+                        raise ScanError(
+                            f"{name}: a {syntax.name} image of this depth can't be decoded here: it "
+                            "is damaged or isn't supported. Export the images uncompressed."
+                        ) from None
                     raise
         if shift:
             array = self._shifted(array, high, bits)
         return array, photometric
+
+    def deep(self) -> bool:
+        """Tell whether its pixels have more than 8 bits."""
+        return int(number(fetch(self.data, "BitsStored")) or 8) > 8
 
     def _options(self) -> dict[str, Any]:
         from pydicom.pixels.utils import as_pixel_options
@@ -237,8 +251,35 @@ class Pixels:
             )
         return value
 
+    def _traces(
+        self, values: np.ndarray, padding: np.ndarray | None, stored: np.ndarray, index: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Take what lossy compression made of a padding far below air for padding.
+
+        It is no longer one value, and rings into the image: what lies nearer to the padding than to
+        the lowest Hounsfield unit is padding, what is still below that unit is raised to it.
+        """
+        limits = self._limits(stored)
+        if limits is None:
+            return values, padding
+        slope = self._line(index, "RescaleSlope", 1.0)
+        far = max(limits) * slope + self._line(index, "RescaleIntercept", 0.0)
+        if far > LOWEST_HU - 100:
+            return values, padding
+        blurred = values < (far + LOWEST_HU) / 2
+        kept = np.where(blurred, values, np.maximum(values, LOWEST_HU))
+        return kept, blurred if blurred.any() else padding
+
     def _padding(self, stored: np.ndarray) -> np.ndarray | None:
         """Return where the file says that there is no data."""
+        limits = self._limits(stored)
+        if limits is None:
+            return None
+        mask = (stored >= min(limits)) & (stored <= max(limits))
+        return mask if mask.any() else None
+
+    def _limits(self, stored: np.ndarray) -> list[int] | None:
+        """Return the stored numbers between which there is no data."""
         values = [
             number(fetch(self.data, k)) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")
         ]
@@ -252,8 +293,7 @@ class Pixels:
             limits = [v - 2**bits if v >= half else v for v in limits]
         else:
             limits = [v + 2**bits if v < 0 else v for v in limits]
-        mask = (stored >= min(limits)) & (stored <= max(limits))
-        return mask if mask.any() else None
+        return limits
 
     def _through_palette(self, stored: np.ndarray) -> np.ndarray:
         """Return (rows, columns, 3) of the colours in the file's own bits."""

@@ -7,21 +7,23 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.dicom.geometry import LPS_TO_RAS, Layout, from_planes, lay_out
-from normscan.io.dicom.grouping import Plane, SeriesInfo, choose, find_series
-from normscan.io.dicom.header import bare
-from normscan.io.dicom.instance import Groups
+from normscan.io.dicom.geometry import lay_out
+from normscan.io.dicom.grouping import SeriesInfo, choose, find_series
+from normscan.io.dicom.header import bare, clean
+from normscan.io.dicom.instance import Plane
 from normscan.io.dicom.pixels import Picture, Pixels, window
-from normscan.io.dicom.series import Series
 from normscan.io.dicom.source import PathLike, parsing, read_whole
+from normscan.io.dicom.values import Groups
 from normscan.io.files import Header, check_size
 from normscan.scan import RASTER_AFFINE, Scan
+from normscan.series import LPS_TO_RAS, Layout, Series, from_planes
 
 AIR = -1000.0  # Hounsfield units
 
@@ -30,6 +32,7 @@ def read_dicom(
     path: PathLike | Sequence[PathLike],
     series: str | int | None = None,
     frame: int | None = None,
+    repetition: int | None = None,
 ) -> Scan:
     """Read a DICOM series as one scan.
 
@@ -51,6 +54,7 @@ def read_dicom(
             Series Number or a Series Instance UID.
         frame: which frame of a multi-frame file, from 0. Frames that lie in space make a volume
             without it; frames of a clip need it.
+        repetition: which of several volumes of a series that only time or order tells apart, from 1.
 
     Returns:
         The scan, with ``Scan.series``.
@@ -60,7 +64,8 @@ def read_dicom(
             contradictory files, an unknown compression. No message holds a patient's identity.
     """
     where = _where(path)
-    info = choose(find_series(path), path if isinstance(path, str | os.PathLike) else where, series)
+    named = path if isinstance(path, str | os.PathLike) else where
+    info = choose(find_series(path), named, series, repetition)
     planes = _chosen(info, frame, where)
     first = planes[0]
     layout = _layout(planes, where)
@@ -89,11 +94,15 @@ def read_dicom(
 
 
 def probe_dicom(
-    path: PathLike | Sequence[PathLike], series: str | int | None = None, frame: int | None = None
+    path: PathLike | Sequence[PathLike],
+    series: str | int | None = None,
+    frame: int | None = None,
+    repetition: int | None = None,
 ) -> Header:
     """Return what ``read_dicom`` would give, from the headers alone; errors as there."""
     where = _where(path)
-    info = choose(find_series(path), path if isinstance(path, str | os.PathLike) else where, series)
+    named = path if isinstance(path, str | os.PathLike) else where
+    info = choose(find_series(path), named, series, repetition)
     planes = _chosen(info, frame, where)
     layout = _layout(planes, where)
     file = planes[0].file
@@ -104,9 +113,14 @@ def probe_dicom(
     return Header((file.rows, file.columns), file.samples, file.dtype, spacing)
 
 
-def hash_dicom(path: PathLike, series: str | int | None = None, frame: int | None = None) -> str:
+def hash_dicom(
+    path: PathLike,
+    series: str | int | None = None,
+    frame: int | None = None,
+    repetition: int | None = None,
+) -> str:
     """Return a SHA-256 over the files of a series, whatever their names and order."""
-    info = choose(find_series(path), path, series)
+    info = choose(find_series(path), path, series, repetition)
     digests = set()
     for source in {p.file.source for p in info.planes}:
         with parsing(source), source.open() as file:
@@ -273,12 +287,12 @@ def _series(
         shape=size,
         affine=RASTER_AFFINE,
         steps=np.zeros(0),
-        frame_of_reference=next(iter(frames), ""),
+        frame_of_reference=min(frames, default=""),
         lossy=any(p.file.lossy for p in planes),
         inverted=inverted,
         window=shown,
         notes=tuple(notes),
-        stored_headers=tuple(headers),
+        read_headers=partial(clean, tuple(headers)),
         placed=False,
     )
     if first.file.kind != "plane":

@@ -44,6 +44,7 @@ class Source:
         size: bytes.
         changed: time of its last change in ns.
         place: number of the member in its archive, from 1; 0 for a file.
+        mark: inode and the time of its last change, which can't be set back.
         archive: the open archive.
     """
 
@@ -51,6 +52,7 @@ class Source:
     size: int
     changed: int = 0
     place: int = 0
+    mark: str = ""
     archive: Any = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -213,7 +215,10 @@ def _of_file(path: Path) -> Source | None:
         state = path.stat()
     except (OSError, ValueError):
         return None
-    return Source(path, state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else None
+    if not stat.S_ISREG(state.st_mode):
+        return None
+    mark = f"{state.st_ino}:{state.st_ctime_ns}"
+    return Source(path, state.st_size, state.st_mtime_ns, mark=mark)
 
 
 def _walk(folder: Path) -> Iterator[Source]:
@@ -256,7 +261,7 @@ def _members(path: Path) -> list[Source]:
         if info.flag_bits & 1:
             raise ScanError(f"{path}: is encrypted. Unpack it and give the folder.")
     return [
-        Source(path, info.file_size, state.st_mtime_ns, place, archive)
+        Source(path, info.file_size, state.st_mtime_ns, place, archive=archive)
         for place, info in enumerate(infos, 1)
         if info.file_size and not info.filename.endswith("/") and not _hidden(info.filename)
     ]
@@ -354,6 +359,8 @@ def _pixel_bytes(file: IO[bytes], dataset: Dataset) -> int | None:
     head = file.read(12)
     if len(head) < 8 or int.from_bytes(head[:2], order) != 0x7FE0:  # type: ignore[arg-type]
         return None
+    # In an explicit file the header of the pixels alone may be implicit; pydicom reads that too.
+    implicit = implicit or head[4:6] not in (b"OW", b"OB", b"UN", b"OF", b"OD")
     raw = head[4:8] if implicit else head[8:12]
     length = int.from_bytes(raw, order)  # type: ignore[arg-type]
     if length == 0xFFFFFFFF:

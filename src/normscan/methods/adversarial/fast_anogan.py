@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,41 +15,47 @@ from normscan.registry import register
 PENALTY_WEIGHT = 10.0
 
 
+@dataclass(frozen=True)
+class Training:
+    """Steps, rates and the critic's turns of both stages; see ``fast_anogan``."""
+
+    gan_steps: int | None
+    gan_epochs: int
+    encoder_steps: int
+    critic_turns: int
+    batch_size: int
+    gan_lr: float
+    encoder_lr: float
+
+
 class FastAnoGAN(Method):
-    """Wasserstein GAN, then an encoder trained through the frozen generator (``izi_f``)."""
+    """Wasserstein GAN, then an encoder into it; see ``fast_anogan``."""
 
     def __init__(
-        self, dims: int, channels: int, size: int, width: int, latent: int, kappa: float,
-        tanh_code: bool, gan_steps: int | None, gan_epochs: int, encoder_steps: int,
-        critic_turns: int, batch_size: int, gan_lr: float, encoder_lr: float,
+        self, generator: Generator, critic: Critic, encoder: Critic, kappa: float, tanh_code: bool,
+        training: Training,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.generator = Generator(dims, channels, size, latent, width)
-        self.critic = Critic(dims, channels, size, 1, width)
-        self.encoder = Critic(dims, channels, size, latent, width)
-        self.latent, self.kappa, self.tanh_code = latent, kappa, tanh_code
-        self.steps = (gan_steps, gan_epochs, encoder_steps)
-        self.critic_turns, self.batch_size = critic_turns, batch_size
-        self.lrs = (gan_lr, encoder_lr)
+        self.generator, self.critic, self.encoder = generator, critic, encoder
+        self.latent = encoder.out.out_features
+        self.kappa, self.tanh_code = kappa, tanh_code
+        self._training = training
 
     def phases(self) -> list[Phase]:
-        gan_steps, gan_epochs, encoder_steps = self.steps
-        adversary = adam(self.lrs[0], betas=(0.0, 0.9))
+        t = self._training
+        adversary = adam(t.gan_lr, betas=(0.0, 0.9))
         gan = [
-            Player("critic", [self.critic], adversary, turns=self.critic_turns),
+            Player("critic", [self.critic], adversary, turns=t.critic_turns),
             Player("generator", [self.generator], adversary),
         ]
         encoder = Player(
-            "encoder", [self.encoder], lambda p: torch.optim.RMSprop(p, lr=self.lrs[1], alpha=0.9)
+            "encoder", [self.encoder], lambda p: torch.optim.RMSprop(p, lr=t.encoder_lr, alpha=0.9)
         )
+        every = max(1, t.encoder_steps // 20)
         return [
-            Phase("gan", gan, gan_steps, gan_epochs, self.batch_size),
+            Phase("gan", gan, t.gan_steps, t.gan_epochs, t.batch_size, batches=t.critic_turns),
             Phase(
-                "encode",
-                [encoder],
-                encoder_steps,
-                batch_size=self.batch_size,
-                validate_every=max(1, encoder_steps // 20),
+                "encode", [encoder], t.encoder_steps, batch_size=t.batch_size, validate_every=every
             ),
         ]
 
@@ -95,6 +103,7 @@ class FastAnoGAN(Method):
     "f_anogan",
     paper="Schlegl 2019",
     dims=(2,),
+    preprocess={"limit": 1.0},
     presets={
         "laptop": {
             "width": 8, "gan_steps": 200, "encoder_steps": 300, "batch_size": 8,
@@ -102,7 +111,7 @@ class FastAnoGAN(Method):
         },
     },
     tiny={
-        "size": 32, "width": 4, "latent": 16, "gan_steps": 80, "encoder_steps": 150,
+        "size": 16, "width": 8, "latent": 16, "gan_steps": 150, "encoder_steps": 200,
         "batch_size": 8, "critic_turns": 2, "gan_lr": 1e-3, "encoder_lr": 2e-3,
     },
 )  # fmt: skip
@@ -127,8 +136,12 @@ def fast_anogan(
     Stage one trains a residual Wasserstein GAN with gradient penalty 10, stage two an encoder
     through the frozen generator and critic on image and feature error. The map is |x - G(E(x))|,
     the image score the mean squared error plus kappa times that of the critic's last features.
-    Schlegl et al., Medical Image Analysis 2019. The article works on 64 x 64 patches; here the
-    whole slice is brought to that size.
+    Schlegl et al., Medical Image Analysis 2019. Images are mapped to -1..1, which the generator's
+    tanh bounds; what lies above 1 could not be restored, so scans are cut there.
+
+    Departures:
+        patches: the article works on 64 x 64 patches; here the whole slice is brought to that size.
+        mirrors: the release mirrors training images at random; here nothing is mirrored.
 
     Args:
         dims: spatial axes, 2.
@@ -138,7 +151,7 @@ def fast_anogan(
         latent: length of the code, drawn from the standard normal.
         kappa: weight of the feature error.
         tanh_code: bound the encoder's codes to -1..1, the article's default.
-        gan_epochs: passes over the training images in stage one, counted in generator steps.
+        gan_epochs: passes over the training images in stage one, counted in the critic's batches.
         gan_steps: generator steps in stage one instead of ``gan_epochs``.
         encoder_steps: updates in stage two.
         critic_turns: critic updates before each generator update.
@@ -146,7 +159,12 @@ def fast_anogan(
         gan_lr: learning rate of Adam (betas 0 and 0.9) in stage one.
         encoder_lr: learning rate of RMSProp in stage two.
     """
+    training = Training(
+        gan_steps, gan_epochs, encoder_steps, critic_turns, batch_size, gan_lr, encoder_lr
+    )
     return FastAnoGAN(
-        dims, channels, size, width, latent, kappa, tanh_code, gan_steps, gan_epochs, encoder_steps,
-        critic_turns, batch_size, gan_lr, encoder_lr,
+        Generator(dims, channels, size, latent, width),
+        Critic(dims, channels, size, 1, width),
+        Critic(dims, channels, size, latent, width, norm="batch"),
+        kappa, tanh_code, training,
     )  # fmt: skip

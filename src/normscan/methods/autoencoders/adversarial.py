@@ -25,8 +25,8 @@ ARTICLE_RANGE: dict[str, Any] = {
     "crop": "none",
 }
 _TINY: dict[str, Any] = {
-    "size": 32, "width": 16, "latent": 16, "warmup_turns": (4, 1), "turns": (4, 1),
-    "warmup_steps": 2, "steps": 75, "lr": 2e-3, "batch_size": 16,
+    "size": 32, "width": 16, "latent": 16, "warmup_turns": (2, 1), "turns": (2, 1),
+    "warmup_steps": 2, "steps": 100, "lr": 2e-3, "batch_size": 16,
     "preprocess": {**OWN_RANGE, "steps": [], "scaling": "none"},
 }  # fmt: skip
 _LAPTOP: dict[str, Any] = {
@@ -225,7 +225,7 @@ def constrained_adversarial_autoencoder(
     postprocess=BAUR_POSTPROCESS,
     smallest_component=7,
     preprocess=BAUR_RANGE,
-    tiny={**_TINY, "dropout": 0.0},
+    tiny={**_TINY, "dropout": 0.0, "postprocess": ()},
     options=GAME(
         consistency=1.0, warmup_turns=(20, 20), warmup_epochs=6, epochs=1000, batch_size=8, lr=1e-3
     ),

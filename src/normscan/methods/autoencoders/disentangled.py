@@ -18,12 +18,13 @@ from normscan.networks.blocks import layer
 from normscan.registry import register
 from normscan.synthesis.rectangles import bright_values, gamma_shifted, painted, rectangles
 
+SLOPE = 0.01  # of the released network
 ROUNDS = 25  # of each phase, between which the learning rate falls
 
 
 def decay(step: int, steps: int, first: int) -> float:
-    """Learning-rate factor 0.97 to the power of the round, so many of which are over at the start."""
-    return float(0.97 ** (first + ROUNDS * step // steps))
+    """Learning-rate factor: 0.97 twice a round, so many of which are over at the start."""
+    return float(0.97 ** (2 * first + 2 * ROUNDS * step // steps))
 
 
 class DisentangledAutoencoder(nn.Module):
@@ -44,7 +45,7 @@ class DisentangledAutoencoder(nn.Module):
         def branch(width: int) -> BaurAutoencoder:
             made = BaurAutoencoder(
                 dims, channels, size, width=width, dropout=dropout, head="spatial",
-                smallest=max(1, size // 8), widest=2 * width,
+                smallest=max(1, size // 8), widest=2 * width, slope=SLOPE,
             )  # fmt: skip
             made.decoder = made.decoder[:-1]  # type: ignore[index]  # its features are mixed instead
             return made
@@ -58,11 +59,13 @@ class DisentangledAutoencoder(nn.Module):
         self.mix = mix
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Shape and appearance codes (B, C, *spatial / 8)."""
-        return self.shape.encode(x)[0], self.appearance.encode(x)[0]
+        """Shape and appearance codes (B, C, *spatial / 8), before the dropout."""
+        return self.shape.encoder(x), self.appearance.encoder(x)
 
     def decode(self, shape: Tensor, appearance: Tensor) -> Tensor:
-        features = [self.shape.decode(shape), self.appearance.decode(appearance)]
+        """The image in 0..1 of codes, of which training drops a share."""
+        pairs = ((self.shape, shape), (self.appearance, appearance))
+        features = [branch.decode(branch.heads[0](code)) for branch, code in pairs]
         return torch.sigmoid(self.mix(torch.cat(features, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,6 +153,7 @@ class DisentangledReconstruction(Reconstruction):
         },
     },
     postprocess=("median=3",),
+    preprocess={"limit": 1.0},
     tiny={"size": 32, "width": 4, "dropout": 0.0, "lr": 1e-2, "steps": 80, "postprocess": ()},
     options=schedule(lr=1e-4, batch_size=8, epochs=125),
 )  # fmt: skip
@@ -177,18 +181,26 @@ def disentangled_autoencoder(
     In the article 4 sites train 50 rounds of 5 epochs, share the shape branch only, and the latent
     terms begin with round 25. ``normscan federate feddis`` trains like that; ``normscan fit``
     trains the same network at one site, with the same number of epochs. The learning rate falls by
-    3 % after each fiftieth of the training.
+    3 % twice a round. The latent terms see the codes before their dropout. The sigmoid can't restore
+    what lies above 1, so scans are cut there.
 
     ``code``: the released configuration weighs the latent terms with 0. It also computes a
     perceptual and a total-variation term in their place, under the same weight of 0, so the
     absolute error alone is what it trains with.
 
     As in the released code the rectangles stand in the shifted image, too, and its code is taken in
-    evaluation mode. Our choices: one to three rectangles, of 1.25 to 2 times the mean of the
-    foreground; the slope of the Leaky ReLU (0.3); a new optimiser in each half and in each round;
-    the last bias starts at -2, so that training starts from a dark image and not from even grey;
-    in 3D the rectangles take a third axis; the image score, the mean of the map in the foreground.
-    Mind the capacity: the codes have 40,960 numbers, enough to copy what no rectangle resembles.
+    evaluation mode. Mind the capacity: the codes have 40,960 numbers, enough to copy what no
+    rectangle resembles.
+
+    Departures:
+        rectangles: one to three, of 1.25 to 2 times the foreground's mean; the release draws none to
+            three, each with probability 0.5, less high than a third of the width, of a value from
+            the 75th percentile of what is above 0.15 up to 1.
+        target: the image; the release restores an image painted by a function that it lacks.
+        optimiser: a new one in each half and in each round.
+        start: the last bias is -2, so that training starts from a dark image and not from even grey.
+        3D: the rectangles take a third axis.
+        image score: the mean of the map in the foreground; the article has none.
 
     Args:
         size: pixels along each axis, a multiple of 8; the codes have an eighth of them.

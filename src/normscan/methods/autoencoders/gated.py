@@ -110,8 +110,8 @@ class GatingAno(Method):
             with torch.no_grad():
                 fake = self.network(x)
             return {
-                "real": weight * opinion(self.logits(real), 1.0, x.shape[1]),
-                "fake": weight * opinion(self.logits(fake), 0.0, x.shape[1]),
+                "real": weight * opinion(self.logits(real), 1.0, x.shape[1]) / 2,
+                "fake": weight * opinion(self.logits(fake), 0.0, x.shape[1]) / 2,
             }
         restored = self.network(x)
         return {
@@ -181,12 +181,16 @@ def gating_ano(
     distance between the deepest features of patch and restored patch. Zhang et al., Pattern
     Recognition 2024.
 
-    The article takes each patch three times an epoch, once with each cell, for 200 epochs; here an
-    image in a batch gives one patch with one cell, so the same number of updates is 27 times as
-    many epochs. The gradients' target is that of the patch before its blur and scaled to 0..1 as
-    in scikit-image's example, both our choice; the article chose its best epoch on the test set,
-    here the last one stays. It works on grey images: with more channels the discriminator sees one
-    at a time and the gradients are those of their mean.
+    Departures:
+        epochs: each patch comes three times an epoch, once with each cell, for 200 epochs; here an
+            image in a batch gives one patch with one cell, so that as many updates are 27 times as
+            many epochs.
+        target: the gradients of the patch before its blur, scaled to 0..1 as in scikit-image's
+            example; no source tells.
+        weights: the article chose its best epoch on the test set; here the last one stays.
+        map: the release's map of pixels is a distance along rows; here it is that of each pixel.
+        channels: it works on grey images; with more, the discriminator sees one at a time and the
+            gradients are those of their mean.
 
     Args:
         dims: spatial axes, 2.

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from normscan.methods.autoencoders.plain import LAPTOP, TINY
 from normscan.methods.base import Batch, Method
+from normscan.methods.impure_training import WARM_UP, ImpureTraining
 from normscan.methods.reconstruction import Reconstruction, absolute
 from normscan.methods.schedule import Schedule, schedule
 from normscan.networks.autoencoder import BaurAutoencoder
 from normscan.registry import register
-from normscan.wrappers.impure import WARM_UP, ImpureTraining
 
 
 @register(

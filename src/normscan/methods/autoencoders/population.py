@@ -206,7 +206,7 @@ class PopulationOutliers(Method):
     presets={
         "laptop": {"size": 64, "steps": 400, "patience": None, "preprocess": {"scaling": "median"}},
     },
-    tiny={"size": 32, "steps": 150, "lr": 3e-3, "patience": None, "batch_size": 16},
+    tiny={"size": 32, "steps": 400, "lr": 2e-3, "patience": None, "batch_size": 16},
     options=schedule(lr=1e-3, batch_size=64, epochs=500, patience=20),
 )  # fmt: skip
 def population_outliers(

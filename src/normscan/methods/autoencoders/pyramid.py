@@ -49,7 +49,7 @@ class ScaleSpace(Method):
     smallest_component=7,
     preprocess={"percentile": 99.8},
     tiny={
-        "size": 32, "width": 8, "code": 4, "lr": 5e-3, "steps": 150, "patience": None,
+        "size": 32, "width": 8, "code": 2, "lr": 5e-3, "steps": 300, "patience": None,
         "postprocess": (),
     },
     options=schedule(lr=1e-4, batch_size=8, epochs=1000, patience=5),

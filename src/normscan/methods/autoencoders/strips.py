@@ -160,7 +160,7 @@ class StripMethod(Method):
     reduction="top_5_percent",
     tiny={
         "size": 64, "strip": (8, 16), "width": 8, "latent": 16, "rank": 4, "strips": 8,
-        "lr": 2e-3, "steps": 100,
+        "lr": 2e-3, "steps": 150,
     },
     options=schedule(lr=1e-3, batch_size=16, epochs=100),
 )  # fmt: skip

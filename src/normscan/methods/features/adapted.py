@@ -353,7 +353,7 @@ def simplenet(
 
     40 times 4 passes as in the released code. The last weights are kept; the code keeps the epoch
     that is best on the test set, without which its results fall. The adaptor's weight decay is
-    AdamW's own 0.01, our choice. The article's score has no margin in it, a constant which puts
+    AdamW's own 0.01, as in the released code. The article's score has no margin in it, a constant which puts
     healthy patches near 0 and orders alike. The article resizes to 329 and crops to 288 pixels; here the
     foreground fills 288.
 

@@ -95,8 +95,8 @@ class ReContrast(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 4,
-        "taps": ("layer1", "layer2"), "steps": 24, "batch_norm": "frozen", "lr": 5e-3,
+        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "batch_size": 4,
+        "taps": ("layer1", "layer2"), "steps": 60, "batch_norm": "frozen", "lr": 5e-3,
         "postprocess": ("smooth=1",),
     },
     options=two_rates(lr=2e-3, encoder_lr=1e-5, weight_decay=1e-5, clip=None, steps=1000),
@@ -327,7 +327,7 @@ class ExpertTeacherStudent(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 8,
+        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "batch_size": 8,
         "taps": ("layer1", "layer2"), "steps": 30, "teacher_lr": 3e-3, "batch_norm": "frozen",
         "postprocess": ("smooth=1",),
     },

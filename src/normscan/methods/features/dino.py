@@ -144,7 +144,7 @@ class AnomalyDINO(Method):
     preprocess={"scaling": "percentile"},
     # Cosines of a random network of rectified linear units can't tell how bright a patch is.
     tiny={
-        "backbone": "tf_efficientnet_b0", "taps": ("blocks.1",), "weights": "random", "size": 48,
+        "backbone": "resnet18.tv_in1k", "taps": ("layer1",), "weights": "random", "size": 64,
         "shots": None, "rotations": 1, "postprocess": ("smooth=1", "erode=4"),
     },
 )  # fmt: skip
@@ -247,7 +247,7 @@ class PatchMixture(Method):
     presets={"laptop": {"size": 224, "components": 100, "epochs": 5}},
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "vit_small_patch8_224", "taps": ("blocks.5",), "weights": "random", "size": 48,
+        "backbone": "resnet18.tv_in1k", "taps": ("layer2",), "weights": "random", "size": 64,
         "components": 40, "epochs": 1, "postprocess": ("erode=4",),
     },
 )  # fmt: skip

@@ -88,7 +88,9 @@ class FeatureAutoencoder(Method):
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         features = self.features(batch.image)
-        return Maps(map=1 - feature_similarity(self.autoencoder(features), features))
+        unlike = 1 - feature_similarity(self.autoencoder(features), features)
+        shape = batch.image.shape[2:]
+        return Maps(map=F.interpolate(unlike, shape, mode="bilinear", align_corners=True))
 
 
 @register(
@@ -123,12 +125,12 @@ def fae(
     minus that similarity, mean over the channels; the image score is the mean of its highest tenth
     in the foreground. Meissen et al., BrainLes at MICCAI 2022.
 
-    The article's map is the negative similarity, which orders alike; the one keeps it at 0 and
-    above. The frozen network stays in evaluation mode, which in the released code is the
-    autoencoder's. The weights with the least healthy validation loss are kept. The width of the
-    middle convolution, padding with zeros for the similarity at the border and the slope of the
-    Leaky ReLU (0.01) are our choices. The article equalises histograms; here each scan's 99th
-    percentile becomes 1.
+    Departures:
+        map: one minus the similarity; the article's is its negative, which orders alike.
+        statistics: the frozen network stays in evaluation mode, which in the release is the
+            autoencoder's.
+        weights: those with the least healthy validation loss; the release keeps the last ones.
+        scaling: each scan's 99th percentile becomes 1; the article equalises histograms.
 
     Args:
         size: pixels along each axis.

@@ -122,15 +122,15 @@ class PatchCore(Method):
 
     def __init__(
         self, backbone: Backbone, neighbourhood: int, dim: int, size: int, coreset: float,
-        memory: float, largest: int, neighbours: int, reweighted: int, pooling: Pooling,
-        search: Search,
+        memory: float, largest: int, neighbours: int, reweighted: int, squared: bool,
+        pooling: Pooling, search: Search,
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone = backbone
         dim = dim if pooling == "windows" else sum(backbone.channels)
         self.neighbourhood, self.dim, self.size = neighbourhood, dim, size
         self.coreset, self.memory, self.neighbours = coreset, memory, neighbours
-        self.reweighted, self.pooling = reweighted, pooling
+        self.reweighted, self.squared, self.pooling = reweighted, squared, pooling
         # A vector is held with its projection, which is joined with others from time to time.
         self.capacity = int(memory * GIB / (4 * (dim + 2 * min(dim, PROJECTION))))
         self.bank = Bank(dim, search, memory)
@@ -183,6 +183,8 @@ class PatchCore(Method):
     def maps(self, batch: Batch) -> Maps:
         patches, grid = self.patches(batch.image)
         distances = self.bank.nearest(patches.flatten(0, 1), self.neighbours)
+        if not self.squared:
+            distances = distances.clamp_min(0).sqrt()
         scores = distances.mean(1).reshape(len(batch), 1, *grid)
         worst, place = scores.flatten(1).max(1)
         if self.reweighted:
@@ -217,7 +219,7 @@ def novelty(patches: Tensor, index: Neighbours, k: int) -> Tensor:
     paper="Roth 2022",
     dims=(2,),
     presets={
-        "code": {"reweighted": 0},
+        "code": {"reweighted": 0, "squared": True},
         "laptop": {
             "backbone": "resnet18.tv_in1k", "size": 128, "pooling": "average", "largest": 10_000,
         },
@@ -246,23 +248,27 @@ def patchcore(
     largest: int = 50_000,
     neighbours: int = 1,
     reweighted: int = 9,
+    squared: bool = False,
     pooling: Pooling = "windows",
     search: Search = "auto",
 ) -> Method:
     """Nearest neighbour in a coreset of healthy patch features (PatchCore).
 
     Features of a frozen network in 3 x 3 windows, pooled to one vector a patch; a tenth of them is
-    kept by greedy k-center, from a stream where all don't fit into memory; the squared distance to
-    the nearest is the patch's score, the image's that of its worst patch, weighted by how near the
-    neighbours of its nearest one are. Roth et al., CVPR 2022; the weight, which the released code
-    leaves out, is off in the preset ``code``. The article resizes to 256 and crops to 224 pixels;
-    here the foreground fills 224. The article takes values over the file's range; here each scan's
-    99th percentile becomes 1, which works for every format. Where the grey values of pictures can
-    be compared, ``full_range`` with ``"scaling": "none"`` keeps what brightness says.
+    kept by greedy k-center, from a stream where all don't fit into memory; the distance to the
+    nearest is the patch's score, the image's that of its worst patch, weighted by how near the
+    neighbours of its nearest one are. Roth et al., CVPR 2022; the released code has no weight and
+    squares the distances, as ``code`` does.
+
+    Departures:
+        crop: the article resizes to 256 and crops to 224 pixels; here the foreground fills 224.
+        scaling: the article takes values over the file's range; here each scan's 99th percentile
+            becomes 1, which works for every format. Where the grey values of pictures can be
+            compared, ``full_range`` with ``"scaling": "none"`` keeps what brightness says.
 
     Args:
         dims: spatial axes, 2.
-        channels: of the image, 1 or 3; grey is repeated.
+        channels: of the image; grey is repeated.
         size: pixels along each axis.
         backbone: timm name with the tag of its weights.
         taps: stages whose features are used, the finest first.
@@ -278,6 +284,7 @@ def patchcore(
         neighbours: patches of the bank whose distances are averaged.
         reweighted: patches of the bank, around the nearest one, that weight the image score; 0 for
             none.
+        squared: take squared distances.
         pooling: ``windows`` pools windows over cells and channels to ``dim`` numbers, as the
             released code does; ``average`` averages each channel over the window, so that a vector
             has as many numbers as the taps have channels.
@@ -288,6 +295,6 @@ def patchcore(
     """
     check_room("patchcore", memory, largest)
     return PatchCore(
-        Backbone(backbone, taps, weights), neighbourhood, dim, size, coreset, memory, largest,
-        neighbours, reweighted, pooling, search,
+        Backbone(backbone, taps, weights, channels=channels), neighbourhood, dim, size, coreset,
+        memory, largest, neighbours, reweighted, squared, pooling, search,
     )  # fmt: skip

@@ -128,8 +128,8 @@ class DeepSVDD(Method):
         },
     },
     tiny={
-        "width": 4, "latent": 64, "gcn": False, "lr": 2e-3, "batch_size": 8, "steps": 60,
-        "pretraining_steps": 40,
+        "width": 4, "latent": 64, "gcn": False, "lr": 2e-3, "batch_size": 8, "steps": 120,
+        "pretraining_steps": 80,
     },
 )  # fmt: skip
 def deep_svdd(

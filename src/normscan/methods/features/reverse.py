@@ -138,8 +138,8 @@ class ReverseDistillation(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 8,
-        "taps": ("layer1", "layer2"), "steps": 12, "lr": 5e-3, "postprocess": ("smooth=1",),
+        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "batch_size": 8,
+        "taps": ("layer1", "layer2"), "steps": 40, "lr": 5e-3, "postprocess": ("smooth=1",),
     },
     options=schedule(lr=5e-3, beta1=0.5, batch_size=16, epochs=200),
 )  # fmt: skip
@@ -212,7 +212,7 @@ class EncoderDecoder(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 16,
+        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "batch_size": 8,
         "taps": STAGES, "steps": 30, "batch_norm": "frozen", "momentum": 0.1, "lr": 5e-3,
     },
     options=two_rates,
@@ -327,8 +327,8 @@ class EncoderTwoDecoders(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 4,
-        "taps": STAGES, "steps": 20, "batch_norm": "frozen", "momentum": 0.1, "lr": 5e-3,
+        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "batch_size": 4,
+        "taps": STAGES, "steps": 30, "batch_norm": "frozen", "momentum": 0.1, "lr": 5e-3,
     },
     options=two_rates,
 )  # fmt: skip

@@ -190,8 +190,8 @@ class Cloning(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "taps": ("layer1", "layer2"),
-        "scored": 2, "size": 64, "batch_size": 8, "steps": 40, "postprocess": ("smooth=2",),
+        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1", "layer2"),
+        "scored": 2, "size": 64, "batch_size": 8, "steps": 60, "postprocess": ("smooth=2",),
     },
     options=schedule(lr=1e-3, batch_size=64, epochs=601),
 )  # fmt: skip
@@ -215,11 +215,15 @@ def mkd(
     maps and the mean squared error. An image's score is this loss on the last three levels; the map
     is the gradient of that score with respect to the image, absolute values summed over channels,
     smoothed. Salehi et al., CVPR 2021. The defaults are those of MVTec; for the small pictures of
-    CIFAR-10 the released code has ``mse=0.01`` and ``epochs=201``. Departures: no morphological
-    opening of the map and no guided backpropagation; the cloner sees the image as it is, since its
-    first batch norm standardises; and each scan's 99th percentile becomes 1. For another backbone,
+    CIFAR-10 the released code has ``mse=0.01`` and ``epochs=201``. Both networks see values in 0..1
+    without ImageNet's statistics, as in its loaders of MVTec and of retinas. For another backbone,
     such as a ResNet, which has no pools behind its stages, the cloner follows its channels and
     strides.
+
+    Departures:
+        map: no morphological opening, no guided backpropagation, and no cut at each image's 99th
+            percentile with its extremes brought to 0..1, which takes away what tells images apart.
+        scaling: each scan's 99th percentile becomes 1; the release takes the file's range.
 
     Args:
         dims: spatial axes, 2.
@@ -233,6 +237,6 @@ def mkd(
         samples: noisy copies whose gradients are averaged (SmoothGrad); 0 for the plain gradient.
         noise: deviation of that noise, as a share of the image's range.
     """
-    source = Backbone(backbone, taps, weights, channels=channels)
+    source = Backbone(backbone, taps, weights, channels=channels, scaling="none")
     pooled = backbone.startswith("vgg")
     return Cloning(source, pooled, channels, width, mse, scored, samples, noise, training)

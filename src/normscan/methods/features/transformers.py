@@ -91,8 +91,9 @@ class Dinomaly(Method):
     def maps(self, batch: Batch) -> Maps:
         targets, restored = self.pairs(batch.image)
         total = distance_map(targets, restored, batch.image.shape[2:]) / self.groups
+        sigma = torch.full((len(batch),), 4.0)
         small = F.interpolate(total, (self.map_size, self.map_size), mode="bilinear")
-        return Maps(map=gaussian_blur(small, torch.full((len(batch),), 4.0), (5, 5)))
+        return Maps(map=gaussian_blur(small, sigma, (5, 5), "constant"))
 
 
 @register(
@@ -110,8 +111,8 @@ class Dinomaly(Method):
     reduction="top_1_percent",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "tf_efficientnet_b0", "weights": "random", "taps": ("blocks.1",), "groups": 1,
-        "size": 48, "map_size": 48, "dropout": 0.05, "steps": 120, "batch_size": 8, "lr": 1e-2,
+        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1",), "groups": 1,
+        "size": 64, "map_size": 64, "dropout": 0.05, "steps": 120, "batch_size": 8, "lr": 1e-2,
         "postprocess": ("erode=4",),
     },
     options=schedule(lr=2e-3, weight_decay=1e-4, steps=5000),
@@ -223,9 +224,9 @@ class UniAD(Method):
     reduction="max",
     preprocess={"scaling": "percentile"},
     tiny={
-        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1",),
-        "size": 48, "width": 32, "layers": 1, "hidden": 64, "neighbours": 3, "batch_size": 8,
-        "steps": 60, "lr": 4e-3, "postprocess": ("erode=4",),
+        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1", "layer2"),
+        "size": 48, "width": 32, "layers": 1, "hidden": 64, "neighbours": 5, "batch_size": 8,
+        "steps": 250, "lr": 4e-3, "postprocess": ("erode=4",),
     },
     options=schedule(lr=1e-4, weight_decay=1e-4, batch_size=64, epochs=1000),
 )  # fmt: skip

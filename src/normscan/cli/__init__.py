@@ -1,0 +1,1 @@
+"""The command line: ``main`` and the BIDS-App ``bids``, and a module for each group of commands."""

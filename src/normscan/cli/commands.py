@@ -1,0 +1,343 @@
+"""What the command line does; each function is a sub-command and its signature the options."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from normscan.cli.benchmark import benchmark as benchmark
+from normscan.cli.data import bids as bids
+from normscan.cli.data import cohort as cohort
+from normscan.cli.data import preprocess as preprocess
+from normscan.cli.data import steps as steps
+from normscan.cli.datasets import datasets as datasets
+from normscan.cli.diagnostics import pitfalls as pitfalls
+from normscan.cli.federated import federate as federate
+from normscan.cli.statistics import compare as compare
+from normscan.cli.statistics import subgroups as subgroups
+from normscan.cohort import Cohort
+from normscan.errors import NormscanError, OutputError, ScanError
+from normscan.progress import Progress
+
+
+def _command_line() -> str:
+    return " ".join(["normscan", *map(shlex.quote, sys.argv[1:])])
+
+
+def fit(
+    method: str,
+    cohort: str,
+    out: str,
+    root: str | None = None,
+    preset: str = "paper",
+    preprocess: dict[str, Any] | None = None,
+    postprocess: list[str] | None = None,
+    reduction: str | None = None,
+    fpr: float = 0.05,
+    pixel_fpr: float = 0.05,
+    patch: int | None = None,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    workers: int = 1,
+    resume: bool = False,
+    gate: bool = True,
+    wrappers: list[str] | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> None:
+    """Train a method on the healthy scans of a cohort.
+
+    Args:
+        method: id of the method.
+        cohort: table (CSV, TSV, Parquet) or folder.
+        out: run folder, new; log, checkpoint and detector go there.
+        root: folder of the table's relative paths.
+        preset: paper (the article), code (its released code), laptop (minutes on two cores), ...
+        preprocess: settings to change, such as '{"preset": "brain-mri", "size": 128}' or
+            '{"steps": ["n4"], "crop": "none"}'; `normscan steps` lists presets and steps.
+        postprocess: chain such as '["erode=3", "median=5"]' instead of the method's own.
+        reduction: from map to score instead of the method's own.
+        fpr: false-positive rate of the decision on healthy validation scans.
+        pixel_fpr: share of a healthy scan's pixels above the pixel threshold.
+        patch: side of patches to train on and to slide over scans.
+        fractions: healthy subjects for train, val and test, where the cohort gives no split.
+        seed: seed of the split, the weights and everything else that is random.
+        device: auto, cpu, cuda, ...
+        devices: number of processes.
+        precision: 32-true, bf16-mixed, 16-mixed, ...
+        workers: processes that prepare scans.
+        resume: go on with the run in the folder.
+        gate: learn a quality gate, which refuses scans of another kind than the training scans.
+        wrappers: what is put around the method, such as '["ensemble=3"]' or '["monte_carlo=20"]'.
+        arguments: of the method.
+    """
+    from torch import cuda
+
+    from normscan.detector import Detector
+    from normscan.training.folder import DETECTOR
+
+    detector = Detector(
+        method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
+        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate,
+        wrappers=wrappers, **(arguments or {}),
+    )  # fmt: skip
+    bar = Progress()
+    finished = resume and (Path(out) / DETECTOR).exists()
+    table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        bar.say(str(table.summary(bar.track)))
+        if preset in ("paper", "code") and device in ("auto", "cpu") and not cuda.is_available():
+            bar.say(
+                f"preset {preset} is the article's size and may take days without a GPU; "
+                "--preset laptop takes minutes"
+            )
+    detector.fit(
+        table,
+        out,
+        device=device,
+        devices=devices,
+        precision=precision,
+        workers=workers,
+        resume=resume,
+        progress=True,
+    )
+    if detector.scan_threshold is None:  # a helper process of several
+        return
+    seconds = detector.training["seconds"]["total"]
+    done = "was trained before" if finished else f"is trained ({seconds:.0f} s)"
+    print(f"{method} {done}. {detector.training['calibration']}")
+    print(f"detector: {out}\nnext: normscan evaluate {out} --cohort {cohort}")
+
+
+def predict(
+    run: str,
+    scans: list[str],
+    out: str,
+    device: str = "auto",
+    overwrite: bool = False,
+    force: bool = False,
+) -> None:
+    """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
+
+    Args:
+        run: run folder of the detector.
+        scans: files; a scan with one file per channel is written as its files joined by commas.
+        out: folder for the results.
+        device: auto, cpu or cuda.
+        overwrite: replace the findings of an earlier prediction.
+        force: score scans that the quality gate refuses, too.
+    """
+    from normscan.cohort.table import unique_names
+    from normscan.detector import load
+    from normscan.io.atomic import check_folder
+
+    detector = load(run, device)
+    folder = Path(out)
+    check_folder(folder)
+    if not all(scans):
+        raise ScanError("an empty name stands among the scans. Name a file.")
+    files = [[p] if Path(p).exists() else p.split(",") for p in scans]
+    names = unique_names([parts[0] for parts in files])
+    taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
+    if taken and not overwrite:
+        raise OutputError(
+            f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
+        )
+    failures = 0
+    bar = Progress()
+    for name, parts in zip(names, bar.track(files, "predict", len(files)), strict=True):
+        try:
+            finding = detector.predict(parts if len(parts) > 1 else parts[0], force=force)
+            finding.save(folder, name)
+        except NormscanError as error:
+            failures += 1
+            print(f"{name}: left out: {error}", file=sys.stderr)
+            continue
+        verdict = "anomalous" if finding.anomalous else "within healthy range"
+        p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
+        print(f"{name}: score {finding.score:.5g}{p_value}  {verdict}")
+        doubts = finding.quality.reasons if finding.quality else ()
+        for note in (*doubts, *finding.notes):
+            print(f"  note: {note}")
+    if failures == len(scans):
+        raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
+    print(f"results: {folder}")
+
+
+def evaluate(
+    run: str,
+    cohort: str,
+    out: str | None = None,
+    root: str | None = None,
+    split: str = "test",
+    region: Literal["whole", "foreground"] = "whole",
+    group: str | None = None,
+    baselines: bool = True,
+    device: str = "auto",
+) -> None:
+    """Metrics with intervals and a report page of a trained detector on a cohort.
+
+    Args:
+        run: run folder of the detector.
+        cohort: table (CSV, TSV, Parquet) or folder.
+        out: folder for results.json, scans.csv and report.html; RUN/evaluation by default.
+        root: folder of the table's relative paths.
+        split: part of the cohort.
+        region: pixels that count: those of the whole scan, or of its foreground.
+        group: column whose values are told apart.
+        baselines: fit the mean image and image statistics too, and print them beside.
+        device: auto, cpu or cuda.
+    """
+    from normscan import evaluation
+    from normscan.detector import load
+
+    detector = load(run, device)
+    table = Cohort.read(cohort, root=root, seed=detector.seed)
+    folder = Path(out) if out else Path(run) / "evaluation"
+    results = evaluation.evaluate(
+        detector, table, folder, split=split, region=region, group=group,
+        baselines=evaluation.BASELINES if baselines else (), command=_command_line(), progress=True,
+    )  # fmt: skip
+    print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
+    print(evaluation.text_summary(results))
+    print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
+
+
+def limits(
+    run: str,
+    cohort: str | None = None,
+    phantom: str | None = None,
+    out: str | None = None,
+    root: str | None = None,
+    split: str = "test",
+    kind: str = "blob",
+    sizes: list[float] | None = None,
+    contrasts: list[float] | None = None,
+    count: int = 20,
+    overlap: float = 0.1,
+    seed: int = 0,
+    replicates: int = 200,
+    device: str = "auto",
+) -> None:
+    """Plant lesions into healthy scans: the smallest and the faintest that the detector finds.
+
+    Args:
+        run: run folder of the detector.
+        cohort: table (CSV, TSV, Parquet) or folder with healthy scans in test or val.
+        phantom: instead of a cohort, a simulated one, of which new subjects are drawn.
+        out: folder for limits.html, .json, .csv, .png and .svg; RUN/limits by default.
+        root: folder of the table's relative paths.
+        split: part of the cohort.
+        kind: blob, or with --phantom also wmh, tumour, infarct, bleed.
+        sizes: diameters in mm, such as '[4, 8, 16]'; six that suit the scans by default.
+        contrasts: of blobs in robust standard deviations of the foreground, negative for darker
+            ones, such as '[-2, 1, 2]'; of the other kinds parts of their usual change.
+        count: lesions of each size and contrast, in as many scans as there are.
+        overlap: least part of a lesion that must be newly segmented.
+        seed: of places and shapes.
+        replicates: bootstrap resamples for the intervals.
+        device: auto, cpu or cuda.
+    """
+    from normscan.detector import load
+    from normscan.limits import detection_limits, write_limits
+
+    detector = load(run, device)
+    table = None if cohort is None else Cohort.read(cohort, root=root, seed=detector.seed)
+    folder = Path(out) if out else Path(run) / "limits"
+    found = detection_limits(
+        detector, table, phantom=phantom, kind=kind, sizes=sizes, contrasts=contrasts, count=count,
+        split=split, overlap=overlap, seed=seed, out=folder, replicates=replicates,
+        command=_command_line(), progress=True,
+    )  # fmt: skip
+    write_limits(found, folder)
+    for failure in found.failures:
+        print(f"left out: {failure['scan']}: {failure['reason']}", file=sys.stderr)
+    print(f"{found}\nresults: {folder / 'limits.json'}\npage:    {folder / 'limits.html'}")
+
+
+def methods(json: bool = False) -> None:
+    """List the methods: id, family, regime, dimensions, paper.
+
+    Args:
+        json: print JSON for machines.
+    """
+    from normscan.cli import help
+
+    print(help.methods(json))
+
+
+def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
+    """Simulate a cohort, train on its healthy scans, evaluate, and write a report.
+
+    Args:
+        out: folder; an earlier demo in it is replaced.
+        method: id of the method, with its laptop preset.
+        seed: seed of everything random.
+    """
+    import shutil
+
+    from normscan import evaluation
+    from normscan.detector import Detector
+    from normscan.io.values import write_json
+    from normscan.phantom import simulate
+
+    begun = time.monotonic()
+    folder = Path(out)
+    marker = folder / "demo.json"
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise OutputError(f"{folder} exists and is no earlier demo. Choose another folder.")
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(marker, {"method": method, "seed": seed})
+    bar = Progress()
+    bar.say("1/3  simulating a cohort: FLAIR slices of 160 healthy and 40 lesioned subjects")
+    table = simulate(
+        folder / "cohort", healthy=160, lesioned=40, seed=seed,
+        progress=lambda done, total: bar.update("simulate", done, total),
+    )  # fmt: skip
+    cohort = Cohort.read(table)
+    bar.say(f"{cohort.summary(bar.track)}\n\n2/3  training {method} on the healthy scans")
+    detector = Detector(method, preset="laptop", seed=seed)
+    detector.fit(cohort, folder / "run", progress=True)
+    bar.say("3/3  evaluating on held-out healthy and lesioned scans")
+    results = evaluation.evaluate(
+        detector, cohort, folder / "evaluation", report=folder / "report.html",
+        command=_command_line(), progress=True,
+    )  # fmt: skip
+    print(f"\n{method} on a simulated cohort ({time.monotonic() - begun:.0f} s in all)")
+    print(evaluation.text_summary(results))
+    for entry in results.get("groups", {}).get("kind", []):
+        auroc, ap = entry["image_auroc"]["value"], entry.get("pixel_ap", {}).get("value")
+        print(
+            f"  {entry['value']:<18}image AUROC {auroc:.3f}"
+            + (f"  pixel AP {ap:.3f}" if ap else "")
+        )
+    print(f"\ndetector: {folder / 'run'}\nreport:   {folder / 'report.html'}   <- open this")
+
+
+def phantom(**options: Any) -> None:
+    """Simulate a cohort; the options are those of ``normscan.phantom.simulate``."""
+    from normscan.phantom import simulate
+
+    bar = Progress()
+    table = simulate(**options, progress=lambda done, total: bar.update("simulate", done, total))
+    print(Cohort.read(table).summary())
+    print(
+        f"cohort: {table}\nnext: normscan fit dae --preset laptop --cohort {table} --out runs/phantom"
+    )
+
+
+def signature(name: str) -> Callable[..., Any]:
+    """Return the function whose signature and docstring are the options of a command."""
+    if name == "phantom":
+        from normscan.phantom import simulate
+
+        return simulate
+    function: Callable[..., Any] = globals()[name]
+    return function

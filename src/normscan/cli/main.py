@@ -1,0 +1,265 @@
+"""The command line: one command, sub-commands made from the signatures in ``normscan.cli.commands``.
+
+Only the standard library is imported before a sub-command is known, so that ``normscan --help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from normscan.errors import NormscanError, nearest
+from normscan.version import __version__
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from normscan.registry import Card
+
+COMMANDS = {
+    "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
+    "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
+    "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
+    "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
+    "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
+    "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
+    "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
+    "limits": "the smallest and faintest lesion found: normscan limits RUN --cohort C",
+    "pitfalls": "what a residual can't find: normscan pitfalls --cohort C --out FOLDER",
+    "preprocess": "prepare a cohort: normscan preprocess COHORT --preset P --out FOLDER",
+    "steps": "list the preprocessing steps and presets",
+    "methods": "list the methods",
+    "cohort": "say what is in a table or folder: normscan cohort PATH",
+    "bids": "write a BIDS data set as a cohort table: normscan bids ROOT --out cohort.csv",
+    "datasets": "public data sets: list, show ID, prepare ID --root FOLDER, download ID",
+    "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
+    "demo": "the whole job on a simulated cohort",
+}
+
+HELP = """usage: normscan COMMAND ...
+
+normscan learns what healthy looks like from healthy scans and shows what departs from it.
+
+commands:
+{commands}
+
+`normscan COMMAND --help` explains a command, `normscan fit METHOD --help` a method.
+Research use. Not for diagnosis.
+"""
+
+# The one argument of a command that needs no name.
+POSITIONAL = {
+    "predict": "run",
+    "evaluate": "run",
+    "limits": "run",
+    "subgroups": "run",
+    "cohort": "path",
+    "preprocess": "cohort",
+    "bids": "path",
+    "federate": "method",
+}
+
+STOPPED = {
+    "fit": "stopped. Training goes on from its last checkpoint (one a minute) with --resume.",
+    "benchmark": "stopped. The cells that are done are kept; the same command goes on from there.",
+    "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
+    "limits": "stopped. The lesions that are done are kept; the same command goes on from there.",
+}
+
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 2 wrong input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = (f"  {name:<12}{text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"normscan {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        return fail(f"there is no command '{name}'.{nearest(name, COMMANDS)} See normscan --help.")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return run(name, arguments[1:])
+    except NormscanError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail(STOPPED.get(name, "stopped."), 130)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        # A full disk, a missing right: the system's reason says more than a traceback.
+        return fail(f"{error.filename or name}: {error.strerror or error}.")
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
+) -> None:
+    """Print a warning of ours as one line for people, and leave out those of libraries."""
+    if category is UserWarning and "normscan" in filename:
+        print(f"note: {message}", file=sys.stderr)
+
+
+def fail(message: str, code: int = USAGE_ERROR) -> int:
+    """Print an error on stderr and return its exit code."""
+    print(f"normscan: error: {message}", file=sys.stderr)
+    return code
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Parse the arguments of a command and call it."""
+    if (text := _at_once(name, arguments)) is not None:
+        print(text)
+        return 0
+    from normscan.cli import commands
+
+    function: Callable[..., Any] = getattr(commands, name)
+    signature = commands.signature(name)
+    card = None
+    if name == "fit":
+        card, arguments = _method(arguments)
+    parser = build_parser(name, signature, card, _preset(arguments))
+    values = parser.parse_args(_flags(arguments, signature))
+    options = {k: v for k, v in vars(values).items() if k != "config"}
+    if card is not None:
+        if options["preset"] != _preset(arguments):
+            return fail(
+                "a preset changes the defaults: give it on the command line, --preset NAME."
+            )
+        options = _split_method(options, card)
+    function(**options)
+    return 0
+
+
+def _at_once(name: str, arguments: list[str]) -> str | None:
+    """Return what can be said of methods without importing them, or None."""
+    asked = bool({"-h", "--help"} & set(arguments))
+    if name == "methods" and set(arguments) <= {"--json", "--json=true"}:
+        from normscan.cli import help
+
+        return help.methods(bool(arguments))
+    if name == "fit" and asked:
+        from normscan.cli import help
+
+        if arguments[0].startswith("-"):
+            return help.method_list()
+        return help.method_help(arguments[0], _preset(arguments))
+    return None
+
+
+def _method(arguments: list[str]) -> tuple[Card, list[str]]:
+    """Take the method's id off the front."""
+    from normscan import registry
+
+    if not arguments or arguments[0].startswith("-"):
+        raise NormscanError("name a method first: normscan fit METHOD --cohort C --out RUN.")
+    return registry.card(arguments[0]), arguments[1:]
+
+
+def _preset(arguments: list[str]) -> str:
+    """Look the preset up before parsing: it changes the defaults."""
+    for i, text in enumerate(arguments):
+        if text.startswith("--preset="):
+            return text.partition("=")[2]
+        if text == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return "paper"
+
+
+def _flags(arguments: list[str], function: Callable[..., Any]) -> list[str]:
+    """Let ``--resume`` stand for ``--resume=true``: the parser wants a value for a truth."""
+    parameters = inspect.signature(function).parameters.values()
+    names = {f"--{p.name}" for p in parameters if p.annotation in ("bool", bool)}
+    following = [*arguments, ""][1:]
+    return [
+        f"{text}=true" if text in names and after not in ("true", "false") else text
+        for text, after in zip(arguments, following, strict=True)
+    ]
+
+
+def build_parser(
+    name: str, function: Callable[..., Any], card: Card | None = None, preset: str = "paper"
+) -> ArgumentParser:
+    """Return the parser of a command, made from its signature and, for fit, the method's."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise SystemExit(fail(_explain(str(message), self)))
+
+    positional = POSITIONAL.get(name)
+    prog = f"normscan {name}" + (f" {card.id}" if card else "")
+    text = (function.__doc__ or "").partition("\n\n")[0]
+    parser = Parser(prog=prog, description=text if card is None else card.summary)
+    if card is not None:
+        parser.add_argument(
+            "--config", action=ActionConfigFile, help="YAML file with these options"
+        )
+    if positional:
+        meanings = {"run": "run folder of the detector", "method": "id of the method"}
+        parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
+    if name == "compare":
+        parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
+    if name == "predict":
+        parser.add_argument("scans", nargs="+", help="files to score")
+    if name == "datasets":
+        parser.add_argument(
+            "action", nargs="?", default="list", help="list, show, prepare, download"
+        )
+        parser.add_argument("id", nargs="?", help="id of the data set")
+    if name == "benchmark":
+        parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
+    skip = {positional, "scans", "runs", "progress"} - {None}
+    if name == "benchmark":
+        skip |= {"protocol"}
+    if name == "datasets":
+        skip |= {"action", "id"}
+    if card is not None:
+        skip |= {"method", "arguments"}
+    parser.add_function_arguments(function, skip=skip, as_positional=False)
+    if card is not None:
+        # The number of channels is the cohort's.
+        parser.add_function_arguments(card.build, as_group=True, skip={"channels"})
+        defaults = card.arguments(preset)
+        parser.set_defaults({k: v for k, v in defaults.items() if k != "channels"})
+    return parser
+
+
+def _split_method(options: dict[str, Any], card: Card) -> dict[str, Any]:
+    """Put the method's arguments that differ from its preset together."""
+    defaults = card.arguments(options["preset"])
+    given = {k: options.pop(k) for k in defaults if k in options}
+    changed = {k: v for k, v in given.items() if v != defaults[k]}
+    return {**options, "method": card.id, "arguments": changed}
+
+
+def _explain(message: str, parser: ArgumentParser) -> str:
+    """Shorten the parser's message and suggest the nearest option."""
+    known = [o for action in parser._actions for o in action.option_strings]
+    words = message.replace(",", " ").split()
+    if "nrecognized arguments" in message or "not accepted" in message or "not valid" in message:
+        wrong = next(
+            (w.strip("'\"").partition("=")[0] for w in words if w.strip("'\"").startswith("--")), ""
+        )
+        if wrong and wrong not in known:
+            return f"unknown option {wrong}.{nearest(wrong, known)} See {parser.prog} --help."
+    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message).replace("typing.", "")
+    return f"{message.rstrip('.')}. See {parser.prog} --help."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

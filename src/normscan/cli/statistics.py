@@ -1,0 +1,195 @@
+"""The commands that read evaluations again: methods against each other, groups of scans."""
+
+from __future__ import annotations
+
+import itertools
+import json as _json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normscan.errors import ArgumentError, OutputError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCANS = "scans.csv"
+
+
+def compare(
+    runs: list[str], prevalence: float | None = None, seed: int = 0, json: bool = False
+) -> None:
+    """Test evaluated detectors against each other on the scans that all of them scored.
+
+    Paired and by subject: DeLong's test and a permutation test of the image AUROC, both with Holm's
+    correction over all pairs; sensitivity, specificity and predictive values of each decision.
+
+    Args:
+        runs: run or evaluation folders of the same cohort, two or more.
+        prevalence: share of anomalous scans where the detectors are to be used; that of the scans
+            by default.
+        seed: of the permutations.
+        json: print JSON for machines.
+    """
+    from normscan.metrics.comparisons import compare_scores, delong_test, holm
+    from normscan.metrics.predictive import decision_metrics
+    from normscan.metrics.statistics import delong
+
+    if len(runs) < 2:
+        raise ArgumentError("name two runs or more to compare.")
+    names = _names(runs)
+    tables, dropped = _common([_table(run) for run in runs], runs)
+    labels, subjects = tables[0]["label"].to_numpy(), tables[0]["subject"].tolist()
+    scores = [t["score"].to_numpy(float) for t in tables]
+    each = []
+    for name, table, score in zip(names, tables, scores, strict=True):
+        decided = decision_metrics(
+            table["anomalous"].to_numpy(), labels, subjects, prevalence=prevalence
+        )
+        auroc = delong([score], labels, subjects).interval()
+        each.append({"run": name, "auroc": auroc, **_fields(decided)})
+    pairs: list[dict[str, Any]] = []
+    for a, b in itertools.combinations(range(len(runs)), 2):
+        by_rank = delong_test(scores[a], scores[b], labels, subjects)
+        swapped = compare_scores(scores[a], scores[b], labels, subjects, seed=seed)
+        pairs.append({"a": names[a], "b": names[b], "delong": by_rank, "permutation": swapped})
+    for test in ("delong", "permutation"):
+        adjusted = holm([p[test].p_value for p in pairs])
+        for pair, value in zip(pairs, adjusted, strict=True):
+            pair[f"{test}_holm"] = float(value)
+    if json:
+        from normscan.metrics.estimates import to_json
+
+        rows = [{k: to_json(v) if hasattr(v, "low") else v for k, v in r.items()} for r in each]
+        plain = [{k: to_json(v) if hasattr(v, "low") else v for k, v in p.items()} for p in pairs]
+        print(_json.dumps({"runs": rows, "pairs": plain, "left_out": dropped}, indent=2))
+        return
+    share = decided.prevalence
+    print(f"{len(labels)} scans of {len(set(subjects))} subjects, {int(labels.sum())} anomalous")
+    if dropped:
+        print(f"left out: {dropped} scans that not all runs scored")
+    head = ("run", "AUROC", "sensitivity", "specificity", f"PPV at {share:.3g}", "NPV")
+    keys = ("run", "auroc", "sensitivity", "specificity", "ppv", "npv")
+    _print([head, *(tuple(str(r[k]) for k in keys) for r in each)])
+    print()
+    lines = [("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")]
+    for p in pairs:
+        d, q = p["delong"], p["permutation"]
+        lines.append(
+            (
+                f"{p['a']} - {p['b']}",
+                f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
+                f"{d.p_value:.3g}",
+                f"{p['delong_holm']:.3g}",
+                f"{q.p_value:.3g}",
+                f"{p['permutation_holm']:.3g}",
+            )
+        )
+    _print(lines)
+
+
+def subgroups(
+    run: str,
+    column: str,
+    cuts: list[float] | None = None,
+    quantiles: int | None = None,
+    lesions: bool = False,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Metrics of an evaluated detector by site, sex, age band, scanner, lesion size.
+
+    Args:
+        run: run or evaluation folder.
+        column: of the cohort.
+        cuts: borders of bands for a column of numbers, such as '[40, 60]'.
+        quantiles: number of bands of equal size, instead of cuts.
+        lesions: only lesions have the column (their size, their kind): set each group against all
+            healthy scans.
+        seed: of the bootstrap.
+        json: print JSON for machines.
+    """
+    from normscan.metrics.subgroups import subgroups as groups_of
+
+    table = _table(run)
+    table = table[table["label"].notna()]
+    if column not in table:
+        known = [c for c in table.columns if c not in ("scan", "score", "p_value", "seconds")]
+        raise ArgumentError(
+            f"{run}: the evaluation has no column '{column}'.{nearest(column, known)} "
+            f"It has: {', '.join(known)}."
+        )
+    results = Path(run) / "results.json"
+    results = results if results.is_file() else Path(run) / "evaluation" / "results.json"
+    threshold = None
+    if results.is_file():
+        threshold = _json.loads(results.read_text("utf-8"))["decision"]["threshold"]
+    values = [None if v != v else v for v in table[column].tolist()]
+    found = groups_of(
+        table["score"].to_numpy(float), table["label"].to_numpy(int), values,
+        table["subject"].tolist(), cuts=cuts, quantiles=quantiles, share_healthy=lesions,
+        threshold=threshold, seed=seed,
+    )  # fmt: skip
+    if json:
+        print(_json.dumps([g.to_dict() for g in found], indent=2))
+        return
+    keys = list(found[0].metrics) if found else []
+    lines = [(column, "subjects", "scans", "anomalous", *keys, "AUROC gap", "Holm p")]
+    for g in found:
+        metrics = (str(g.metrics[k]) for k in keys)
+        gap, p = g.gaps["auroc"].difference, g.holm["auroc"]
+        beside = ("", "") if gap != gap else (f"{gap:+.3f}", f"{p:.3g}")
+        lines.append((g.group, str(g.subjects), str(g.scans), str(g.anomalous), *metrics, *beside))
+    _print(lines)
+
+
+def _fields(found: Any) -> dict[str, Any]:
+    return {k: getattr(found, k) for k in ("sensitivity", "specificity", "ppv", "npv")}
+
+
+def _table(run: str) -> pd.DataFrame:
+    """Read the scores of an evaluation from its folder, or from the run folder around it."""
+    import pandas as pd
+
+    for folder in (Path(run), Path(run) / "evaluation"):
+        path = folder / SCANS
+        if path.is_file():
+            table = pd.read_csv(path, dtype={"scan": str, "subject": str})
+            missing = {"scan", "subject", "label", "score", "anomalous"} - set(table.columns)
+            if missing:
+                raise OutputError(f"{path}: has no column {sorted(missing)[0]}. Evaluate again.")
+            return table
+    raise OutputError(
+        f"{run}: holds no {SCANS}. Run normscan evaluate first, or name its --out folder."
+    )
+
+
+def _common(tables: list[pd.DataFrame], runs: list[str]) -> tuple[list[pd.DataFrame], int]:
+    """Keep the labelled scans that all tables have, in the same order."""
+    shared = set.intersection(*(set(t["scan"]) for t in tables))
+    kept = [t[t["scan"].isin(shared)].sort_values("scan").reset_index(drop=True) for t in tables]
+    known = kept[0]["label"].notna().to_numpy()
+    kept = [t[known].reset_index(drop=True) for t in kept]
+    for table, run in zip(kept, runs, strict=True):
+        for name in ("label", "subject"):
+            if not table[name].equals(kept[0][name]):
+                raise ArgumentError(
+                    f"{run} and {runs[0]} disagree on the {name} of a scan: they belong to different "
+                    "cohorts."
+                )
+        table["label"] = table["label"].astype(int)
+    if not len(kept[0]):
+        raise ArgumentError("the runs have no labelled scan in common.")
+    return kept, max(len(t) for t in tables) - len(kept[0])
+
+
+def _names(runs: list[str]) -> list[str]:
+    from normscan.cohort.table import unique_names
+
+    return unique_names([str(Path(r).parent if Path(r).name == "evaluation" else r) for r in runs])
+
+
+def _print(lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,330 @@
+"""A table of scans: who is healthy, who is not, who trains and who tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normscan.bids.read import bids_table
+from normscan.cohort.layouts import read_layout
+from normscan.cohort.row import CohortRow
+from normscan.cohort.splits import assign_splits, check_subjects, only_healthy_trains
+from normscan.cohort.summary import CohortSummary, Progress, summarise
+from normscan.cohort.table import (
+    COLUMNS,
+    SPLITS,
+    TABLES,
+    find_root,
+    normalise,
+    read_table,
+    write_table,
+)
+from normscan.errors import ArgumentError, CohortError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Cohort:
+    """A table of scans.
+
+    The table (CSV, TSV, Parquet) has one row per scan and these columns; only ``path`` and
+    ``label`` must be there:
+
+    ==============  ============================================================================
+    scan            unique name of the scan, used for file names; made from the path if absent
+    subject         who it is of; splits are by subject. Each scan its own subject if absent
+    path            file, relative to the table's folder (or its parent, or ``root``)
+    path_<channel>  instead of ``path``: one file per channel, for example path_t1, path_flair
+    label           0 healthy, 1 anomalous, empty unknown
+    mask            lesion mask, or empty
+    foreground      mask of the anatomy (for example the brain), or empty
+    split           train, val, test, extra or empty; made if the column is absent or all empty
+    site            where it was taken, or empty
+    others          kept as they are (age, sex, scanner, ...)
+    ==============  ============================================================================
+
+    train and val are healthy only: train fits the method, val sets the threshold. test is scored.
+    extra holds anomalous and unlabelled scans, for methods that learn from them.
+
+    Attributes:
+        table: the rows, as above.
+        root: folder of relative paths.
+        notes: what was decided when the cohort was read.
+
+    Example:
+        >>> cohort = Cohort.read("brain_mri/")  # doctest: +SKIP
+        >>> print(cohort.summary())  # doctest: +SKIP
+        >>> for row in cohort.part("test"):  # doctest: +SKIP
+        ...     scan = row.load()
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root: str | os.PathLike[str] = ".",
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Check a table and take it as it is; ``read`` and ``from_table`` also make splits.
+
+        Args:
+            table: columns as in the class description; ``path`` and ``label`` at least.
+            root: folder of relative paths.
+            notes: what to say in the summary.
+
+        Raises:
+            CohortError: missing or misspelt columns, unknown labels or splits, the same scan twice,
+                a subject in train and test.
+        """
+        self.table = normalise(table, "The table")
+        check_subjects(self.table, "The table")
+        self.root = Path(root)
+        self.notes = list(notes)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    ) -> Cohort:
+        """Read a table or a folder.
+
+        A folder is read by its ``cohort.csv`` (.tsv, .parquet), else by the table of its name in a
+        sister folder (``../splits/<name>.csv``: a fixed, published split), else as BIDS where it
+        has a ``dataset_description.json`` (``normscan.cohort.read_bids``), else by its layout:
+        ``no/ yes/``, ``normal/ abnormal/``, ``good/ ungood/``, MVTec AD, BMAD, each also below
+        ``train/ val/ test/``.
+
+        Where no split is given, healthy subjects are divided by ``fractions`` and anomalous scans
+        go to test; the same seed gives the same split on every machine.
+
+        Args:
+            path: table or folder.
+            root: folder of the table's relative paths; by default the folder of the table or, if
+                the files aren't there, that folder's parent.
+            seed: of the split.
+            fractions: healthy subjects for train, val and test.
+
+        Raises:
+            CohortError: no such table or folder, an unknown layout, a wrong table (missing columns,
+                unknown labels, doubled scans), files that aren't there, a subject in train and
+                test.
+            ArgumentError: fractions that don't sum to 1.
+        """
+        given = Path(path)
+        if given.is_dir():
+            return cls._read_folder(given, root, seed, fractions)
+        if not given.is_file():
+            names = [p.name for p in given.parent.iterdir()] if given.parent.is_dir() else []
+            raise CohortError(f"{given}: no such table or folder.{nearest(given.name, names)}")
+        folder = Path(os.path.abspath(given)).parent
+        candidates = [Path(root)] if root is not None else [folder, folder.parent]
+        return cls._make(read_table(given), candidates, seed, fractions, [], str(given))
+
+    @classmethod
+    def from_table(
+        cls,
+        table: pd.DataFrame,
+        root: str | os.PathLike[str] = ".",
+        seed: int = 0,
+        fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    ) -> Cohort:
+        """Make a cohort of a pandas table, with splits as ``read`` makes them.
+
+        Raises:
+            CohortError: as ``read``.
+            ArgumentError: as ``read``.
+        """
+        return cls._make(table, [Path(root)], seed, fractions, [], "The table")
+
+    @classmethod
+    def _read_folder(
+        cls,
+        folder: Path,
+        root: str | os.PathLike[str] | None,
+        seed: int,
+        fractions: Sequence[float],
+    ) -> Cohort:
+        for suffix in TABLES:
+            own = folder / f"cohort{suffix}"
+            if own.is_file():
+                return cls.read(own, root, seed, fractions)
+        full = Path(os.path.abspath(folder))
+        published = full.parent / "splits" / f"{full.name}.csv"
+        if published.is_file():
+            candidates = [Path(root)] if root is not None else [full.parent, published.parent]
+            notes = [f"The fixed split of splits/{published.name} beside the folder was used."]
+            table = read_table(published)
+            return cls._make(table, candidates, seed, fractions, notes, str(published))
+        if (folder / "dataset_description.json").is_file():
+            table, notes = bids_table(folder)
+        else:
+            table, notes = read_layout(folder)
+        return cls._make(table, [folder], seed, fractions, notes, str(folder))
+
+    @classmethod
+    def _make(
+        cls,
+        table: pd.DataFrame,
+        candidates: list[Path],
+        seed: int,
+        fractions: Sequence[float],
+        notes: list[str],
+        source: str,
+    ) -> Cohort:
+        table = normalise(table, source)
+        root = find_root(table, candidates, source)
+        table, more = assign_splits(table, root, seed, fractions, source)
+        return cls._of(table, root, [*notes, *more])
+
+    @classmethod
+    def _of(cls, table: pd.DataFrame, root: Path, notes: list[str]) -> Cohort:
+        """Wrap a table that is checked already."""
+        cohort = object.__new__(cls)
+        cohort.table, cohort.root, cohort.notes = table, root, list(notes)
+        return cohort
+
+    def __len__(self) -> int:
+        """Return the number of scans."""
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[CohortRow]:
+        """Iterate over the scans in the order of the table."""
+        return map(self._row, self.table.to_dict("records"))
+
+    def __getitem__(self, index: int) -> CohortRow:
+        """Return one scan by its position."""
+        return self._row(self.table.iloc[index].to_dict())
+
+    def __repr__(self) -> str:
+        """Return counts, no names."""
+        counts = self.table["split"].value_counts()
+        parts = ", ".join(f"{counts[s]} {s}" for s in SPLITS if s in counts)
+        return f"Cohort({len(self)} scans: {parts or 'no splits'})"
+
+    @property
+    def has_masks(self) -> bool:
+        """True if an anomalous scan has a lesion mask."""
+        return bool(((self.table["mask"] != "") & (self.table["label"] == 1).fillna(False)).any())
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channels that have files of their own (``path_<channel>``), or an empty tuple."""
+        return tuple(c[5:] for c in self.table.columns if c.startswith("path_"))
+
+    def part(self, split: str) -> Cohort:
+        """Return the scans of one split: train, val, test or extra.
+
+        Raises:
+            CohortError: no such split; an empty part is no error.
+        """
+        if split not in SPLITS:
+            raise CohortError(
+                f"'{split}' is no part of a cohort: {', '.join(SPLITS)}.{nearest(split, SPLITS)}"
+            )
+        return self.select(self.table["split"] == split)
+
+    def select(self, rows: Any) -> Cohort:
+        """Return the scans for which ``rows`` (booleans, one per scan) is true."""
+        table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
+        return self._of(table, self.root, self.notes)
+
+    def slices(
+        self,
+        first: int = 0,
+        last: int | None = None,
+        step: int = 1,
+        axis: int = 2,
+        progress: Progress | None = None,
+    ) -> Cohort:
+        """Return the slices of the volumes as scans of their own, for example 60 to 99 of BraTS.
+
+        No file is cut: a path becomes ``volume.nii.gz#slice=80``. A slice is anomalous if its part
+        of the lesion mask is not empty; without a mask the slices of a healthy volume are healthy
+        and those of an anomalous one unlabelled. Subjects, splits and columns are those of the
+        volume; the column ``slice`` is added.
+
+        Args:
+            first: number of the first slice, from 0, as the file counts them.
+            last: number after the last slice; None for all.
+            step: take every so many.
+            axis: of the file, 0 to 2, along which they are counted.
+            progress: ``progress(iterable, description)`` gives the iterable back with a bar.
+
+        Raises:
+            CohortError: no volume has such a slice.
+            ArgumentError: a step below 1 or a negative number.
+        """
+        if first < 0 or step < 1 or not 0 <= axis <= 2 or (last is not None and last <= first):
+            raise ArgumentError(
+                f"slices first={first}, last={last}, step={step}, axis={axis}: count from 0, with a "
+                "last above the first, a step of 1 or more, and axis 0, 1 or 2."
+            )
+        from normscan.cohort.slices import slice_table
+
+        cells = self.table.to_dict("records")
+        table, notes = slice_table(list(self), cells, first, last, step, axis, progress)
+        table = normalise(table, "The slices")
+        more = only_healthy_trains(table)
+        return self._of(table, self.root, [*self.notes, *notes, *more])
+
+    def digest(self) -> str:
+        """Return a hash of what the table says of the scans that a detector may learn from."""
+        part = self.table[self.table["split"].isin(["train", "val", "extra"])]
+        return hashlib.sha256(part.to_csv(index=False).encode()).hexdigest()
+
+    def require_healthy(self) -> None:
+        """Refuse a cohort that nothing healthy can be learnt from.
+
+        Raises:
+            CohortError: no healthy scan is in train.
+        """
+        table = self.table
+        if not ((table["split"] == "train") & (table["label"] == 0).fillna(False)).any():
+            raise CohortError(
+                f"The cohort under {self.root} has no healthy scan in train ({self!r}). Give "
+                "healthy scans the label 0 and, where splits are given, the split train."
+            )
+
+    def summary(self, progress: Progress | None = None) -> CohortSummary:
+        """Look at every file (header and hash, pixels of lesion masks alone) and count what is there.
+
+        Args:
+            progress: ``progress(iterable, description)`` gives the iterable back with a bar.
+        """
+        return summarise(list(self), self.notes, progress)
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table as CSV, TSV or Parquet, with paths relative to its folder.
+
+        Raises:
+            CohortError: another extension.
+            OutputError: the folder can't be written.
+        """
+        return write_table(self.table, self.root, Path(path))
+
+    def _row(self, cells: dict[Any, Any]) -> CohortRow:
+        named = {c: cells[f"path_{c}"] for c in self.channels if cells[f"path_{c}"]}
+        files = list(named.values()) or [cells.get("path", "")]
+        free = {k: v for k, v in cells.items() if k not in COLUMNS and not k.startswith("path_")}
+        label = cells["label"]
+        return CohortRow(
+            scan=cells["scan"],
+            subject=cells["subject"],
+            paths=tuple(self.root / p for p in files),
+            channels=tuple(named),
+            label=int(label) if label == 0 or label == 1 else None,
+            mask=self.root / cells["mask"] if cells["mask"] else None,
+            foreground=self.root / cells["foreground"] if cells["foreground"] else None,
+            split=cells["split"],
+            site=cells["site"],
+            columns=free,
+            missing=tuple(c for c in self.channels if named and c not in named),
+        )

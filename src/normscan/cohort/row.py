@@ -1,0 +1,91 @@
+"""One scan of a cohort: whose it is, where its files lie, and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normscan.errors import ScanError
+from normscan.io import MaskReport, read_mask, read_scan
+from normscan.scan import Scan
+
+
+@dataclass(frozen=True)
+class CohortRow:
+    """One scan of a cohort.
+
+    Attributes:
+        scan: unique name, fit for a file name.
+        subject: who it is of.
+        paths: its file, or one file per channel.
+        channels: names of the channels, or an empty tuple where the file names them.
+        label: 0 healthy, 1 anomalous, None unknown.
+        mask: lesion mask, or None.
+        foreground: mask of the anatomy, or None.
+        split: train, val, test, extra or an empty string.
+        site: where it was taken, or an empty string.
+        columns: the free columns (age, sex, scanner, ...).
+        missing: channels of the cohort that this scan has no file for.
+    """
+
+    scan: str
+    subject: str
+    paths: tuple[Path, ...]
+    channels: tuple[str, ...] = ()
+    label: int | None = None
+    mask: Path | None = None
+    foreground: Path | None = None
+    split: str = ""
+    site: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def load(self) -> Scan:
+        """Read the scan.
+
+        Raises:
+            ScanError: as ``read_scan`` does; a channel without a file.
+        """
+        if self.missing:
+            raise ScanError(
+                f"{self.paths[0]}: the scan '{self.scan}' has no file for the channel "
+                f"{' and '.join(self.missing)}. Fill its path_{self.missing[0]}, or drop the scan."
+            )
+        if self.channels:
+            return read_scan(self.paths, channels=self.channels)
+        return read_scan(self.paths[0])
+
+    def load_mask(
+        self, scan: Scan, threshold: float = 0.5, report: MaskReport | None = None
+    ) -> np.ndarray | None:
+        """Read the lesion mask as booleans on the grid of the scan.
+
+        A healthy scan without a mask has no lesion: all False. None where nobody knows.
+
+        Args:
+            scan: whose grid it is.
+            threshold: of a probability map.
+            report: counts what the mask was taken for.
+
+        Raises:
+            ScanError: as ``read_mask`` does.
+        """
+        if self.mask is not None:
+            return read_mask(self.mask, scan, threshold, report)
+        return np.zeros(scan.shape, dtype=bool) if self.label == 0 else None
+
+    def load_foreground(self, scan: Scan) -> np.ndarray | None:
+        """Read the foreground mask as booleans, or None where there is no file.
+
+        Raises:
+            ScanError: as ``read_mask`` does; a mask without any foreground.
+        """
+        if self.foreground is None:
+            return None
+        mask = read_mask(self.foreground, scan)
+        if not mask.any():
+            raise ScanError(f"{self.foreground}: the foreground mask is empty. Drop it or mend it.")
+        return mask

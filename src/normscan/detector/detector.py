@@ -1,0 +1,215 @@
+"""The detector: preprocessing, method, post-processing and threshold, fitted, saved and loaded as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normscan.cohort import Cohort, CohortRow
+from normscan.detector.finding import Finding
+from normscan.detector.fitting import calibrate, fit
+from normscan.detector.prediction import predict, predict_rows
+from normscan.detector.state import State, ask
+from normscan.detector.storage import read_state, write_state
+from normscan.errors import ArgumentError, NormscanError, OutputError
+from normscan.progress import Progress
+from normscan.scan import Scan
+
+
+class Detector(State):
+    """A method with everything around it; use ``create`` and ``load``.
+
+    Args:
+        method: id of a registered method.
+        preset: ``paper``, ``code``, ``laptop`` or another one of the method's.
+        preprocess: changes to the preprocessing, see ``Preprocess``; ``{"preset": "brain-mri"}``
+            takes the settings of a preset, and what stands beside it wins.
+        postprocess: chain of steps; the method's own by default.
+        reduction: from map to score; the method's own by default.
+        fpr: false-positive rate of the decision, on healthy validation scans.
+        pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold.
+        patch: side of the patches that training draws and prediction slides over; None for whole
+            slices or volumes.
+        seed: of everything random.
+        cache: keep the results of preprocessing steps on disk; not saved with the detector.
+        gate: learn a quality gate, which refuses scans of another kind than the training scans.
+        wrappers: what is put around the method, the innermost first, such as ``("ensemble=3",)``;
+            see ``normscan.wrappers``; the preset's own by default.
+        arguments: of the method.
+
+    Attributes:
+        method: the built method after ``fit`` or ``load``.
+        scan_threshold: decision on scans after ``fit``.
+        pixel_threshold: of the map after ``fit``.
+        gate: what a scan is compared with before it is scored, or None.
+        training: what it was trained on and how long.
+
+    Raises:
+        ArgumentError: unknown method, preset, argument, step or reduction, or a wrong value.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        preset: str = "paper",
+        preprocess: dict[str, Any] | None = None,
+        postprocess: Iterable[str] | None = None,
+        reduction: str | None = None,
+        fpr: float = 0.05,
+        pixel_fpr: float = 0.05,
+        patch: int | None = None,
+        seed: int = 0,
+        cache: bool = True,
+        gate: bool = True,
+        wrappers: Iterable[str] | None = None,
+        **arguments: Any,
+    ) -> None:
+        state = ask(
+            method, preset=preset, preprocess=preprocess, postprocess=postprocess,
+            reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, cache=cache,
+            gate=gate, wrappers=wrappers, arguments=arguments,
+        )  # fmt: skip
+        self._begin(state)
+
+    def _begin(self, state: State) -> None:
+        self._take(state)
+        # As asked for: fitting settles what depends on the cohort, refitting starts from here.
+        self._asked = (state.preprocess, dict(state.arguments))
+
+    def _take(self, state: State) -> None:
+        self.__dict__.update(vars(state))
+
+    def asked(self) -> State:
+        """Return its state before any fitting, which a new one begins with."""
+        return self.changed(
+            preprocess=self._asked[0], arguments=dict(self._asked[1]), channels=(), method=None,
+            scan_threshold=None, pixel_threshold=None, gate=None, training={}, fingerprint="",
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(
+        self,
+        cohort: Cohort | str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        devices: int = 1,
+        precision: str = "32-true",
+        workers: int = 1,
+        resume: bool = False,
+        progress: bool = False,
+    ) -> Detector:
+        """Learn what healthy looks like, then set the thresholds on healthy validation scans.
+
+        Args:
+            cohort: a cohort, or the path of its table or folder.
+            out: run folder for log, checkpoint and the finished detector; None keeps everything in
+                memory and a temporary folder.
+            device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
+            devices: number of processes.
+            precision: of Lightning Fabric, such as ``32-true`` or ``bf16-mixed``.
+            workers: processes that prepare scans; the result is the same for any number.
+            resume: go on from the checkpoint in ``out``.
+            progress: show progress on stderr.
+
+        Returns:
+            Itself.
+
+        Raises:
+            CohortError: no healthy scans to train on or to set the threshold with.
+            OutputError: ``out`` exists and ``resume`` is False, or it holds another configuration.
+            ArgumentError: a value that the method can't be built with, or no such device.
+        """
+        if out is None and devices > 1:
+            raise ArgumentError("several processes need a run folder to share: give out.")
+        cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
+        folder = None if out is None else Path(out)
+        with Progress(progress) as bar:
+            machine = (device, devices, precision)
+            self._take(fit(self.asked(), cohort, folder, machine, workers, resume, bar))
+        return self
+
+    def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
+        """Set the scan and the pixel threshold on healthy scans that did not train."""
+        self._take(calibrate(self, healthy, bar or Progress(False)))
+
+    # --------------------------------------------------------------- prediction
+
+    def predict(
+        self,
+        scan: Scan | np.ndarray | str | os.PathLike[str] | list[str],
+        foreground: np.ndarray | None = None,
+        details: bool = True,
+        force: bool = False,
+        columns: Mapping[str, Any] | None = None,
+    ) -> Finding:
+        """Score a scan and map where it departs from healthy.
+
+        Args:
+            scan: a scan, the path of a file, one path per channel, or an array (H, W) or
+                (X, Y, Z) with a spacing of 1 mm.
+            foreground: (*scan.shape) bool; computed if not given.
+            details: also bring the restoration back to the scan's grid.
+            force: score it whatever the quality gate says.
+            columns: what the cohort says of it (age, sex, ...), for methods that use it.
+
+        Raises:
+            ScanError: the scan can't be read, doesn't fit the detector, or the quality gate refuses
+                it as damaged or of another kind than the training scans.
+            ArgumentError: the detector was not fitted.
+        """
+        return predict(self, scan, foreground, details, force, columns)
+
+    def predict_cohort(
+        self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
+    ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
+        """Predict scan after scan; a bad scan yields its error and the rest goes on."""
+        return predict_rows(self, rows, details, force)
+
+    # ------------------------------------------------------------------ storage
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the detector to a new folder: weights, ``detector.json`` and ``card.md``.
+
+        Raises:
+            OutputError: the folder exists and isn't empty, or the detector was not fitted.
+        """
+        folder = Path(folder)
+        if self.method is None:
+            raise OutputError("this detector was not fitted, so there is nothing to save.")
+        if folder.exists() and any(folder.iterdir()):
+            raise OutputError(f"{folder} exists. Choose another folder or remove it.")
+        self._take(write_state(self, folder))
+        return folder
+
+
+def create(method: str, **options: Any) -> Detector:
+    """Return an unfitted detector; see ``Detector`` for the options.
+
+    Example:
+        >>> import normscan as ns
+        >>> ns.create("dae", preset="laptop", noise_std=0.3)  # doctest: +ELLIPSIS
+        <normscan.detector.detector.Detector object at ...>
+    """
+    return Detector(method, **options)
+
+
+def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
+    """Load a detector from the folder that ``fit`` or ``save`` wrote.
+
+    Args:
+        folder: with ``detector.json`` and ``model.safetensors``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        OutputError: no detector there, an unfinished or a damaged one.
+    """
+    detector = object.__new__(Detector)
+    detector._begin(read_state(Path(folder), device))
+    return detector

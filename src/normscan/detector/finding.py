@@ -1,0 +1,184 @@
+"""What a detector says about one scan."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normscan.io import atomic_path, extension, stem, write_map
+from normscan.io.values import finite
+from normscan.scan import Scan
+from normscan.scores.postprocess import drop_small
+
+if TYPE_CHECKING:
+    from normscan.quality import Verdict
+
+RASTER_MAP = ".tif"
+
+
+@dataclass(eq=False)
+class Finding:
+    """The result for a scan, in the scan's own geometry.
+
+    Attributes:
+        scan: the scan as it came in.
+        map: (*scan.shape) float32, higher is more anomalous; None for a method that only scores.
+        score: of the whole scan.
+        p_value: share of healthy scans that score as high, by the conformal rule; None before the
+            detector was calibrated.
+        anomalous: whether the score is above the threshold.
+        threshold: of the score.
+        pixel_threshold: of the map; above it lies the segmentation.
+        smallest_component: components of the segmentation of so many voxels or fewer are dropped.
+        reconstruction: (C, *scan.shape) in the scale of the prepared scan, where the method
+            restores.
+        prepared: (C, *scan.shape) the prepared scan brought back, to compare the restoration with.
+        foreground: (*scan.shape) bool.
+        quality: what the quality gate says of the scan; None where the detector has no gate.
+        notes: what the preprocessing steps found worth saying.
+        facts: numbers that they measured.
+        provenance: method, detector hash, version, source.
+        seconds: time for the prediction.
+    """
+
+    scan: Scan
+    map: np.ndarray | None
+    score: float
+    p_value: float | None = None
+    anomalous: bool | None = None
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    smallest_component: int = 0
+    reconstruction: np.ndarray | None = None
+    prepared: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+    quality: Verdict | None = None
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def segmentation(self) -> np.ndarray | None:
+        """(*scan.shape) bool: the map above the pixel threshold, without small components."""
+        if self.map is None or self.pixel_threshold is None:
+            return None
+        above = np.asarray(self.map > self.pixel_threshold)
+        return drop_small(above, self.smallest_component) if self.smallest_component else above
+
+    def components(self) -> list[dict[str, Any]]:
+        """Connected components of the segmentation, the highest peak first.
+
+        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
+        and the place of that peak in RAS+ millimetres.
+        """
+        from scipy import ndimage
+
+        segmentation = self.segmentation
+        if segmentation is None or self.map is None:
+            return []
+        labels, n = ndimage.label(segmentation, np.ones((3,) * segmentation.ndim))
+        if n == 0:
+            return []
+        numbers = np.arange(1, n + 1)
+        peaks = ndimage.maximum(self.map, labels, numbers)
+        places = ndimage.maximum_position(self.map, labels, numbers)
+        voxels = np.bincount(labels.ravel())[1:]
+        unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
+        found = []
+        for i in np.argsort(-np.asarray(peaks), kind="stable"):
+            index = np.array([*places[i], *[0] * (3 - self.scan.dims), 1.0])
+            found.append(
+                {
+                    "voxels": int(voxels[i]),
+                    unit: float(voxels[i] * self.scan.voxel_volume),
+                    "peak": float(peaks[i]),
+                    "peak_mm": [round(float(v), 3) for v in (self.scan.affine @ index)[:3]],
+                }
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, as JSON knows it."""
+        facts = finite({name: float(value) for name, value in self.facts.items()})
+        return {
+            "scan": self.scan.name,
+            "score": self.score,
+            "p_value": self.p_value,
+            "anomalous": self.anomalous,
+            "threshold": self.threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "components": self.components(),
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "preprocessing": {"notes": list(self.notes), "facts": facts},
+            "seconds": round(self.seconds, 4),
+            "provenance": self.provenance,
+            "notice": "Research use. Not for diagnosis.",
+        }
+
+    def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+        """Write map, segmentation, an overlay picture and ``*_finding.json``.
+
+        NIfTI scans get NIfTI maps with the same affine; pictures get a 32-bit TIFF map and a PNG
+        mask.
+
+        Args:
+            folder: made if missing.
+            name: start of the file names; the scan's file name by default.
+
+        Returns:
+            The files written.
+        """
+        folder = Path(folder)
+        source = self.scan.source
+        name = name or (stem(source) if source else "scan")
+        nifti = self.scan.dims == 3 or (source is not None and extension(source).startswith(".nii"))
+        written = []
+        if self.map is not None:
+            suffix = ".nii.gz" if nifti else RASTER_MAP
+            written.append(write_map(folder / f"{name}_map{suffix}", self.map, self.scan))
+            written.append(self._write_overlay(folder / f"{name}_overlay.png"))
+        segmentation = self.segmentation
+        if segmentation is not None:
+            path = folder / f"{name}_mask{'.nii.gz' if nifti else '.png'}"
+            written.append(write_map(path, segmentation.astype(np.uint8), self.scan))
+        path = folder / f"{name}_finding.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        return [*written, path]
+
+    def _write_overlay(self, path: Path) -> Path:
+        from normscan.report.figures import overlay_figure
+
+        figure = overlay_figure(self.picture(), self.pixel_threshold)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=100, format="png")
+        return path
+
+    def picture(
+        self, mask: np.ndarray | None = None, label: int | None = None, title: str = ""
+    ) -> Any:
+        """Return a ``Picture`` for figures and reports; a volume shows its most telling slice."""
+        from normscan.report.picture import best_slice
+
+        compare = self.reconstruction is not None and self.prepared is not None
+        image = self.prepared if compare and self.prepared is not None else self.scan.data
+        return best_slice(
+            image,
+            np.zeros(self.scan.shape, np.float32) if self.map is None else self.map,
+            self.scan.affine,
+            reconstruction=self.reconstruction if compare else None,
+            mask=mask,
+            title=title or self.scan.name,
+            score=self.score,
+            p_value=float("nan") if self.p_value is None else self.p_value,
+            label=label,
+            anomalous=bool(self.anomalous),
+            rgb=self.scan.channels == ("red", "green", "blue") and len(image) == 3,
+        )

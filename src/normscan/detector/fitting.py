@@ -1,0 +1,282 @@
+"""How a detector is fitted, from top to bottom.
+
+``check -> survey -> build -> prepare -> train -> fit_closed_form -> calibrate -> write``: each step
+takes plain values and returns plain values; ``fit`` puts them in a row.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from normscan.cohort import Cohort
+from normscan.decide import PixelThreshold, ScanThreshold
+from normscan.detector.finding import Finding
+from normscan.detector.prediction import predict_rows
+from normscan.detector.state import State
+from normscan.detector.storage import read_state, write_state
+from normscan.detector.survey import Survey, survey
+from normscan.errors import ArgumentError, CohortError, NormscanError
+from normscan.io.values import read_json, tupled, write_json
+from normscan.methods.base import Method
+from normscan.preprocess.settings import build_preprocess
+from normscan.progress import Progress
+from normscan.quality import Gate
+from normscan.rng import derive_seed, seeded
+from normscan.training.data import PreparedSet, prepare_sets, select_part
+from normscan.training.fabric import launch_fabric
+from normscan.training.folder import CACHE, DETECTOR, claim_folder, tidied
+from normscan.training.loop import Trainer, closed_form
+from normscan.wrappers import wrap
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SURVEY = "survey.json"
+
+# Training samples by the name of their part: ``healthy``, ``val`` and what else a method draws from.
+Sets = dict[str, PreparedSet]
+
+
+def fit(
+    asked: State,
+    cohort: Cohort,
+    out: Path | None,
+    machine: tuple[str, int, str],
+    workers: int,
+    resume: bool,
+    bar: Progress,
+) -> State:
+    """Fit a detector to a cohort; see ``Detector.fit``.
+
+    Args:
+        asked: unfitted.
+        cohort: with healthy scans in train and val.
+        out: run folder, or None for a temporary one.
+        machine: device, number of processes, precision.
+        workers: processes that prepare scans.
+        resume: go on with the run in ``out``.
+        bar: shows progress.
+
+    Returns:
+        The fitted state; in a process that isn't the first of several, without thresholds.
+    """
+    check(cohort)
+    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
+        folder = Path(temporary) if out is None else out
+        if out is not None:
+            about = {"cohort": cohort.digest(), "precision": machine[2]}
+            claim_folder(out, {**asked.configuration(), **about}, resume)
+            if resume and (out / DETECTOR).exists():
+                return read_state(out)
+        with tidied(folder):
+            fabric = launch_fabric(*machine)
+            begun = time.monotonic()
+            state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
+            seconds = train(state, sets, folder, fabric, bar)
+            state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
+            # Of several processes only the first calibrates and writes.
+            if fabric.is_global_zero:
+                state = calibrate(state, cohort.part("val"), bar)
+            state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
+            if out is not None and fabric.is_global_zero:
+                state = write_state(state, out)
+    return state
+
+
+def check(cohort: Cohort) -> None:
+    """Refuse a cohort without healthy scans in train or in val.
+
+    Raises:
+        CohortError: says which and how to mend it.
+    """
+    cohort.require_healthy()
+    if not len(cohort.part("val")):
+        raise CohortError(
+            "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
+        )
+
+
+def _begin_everywhere(
+    fabric: Fabric, asked: State, cohort: Cohort, folder: Path, workers: int, bar: Progress
+) -> tuple[State, Sets]:
+    """Begin in the first process; the others take over what it wrote, or end where it failed."""
+    problem: NormscanError | None = None
+    if fabric.is_global_zero:
+        try:
+            begun = begin(asked, cohort, folder, workers, bar)
+        except NormscanError as error:
+            problem = error
+    if fabric.broadcast(problem is not None):
+        raise problem or SystemExit(1)  # the first process says what is wrong, the others end
+    return begun if fabric.is_global_zero else join(asked, folder)
+
+
+def begin(
+    asked: State, cohort: Cohort, folder: Path, workers: int, bar: Progress
+) -> tuple[State, Sets]:
+    """Survey the cohort, build the method and prepare the scans.
+
+    Args:
+        asked: unfitted.
+        cohort: with healthy scans in train and val.
+        folder: for the prepared scans.
+        workers: processes that prepare.
+        bar: shows progress.
+
+    Raises:
+        NormscanError: arguments, scans or parts that the method can't work with.
+    """
+    train = list(cohort.part("train"))
+    # The method is built before the scans are prepared: a wrong argument shows at once.
+    seen = survey(train, asked.preprocess, asked.cache)
+    state, sets = prepare(build(asked, seen), cohort, folder, workers, bar)
+    write_json(folder / SURVEY, vars(seen))
+    return state, sets
+
+
+def join(asked: State, folder: Path) -> tuple[State, Sets]:
+    """Return what ``begin`` did in another process."""
+    state = build(asked, Survey(**tupled(read_json(folder / SURVEY))))
+    return state, {p: PreparedSet.open(folder / p, state.patch) for p in _parts(built(state))}
+
+
+def built(state: State) -> Method:
+    """Return the method of a state that has one."""
+    assert state.method is not None
+    return state.method
+
+
+def build(asked: State, seen: Survey) -> State:
+    """Fix channels, colour and the number of axes, and build the method for them.
+
+    Raises:
+        ArgumentError: values that don't fit the method or the scans.
+    """
+    card, dims = asked.card, asked.arguments["dims"] or seen.dims
+    if dims not in card.dims:
+        raise ArgumentError(
+            f"method '{card.id}' works on {' or '.join(map(str, card.dims))} spatial axes, "
+            f"not {dims}."
+        )
+    if dims > seen.dims:
+        raise ArgumentError(f"dims={dims} was asked for, but the cohort's scans are 2D.")
+    if asked.patch is not None and dims < seen.dims:
+        raise ArgumentError(
+            "patches of the slices of volumes are not supported: leave out patch, or use dims=3."
+        )
+    arguments = asked.arguments | {"dims": dims, "channels": len(seen.channels)}
+    try:
+        with seeded(derive_seed(asked.seed, "weights")):
+            method = wrap(card, arguments, asked.wrappers)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArgumentError(
+            f"method '{card.id}' can't be built with these arguments: {reason}"
+        ) from error
+    preprocess = build_preprocess({**asked.preprocess.to_dict(), "colour": seen.colour})
+    return asked.changed(
+        arguments=arguments, preprocess=preprocess, channels=seen.channels, method=method
+    )
+
+
+def prepare(
+    state: State, cohort: Cohort, folder: Path, workers: int, bar: Progress
+) -> tuple[State, Sets]:
+    """Let the steps learn, prepare every scan that the method draws from, learn the gate."""
+    train, val = list(cohort.part("train")), list(cohort.part("val"))
+    parts = {name: select_part(cohort, name) for name in _parts(built(state))}
+    state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
+    sets = prepare_sets(folder, parts, state.preparation(), state.patch, workers, bar)
+    if state.gated:
+        track = partial(bar.track, name="quality gate")
+        state = state.changed(gate=Gate.of_cohort(train, val, workers, track))
+    return state, sets
+
+
+def _parts(method: Method) -> list[str]:
+    """The parts of the cohort that the method draws from, and the one for the threshold."""
+    asked = {name for phase in method.phases() for name in phase.part.split("+")}
+    return ["healthy", "val", *sorted(asked - {"healthy"})]
+
+
+def train(
+    state: State, sets: Sets, folder: Path, fabric: Fabric, bar: Progress
+) -> dict[str, float]:
+    """Train the method in place, from the checkpoint in the folder if there is one.
+
+    Returns:
+        Seconds of each phase.
+    """
+    method, name = built(state), state.card.id
+    named = {"healthy": "training", "val": "validation"}
+    numbers = ", ".join(f"{len(s)} {named.get(part, part)}" for part, s in sets.items())
+    bar.say(f"{name}: {numbers} samples")
+    if need := method.need(len(sets["healthy"])):
+        bar.say(f"{name}: {need}")
+    return Trainer(method, sets, sets["val"], folder, fabric, state.seed, bar.update).run()
+
+
+def fit_closed_form(
+    state: State, cohort: Cohort, sets: Sets, seconds: dict[str, float], device: torch.device
+) -> State:
+    """Run the closed-form part of a trained method and note what it was trained on.
+
+    Args:
+        state: its method is trained.
+        cohort: that it was trained on.
+        sets: that it was trained on.
+        seconds: of each phase.
+        device: where it ran.
+    """
+    method = built(state).requires_grad_(False).eval()
+    if method.fits:
+        started = time.monotonic()
+        closed_form(method, sets["healthy"], device, state.seed)
+        seconds["fit"] = time.monotonic() - started
+    method.eval().requires_grad_(False)
+    scans = {name: cohort.part(name) for name in ("train", "val")}
+    names = {"healthy": "train"}
+    training: dict[str, Any] = {
+        "cohort_size": {name: len(part) for name, part in scans.items()},
+        "subjects": {name: len({r.subject for r in part}) for name, part in scans.items()},
+        "samples": {names.get(name, name): len(samples) for name, samples in sets.items()},
+        "left_out": [scan for s in sets.values() for scan, _ in s.failures],
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        "device": str(device),
+        **method.found(sets["healthy"].scans, sets["healthy"].subjects),
+    }
+    return state.changed(training=training)
+
+
+def calibrate(state: State, healthy: Cohort, bar: Progress) -> State:
+    """Set the scan and the pixel threshold on healthy scans that did not train.
+
+    Raises:
+        CohortError: none of them can be predicted.
+    """
+    pixels = PixelThreshold(state.pixel_fpr)
+    scores, subjects = [], []
+    rows = bar.track(healthy, "calibrate", len(healthy))
+    for row, result in predict_rows(state, rows, force=True):
+        if isinstance(result, Finding):
+            scores.append(result.score)
+            subjects.append(row.subject)
+            if result.map is not None:
+                pixels.add(result.map)
+    if not scores:
+        raise CohortError("no healthy validation scan could be predicted: no threshold.")
+    threshold = ScanThreshold.fit(scores, state.fpr, subjects)
+    training = {**state.training, "calibration": threshold.describe()}
+    if len(pixels):
+        training["pixel_threshold"] = pixels.to_dict()
+    return state.changed(
+        scan_threshold=threshold,
+        pixel_threshold=pixels.threshold if len(pixels) else None,
+        training=training,
+    )

@@ -1,0 +1,270 @@
+"""The one way from a scan to its finding: prepared, mapped piece by piece, stitched, scored."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normscan.cohort import CohortRow
+from normscan.detector.finding import Finding
+from normscan.detector.state import State
+from normscan.errors import ArgumentError, NormscanError, ScanError
+from normscan.io.read import check_array, read_scan
+from normscan.methods.base import Batch, Maps, Method
+from normscan.preprocess import Prepared
+from normscan.rng import Rng, derive_seed
+from normscan.scan import Scan
+from normscan.scores.postprocess import apply_chain
+from normscan.scores.reductions import reduce_map
+from normscan.training.data import split_slices
+
+OVERLAP = 0.5
+
+# Slices or patches at a time; of a volume at once there is one.
+BATCH = 16
+
+
+@dataclass
+class Stitched:
+    """A method's results on the working grid of a scan.
+
+    Attributes:
+        map: (*grid) or None.
+        reconstruction: (C, *grid) or None.
+        uncertainty: (*grid) or None.
+        scores: image scores of the slices or patches, if the method gives them.
+    """
+
+    map: np.ndarray | None = None
+    reconstruction: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    scores: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A piece of a prepared scan: where it lies and where in the subject that is."""
+
+    place: tuple[slice | int, ...]
+    position: float
+    key: int
+
+
+class Predictor:
+    """Runs a method over prepared scans.
+
+    Args:
+        method: in evaluation mode, on its device.
+        slices: cut volumes into slices.
+        patch: side of the patches that volumes and images are cut into; None for whole ones.
+        batch_size: samples at a time.
+        seed: every sample's randomness comes from it and from the sample's place in the scan, so
+            that neither order nor batch size matters.
+    """
+
+    def __init__(
+        self, method: Method, slices: bool, patch: int | None, batch_size: int, seed: int
+    ) -> None:
+        self.method = method
+        self.slices = slices
+        self.patch = patch
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = next(
+            (t.device for t in itertools.chain(method.parameters(), method.buffers())),
+            torch.device("cpu"),
+        )
+
+    def __call__(self, prepared: Prepared, columns: Mapping[str, Any] | None = None) -> Stitched:
+        """Predict a scan; ``columns`` is what the cohort says of it."""
+        samples = self._samples(prepared)
+        sums: dict[str, np.ndarray] = {}
+        weights = np.zeros(prepared.grid.shape, np.float32)
+        scores: list[float] = []
+        for start in range(0, len(samples), self.batch_size):
+            part = samples[start : start + self.batch_size]
+            batch = self._batch(prepared, part)
+            batch.columns = [dict(columns or {}) for _ in part]
+            maps = self._run(batch)
+            if maps.score is not None:
+                scores += maps.score.double().cpu().tolist()
+            self._add(part, maps, sums, weights, prepared)
+        for name, total in sums.items():
+            sums[name] = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
+        result = Stitched(scores=scores, reconstruction=sums.get("reconstruction"))
+        result.map = sums["map"][0] if "map" in sums else None
+        result.uncertainty = sums["uncertainty"][0] if "uncertainty" in sums else None
+        return result
+
+    def _samples(self, prepared: Prepared) -> list[Sample]:
+        if self.slices:
+            places = split_slices(prepared)
+            whole = (slice(None), slice(None))
+            return [Sample((*whole, k), position, k) for k, position in places]
+        if self.patch is None:
+            return [Sample((slice(None),) * len(prepared.grid.shape), 0.5, 0)]
+        corners = list(self._corners(prepared.grid.shape, self.patch))
+        last = max(1, len(corners) - 1)
+        return [
+            Sample(tuple(slice(c, c + self.patch) for c in corner), i / last, i)
+            for i, corner in enumerate(corners)
+        ]
+
+    @staticmethod
+    def _corners(shape: tuple[int, ...], patch: int) -> Iterator[tuple[int, ...]]:
+        """Corners of windows that overlap by at least half and cover the grid."""
+        axes = []
+        for n in shape:
+            count = (
+                max(1, int(np.ceil((n - patch) / (patch * (1 - OVERLAP)))) + 1) if n > patch else 1
+            )
+            axes.append(np.linspace(0, max(0, n - patch), count).round().astype(int).tolist())
+        return itertools.product(*axes)
+
+    def _batch(self, prepared: Prepared, samples: list[Sample]) -> Batch:
+        images = np.stack([prepared.image[(slice(None), *s.place)] for s in samples])
+        masks = np.stack([prepared.foreground[s.place] for s in samples])
+        return Batch(
+            image=torch.from_numpy(np.ascontiguousarray(images)),
+            foreground=torch.from_numpy(np.ascontiguousarray(masks))[:, None],
+            rng=Rng([derive_seed(self.seed, "predict", s.key) for s in samples]),
+            position=torch.tensor([s.position for s in samples], dtype=torch.float32),
+        ).to(self.device)
+
+    def _run(self, batch: Batch) -> Maps:
+        with torch.set_grad_enabled(self.method.needs_grad):
+            return self.method.maps(batch)
+
+    def _add(
+        self,
+        samples: list[Sample],
+        maps: Maps,
+        sums: dict[str, np.ndarray],
+        weights: np.ndarray,
+        prepared: Prepared,
+    ) -> None:
+        """Add weighted results to the sums; the weight falls towards the edges of a patch."""
+        named = {"map": maps.map, "reconstruction": maps.reconstruction}
+        named["uncertainty"] = maps.uncertainty
+        size = tuple(np.array(prepared.image[(slice(None), *samples[0].place)].shape[1:]))
+        window = self._window(size) if self.patch else np.ones(size, np.float32)
+        for name, tensor in named.items():
+            if tensor is None:
+                continue
+            values = self._resized(tensor.detach().float(), size).cpu().numpy()
+            if name not in sums:
+                sums[name] = np.zeros((values.shape[1], *weights.shape), np.float32)
+            for sample, value in zip(samples, values, strict=True):
+                sums[name][(slice(None), *sample.place)] += window * value
+        for sample in samples:
+            weights[sample.place] += window
+
+    @staticmethod
+    def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Enlarge a map from the method's own grid, linearly."""
+        if tuple(values.shape[2:]) == size:
+            return values
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        return torch.nn.functional.interpolate(values, size, mode=mode, align_corners=False)
+
+    @staticmethod
+    def _window(size: tuple[int, ...]) -> np.ndarray:
+        window = np.ones((1,) * len(size), np.float32)
+        for axis, n in enumerate(size):
+            x = (np.arange(n) - (n - 1) / 2) / (n / 4)
+            shape = [1] * len(size)
+            shape[axis] = n
+            window = window * np.exp(-0.5 * x**2).reshape(shape).astype(np.float32)
+        return np.maximum(window, 1e-3)
+
+
+def predict(
+    state: State,
+    scan: Scan | np.ndarray | str | os.PathLike[str] | list[str],
+    foreground: np.ndarray | None = None,
+    details: bool = True,
+    force: bool = False,
+    columns: Mapping[str, Any] | None = None,
+) -> Finding:
+    """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
+    if state.method is None:
+        raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
+    if isinstance(scan, np.ndarray):
+        scan = check_array(scan)
+    elif not isinstance(scan, Scan):
+        scan = read_scan(scan)
+    begun = time.monotonic()
+    verdict = None if state.gate is None else state.gate.check(scan)
+    if verdict is not None and not (verdict.passed or force):
+        raise ScanError(
+            f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
+            "Use force (--force) to score it all the same."
+        )
+    preparation = state.preparation()
+    prepared = preparation.of(scan, foreground)
+    size = BATCH if state.arguments["dims"] == 2 else 1
+    slices = preparation.slices(prepared)
+    predictor = Predictor(state.method, slices, state.patch, size, state.seed)
+    stitched = predictor(prepared, columns)
+    finding = Finding(scan, None, _score(state, stitched, prepared), quality=verdict)
+    if stitched.map is not None:
+        finding.map = prepared.back(stitched.map[None])[0]
+    if details:
+        _add_details(finding, stitched, prepared)
+    if state.scan_threshold is not None:
+        finding.threshold = state.scan_threshold.threshold
+        finding.p_value = state.scan_threshold.p_value(finding.score)
+        finding.anomalous = state.scan_threshold.is_anomalous(finding.score)
+    finding.pixel_threshold = state.pixel_threshold
+    # The article counts voxels of its own grid; here they become those of the scan's.
+    finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
+    if prepared.working is not None:
+        finding.notes, finding.facts = prepared.working.notes, prepared.working.facts
+    finding.provenance = state.provenance()
+    finding.seconds = time.monotonic() - begun
+    return finding
+
+
+def predict_rows(
+    state: State, rows: Iterable[CohortRow], details: bool = False, force: bool = False
+) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
+    """Predict scan after scan; a bad scan yields its error and the rest goes on."""
+    for row in rows:
+        try:
+            scan = row.load()
+            foreground = row.load_foreground(scan)
+            yield row, predict(state, scan, foreground, details, force, row.columns)
+        except NormscanError as error:
+            yield row, error
+        except OSError as error:
+            yield row, ScanError(f"{row.scan}: can't be read ({error.strerror}).")
+
+
+def _score(state: State, stitched: Stitched, prepared: Prepared) -> float:
+    """Post-process the map in place; the method's own score goes before a reduction of it."""
+    if stitched.map is not None:
+        stitched.map = apply_chain(
+            state.postprocess, stitched.map, prepared.foreground, prepared.image
+        )
+        if not np.isfinite(stitched.map).all():
+            raise ScanError("the method's map is not finite for this scan; was it trained?")
+    if stitched.scores:
+        return float(max(stitched.scores))
+    assert stitched.map is not None
+    return reduce_map(state.reduction, stitched.map, prepared.foreground)
+
+
+def _add_details(finding: Finding, stitched: Stitched, prepared: Prepared) -> None:
+    back = prepared.back
+    finding.foreground = back(prepared.foreground[None].astype(np.float32))[0] > 0.5
+    if stitched.reconstruction is not None:
+        finding.reconstruction = back(stitched.reconstruction)
+        finding.prepared = back(prepared.image)

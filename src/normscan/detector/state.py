@@ -1,0 +1,159 @@
+"""The state of a detector: what was asked for, what its cohort settled, what it has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from normscan import registry
+from normscan.decide import ScanThreshold
+from normscan.errors import ArgumentError
+from normscan.io.values import plain
+from normscan.methods.base import Method
+from normscan.preprocess import Preprocess
+from normscan.preprocess.samples import Preparation
+from normscan.preprocess.settings import build_preprocess, expanded
+from normscan.quality import Gate
+from normscan.registry import Card
+from normscan.scores.postprocess import parse
+from normscan.scores.reductions import check_reduction
+from normscan.version import __version__
+from normscan.wrappers import check_wrappers
+
+
+@dataclass(eq=False, repr=False)
+class State:
+    """A detector as plain values; see ``Detector`` for those that a user gives.
+
+    Attributes:
+        card: of the method.
+        preset: of the method.
+        arguments: of the method, all of them; the cohort settles ``dims`` and ``channels``.
+        preprocess: of scans; steps that learn have learnt after fitting.
+        postprocess: chain of steps on the map.
+        reduction: from map to score.
+        fpr: false-positive rate of the decision.
+        pixel_fpr: mean fraction of a healthy scan's pixels above the pixel threshold.
+        patch: side of patches, or None.
+        seed: of everything random.
+        wrappers: around the method, the innermost first.
+        cache: keep the results of preprocessing steps on disk.
+        gated: learn a quality gate.
+        channels: that it was trained on.
+        method: built, and after fitting trained.
+        scan_threshold: decision on scans.
+        pixel_threshold: of the map.
+        gate: what a scan is compared with before it is scored, or None.
+        training: what it was trained on and how long.
+        fingerprint: SHA-256 of the stored weights, or an empty string.
+    """
+
+    card: Card
+    preset: str
+    arguments: dict[str, Any]
+    preprocess: Preprocess
+    postprocess: tuple[str, ...]
+    reduction: str
+    fpr: float
+    pixel_fpr: float
+    patch: int | None
+    seed: int
+    wrappers: tuple[str, ...]
+    cache: bool = True
+    gated: bool = True
+    channels: tuple[str, ...] = ()
+    method: Method | None = None
+    scan_threshold: ScanThreshold | None = None
+    pixel_threshold: float | None = None
+    gate: Gate | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def changed(self, **changes: Any) -> State:
+        """Return the state with other values; it shares the rest."""
+        return State(**{f.name: getattr(self, f.name) for f in fields(State)} | changes)
+
+    def configuration(self) -> dict[str, Any]:
+        """What was asked for, as plain values; a run folder belongs to one configuration."""
+        configuration: dict[str, Any] = plain(
+            {
+                "method": self.card.id,
+                "preset": self.preset,
+                "arguments": self.arguments,
+                "preprocess": self.preprocess.to_dict(),
+                "postprocess": self.postprocess,
+                "reduction": self.reduction,
+                "fpr": self.fpr,
+                "pixel_fpr": self.pixel_fpr,
+                "patch": self.patch,
+                "wrappers": self.wrappers,
+                "seed": self.seed,
+            }
+        )
+        return configuration
+
+    def preparation(self) -> Preparation:
+        """What prepares its scans, in any process."""
+        return Preparation(self.preprocess, self.arguments["dims"], self.channels, self.cache)
+
+    def provenance(self) -> dict[str, Any]:
+        """Who made a finding."""
+        return {
+            "method": self.card.id,
+            "preset": self.preset,
+            "detector_sha256": self.fingerprint,
+            "normscan": __version__,
+            "seed": self.seed,
+        }
+
+
+def ask(
+    method: str,
+    *,
+    preset: str = "paper",
+    preprocess: dict[str, Any] | None = None,
+    postprocess: Iterable[str] | None = None,
+    reduction: str | None = None,
+    fpr: float = 0.05,
+    pixel_fpr: float = 0.05,
+    patch: int | None = None,
+    seed: int = 0,
+    cache: bool = True,
+    gate: bool = True,
+    wrappers: Iterable[str] | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> State:
+    """Return an unfitted state: the preset's values, and over them what is given.
+
+    Raises:
+        ArgumentError: unknown method, preset, argument, step or reduction, or a wrong value.
+    """
+    card = registry.card(method)
+    chosen = card.preset(preset)
+    values = card.arguments(preset, **(arguments or {}))
+    settings = {"size": values["size"]}
+    for layer in (card.preprocess, chosen.get("preprocess"), preprocess):
+        settings |= expanded(layer or {})
+    prepared = build_preprocess(settings)
+    chain = postprocess if postprocess is not None else chosen.get("postprocess")
+    chain = tuple(card.postprocess if chain is None else chain)
+    parse(chain)
+    reduction = check_reduction(reduction or str(chosen.get("reduction", card.reduction)))
+    for name, rate in (("fpr", fpr), ("pixel_fpr", pixel_fpr)):
+        if not 0 < rate < 1:
+            raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
+    around = check_wrappers(wrappers if wrappers is not None else chosen.get("wrappers", ()))
+    if patch is not None:
+        if not 1 <= patch <= prepared.size:
+            most = f"1..{prepared.size}, the size that scans are brought to"
+            raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
+        values["size"] = patch
+    for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0)):
+        count = values.get(name)
+        if isinstance(count, int) and count < least:
+            raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
+    return State(
+        card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
+        cache, gate,
+    )  # fmt: skip

@@ -1,0 +1,200 @@
+"""A detector on disk: weights, ``detector.json``, card. No pickle anywhere."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from normscan.decide import ScanThreshold
+from normscan.detector.state import State, ask
+from normscan.errors import ArgumentError, OutputError
+from normscan.io import atomic_path, content_hash
+from normscan.io.values import read_json, tupled, write_json
+from normscan.methods.base import Method
+from normscan.networks.backbones import weights_from_state
+from normscan.preprocess.settings import build_preprocess
+from normscan.quality import Gate
+from normscan.rng import seeded
+from normscan.training.checkpoint import write_tensors
+from normscan.training.folder import CONFIG, DETECTOR, WEIGHTS
+from normscan.version import __version__
+from normscan.wrappers import wrap
+
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "numpy", "scipy", "monai", "timm")
+    return {
+        "normscan": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def write_state(state: State, folder: Path) -> State:
+    """Write weights, card and, last, ``detector.json``: where that is, the rest is whole.
+
+    Returns:
+        The state with the fingerprint of its weights.
+
+    Raises:
+        OutputError: it was not fitted, or the folder can't be written.
+    """
+    method, threshold = state.method, state.scan_threshold
+    if method is None or threshold is None:
+        raise OutputError("this detector was not fitted, so there is nothing to save.")
+    write_tensors(folder / WEIGHTS, _plain(method.state_dict()))
+    state = state.changed(fingerprint=content_hash(folder / WEIGHTS))
+    about = {
+        "format": FORMAT,
+        "configuration": state.configuration(),
+        "channels": list(state.channels),
+        "scan_threshold": threshold.to_dict(),
+        "pixel_threshold": state.pixel_threshold,
+        "training": state.training,
+        "gate": None if state.gate is None else state.gate.to_dict(),
+        "sha256": state.fingerprint,
+        "versions": versions(),
+        "licence": "weights: as the training data allow; code: Apache-2.0",
+    }
+    with atomic_path(folder / "card.md") as temporary:
+        temporary.write_text(model_card(state), encoding="utf-8")
+    write_json(folder / DETECTOR, about)
+    return state
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share nothing; what is so already isn't copied, it may be large."""
+    plain: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, value in state.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in known or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        known.add(storage.data_ptr())
+        plain[name] = value
+    return plain
+
+
+def read_detector(folder: Path) -> dict[str, Any]:
+    """Read and check ``detector.json``.
+
+    Raises:
+        OutputError: missing, unfinished, damaged, or of a later format.
+    """
+    path = folder / DETECTOR
+    if not path.is_file():
+        if (folder / CONFIG).is_file():
+            raise OutputError(f"{folder}: the run is not finished. Finish it with fit --resume.")
+        raise OutputError(f"{folder} holds no detector ({DETECTOR} is missing).")
+    try:
+        state: dict[str, Any] = read_json(path)
+        found, stored = state["format"], state["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is damaged ({error}). Train again.") from error
+    if found != FORMAT:
+        raise OutputError(
+            f"{path} has format {found}; this version reads {FORMAT}. Update normscan."
+        )
+    weights = folder / WEIGHTS
+    if not weights.is_file() or content_hash(weights) != stored:
+        raise OutputError(f"{weights} is missing or not the file that {DETECTOR} describes.")
+    return state
+
+
+def read_state(folder: Path, device: str = "auto") -> State:
+    """Read a detector; see ``normscan.detector.load``."""
+    about = read_detector(folder)
+    try:
+        setup = about["configuration"]
+        given = ("preset", "postprocess", "reduction", "fpr", "pixel_fpr", "patch", "seed")
+        asked = ask(
+            setup["method"],
+            **{k: setup[k] for k in given},
+            wrappers=setup.get("wrappers", ()),
+        )
+        pixel, gate = about["pixel_threshold"], about.get("gate")
+        state = asked.changed(
+            arguments={k: tupled(v) for k, v in setup["arguments"].items()},
+            preprocess=build_preprocess(setup["preprocess"]),
+            channels=tuple(about["channels"]),
+            scan_threshold=ScanThreshold.from_dict(about["scan_threshold"]),
+            pixel_threshold=None if pixel is None else float(pixel),
+            training=about["training"],
+            gate=None if gate is None else Gate.from_dict(gate),
+            fingerprint=about["sha256"],
+        )
+        method = read_method(state, folder)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OutputError(f"{folder / DETECTOR} is damaged ({reason}). Train again.") from error
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        method.to(chosen if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(f"device '{device}' can't be used here: {reason}") from error
+    return state.changed(method=method)
+
+
+def read_method(state: State, folder: Path) -> Method:
+    """Build the method and give it its stored weights."""
+    with seeded(state.seed), weights_from_state():
+        method = wrap(state.card, state.arguments, state.wrappers)
+    try:
+        method.load_weights(load_file(folder / WEIGHTS))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OutputError(f"{folder / WEIGHTS} doesn't fit {state.card.id}: {reason}") from error
+    return method.requires_grad_(False).eval()
+
+
+def _gate_line(state: State) -> str:
+    if state.gate is None:
+        return "none"
+    train, held_out = state.gate.counts
+    return (
+        f"refuses what is unlike {train} training and {held_out} other healthy scans; it stores "
+        "coarse thumbnails of them."
+    )
+
+
+def model_card(state: State) -> str:
+    """Return the card of a fitted detector as Markdown."""
+    card, training, pre = state.card, state.training, state.preprocess
+    size = " x ".join([str(pre.size)] * state.arguments["dims"])
+    lines = [
+        f"# {card.id} detector",
+        "",
+        f"{card.summary} ({card.paper}; preset `{state.preset}`).",
+        "",
+        "**Research use. Not for diagnosis, not a medical device.**",
+        "",
+        "- Intended use: rank scans and mark places that depart from the healthy training scans.",
+        f"- Accepted input: {state.arguments['dims']}D "
+        f"{'slices of scans' if state.arguments['dims'] == 2 else 'volumes'}, channels "
+        f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
+        f"- Trained on: {training['cohort_size']['train']} healthy scans of "
+        f"{training['subjects']['train']} subjects; threshold from "
+        f"{training['cohort_size']['val']} more of {training['subjects']['val']}.",
+        f"- Wrappers: {', '.join(state.wrappers) or 'none'}",
+        f"- Quality gate: {_gate_line(state)}",
+        f"- Operating point: {training.get('calibration', 'not calibrated')}",
+        f"- Post-processing: {', '.join(state.postprocess) or 'none'}; score: {state.reduction}.",
+        f"- Weights: sha256 {state.fingerprint}",
+        "",
+    ]
+    if pre.steps:
+        names = [spec if isinstance(spec, str) else next(iter(spec)) for spec in pre.steps]
+        lines.insert(-1, f"- Preparation before the working grid: {', '.join(names)}.")
+    return "\n".join(lines)

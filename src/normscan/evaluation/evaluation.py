@@ -1,0 +1,176 @@
+"""Evaluation of a detector on a cohort: one prediction path, exact metrics, one page."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normscan.cohort import Cohort
+from normscan.detector import Detector, storage
+from normscan.errors import CohortError, nearest
+from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
+from normscan.evaluation.summary import BASELINES, baseline_metrics, group_metrics, summarise
+from normscan.evaluation.writing import write_page, write_scans
+from normscan.io.atomic import check_folder
+from normscan.io.values import finite, write_json
+from normscan.metrics import calibration
+from normscan.progress import Progress
+
+
+def evaluate(
+    detector: Detector,
+    cohort: Cohort | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    region: Region = "whole",
+    group: str | None = None,
+    baselines: Iterable[str] = BASELINES,
+    report: str | os.PathLike[str] | None = None,
+    command: str = "",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a detector and write ``results.json``, ``scans.csv`` and ``report.html``.
+
+    Args:
+        detector: fitted.
+        cohort: a cohort, or the path of its table or folder.
+        out: folder for the files; those of an earlier evaluation are replaced.
+        split: part of the cohort.
+        region: ``whole`` evaluates all pixels of a scan, ``foreground`` those of the foreground.
+        group: column whose values are told apart; one called kind, defect, pathology or diagnosis
+            is taken by itself.
+        baselines: methods that are fitted with the same preprocessing and stand beside.
+        report: path of the page; ``report.html`` in ``out`` by default.
+        command: to be recorded.
+        progress: show progress on stderr.
+
+    Returns:
+        The results, as in ``results.json``.
+
+    Raises:
+        CohortError: no scan in that part, or none could be predicted.
+        OutputError: ``out`` is a file.
+    """
+    cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=detector.seed)
+    rows = cohort.part(split)
+    if not len(rows):
+        raise CohortError(f"the cohort has no scans in the split '{split}'.")
+    columns = sorted({name for row in rows for name in row.columns})
+    if group is not None and group not in columns:
+        raise CohortError(
+            f"the cohort has no free column '{group}'.{nearest(group, columns)} "
+            f"It has: {', '.join(columns) or 'none'}."
+        )
+    group = group or group_column(rows)
+    out = Path(out)
+    check_folder(out)
+    with Progress(progress) as bar:
+        scores = score_cohort(detector, rows, region, group, bar)
+        if not scores.rows:
+            raise CohortError(
+                f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
+            )
+        for note in scores.masks.notes():
+            bar.say(note)
+        results = _results(detector, cohort, scores, split, region, rows.has_masks, command)
+        if group:
+            results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
+        results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
+        table = write_scans(out / "scans.csv", scores)
+        bar.say("drawing the report")
+        write_json(out / "results.json", finite(results))
+        page = Path(report) if report else out / "report.html"
+        write_page(page, detector, rows, results, table)
+    return results
+
+
+def _results(
+    detector: Detector,
+    cohort: Cohort,
+    scores: Scores,
+    split: str,
+    region: Region,
+    masks: bool,
+    command: str,
+) -> dict[str, Any]:
+    metrics, pixels = summarise(scores, detector.pixel_threshold, masks)
+    if pixels is not None:
+        pixels |= {
+            "fpr": detector.pixel_fpr,
+            "region": "whole image" if region == "whole" else "foreground",
+        }
+    card, threshold = detector.card, detector.scan_threshold
+    assert threshold is not None
+    low, high = threshold.fpr_interval()
+    seconds = [r["seconds"] for r in scores.rows]
+    return {
+        "method": {
+            "id": card.id,
+            "family": card.family,
+            "paper": card.paper,
+            "regime": card.regime,
+        },
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cohort": {
+            "split": split,
+            "counts": _counts(cohort),
+            "notes": list(dict.fromkeys([*cohort.notes, *scores.masks.notes()])),
+        },
+        "metrics": metrics,
+        "decision": {
+            "threshold": threshold.threshold,
+            "fpr_wanted": threshold.fpr,
+            "fpr_expected": threshold.expected_fpr,
+            "fpr_low": low,
+            "fpr_high": high,
+            "n_validation": threshold.n,
+            "warning": None if threshold.certified else threshold.describe(),
+            "flagged_anomalous": _flagged(scores, 1),
+            "flagged_healthy": _flagged(scores, 0),
+            "calibration": _calibration(scores),
+        },
+        "pixels": pixels,
+        "quality_gate": _gate_counts(scores),
+        "failures": scores.failures,
+        "config": {**detector.configuration(), "training": detector.training},
+        "versions": storage.versions(),
+        "seconds": {"predict_per_scan": float(np.mean(seconds))},
+    }
+
+
+def _gate_counts(scores: Scores) -> dict[str, int] | None:
+    """How many scans the quality gate lets pass, flags and would refuse; None without a gate."""
+    verdicts = [r["quality"] for r in scores.rows if "quality" in r]
+    return {s: verdicts.count(s) for s in ("ok", "flag", "refuse")} if verdicts else None
+
+
+def _calibration(scores: Scores) -> dict[str, Any] | None:
+    """Calibration of the p-values of healthy subjects, each with its lowest, as at the threshold."""
+    lowest: dict[str, float] = {}
+    for row in scores.rows:
+        if row["label"] == 0 and row["p_value"] is not None:
+            lowest[row["subject"]] = min(row["p_value"], lowest.get(row["subject"], 1.0))
+    return calibration(list(lowest.values())).to_dict() if lowest else None
+
+
+def _flagged(scores: Scores, label: int) -> int:
+    return sum(bool(r["anomalous"]) for r in scores.rows if r["label"] == label)
+
+
+def _counts(cohort: Cohort) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, Any]] = {}
+    for row in cohort:
+        entry = counts.setdefault(
+            row.split or "none", {"healthy": 0, "anomalous": 0, "subjects": set()}
+        )
+        if row.label is not None:
+            entry["anomalous" if row.label else "healthy"] += 1
+        entry["subjects"].add(row.subject)
+    return {k: {**v, "subjects": len(v["subjects"])} for k, v in counts.items()}

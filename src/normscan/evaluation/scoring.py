@@ -1,0 +1,101 @@
+"""A cohort is scored: one prediction path, scan after scan, and what is kept of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from normscan.cohort import Cohort, CohortRow
+from normscan.detector import Detector
+from normscan.detector.finding import Finding
+from normscan.errors import NormscanError
+from normscan.io import MaskReport
+from normscan.metrics import PixelScores
+from normscan.metrics.segmentation import SegmentationScores
+from normscan.progress import Progress
+
+Region = Literal["whole", "foreground"]
+
+MOST_GROUPS = 12
+
+
+@dataclass
+class Scores:
+    """What an evaluation collects while it goes from scan to scan."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    pixels: PixelScores = field(default_factory=PixelScores)
+    segmentations: SegmentationScores = field(default_factory=SegmentationScores)
+    groups: dict[str, PixelScores] = field(default_factory=dict)
+    masked: int = 0
+    unmasked: int = 0
+    masks: MaskReport = field(default_factory=MaskReport)
+
+    def add(self, row: CohortRow, finding: Finding, region: Region, group: str | None) -> None:
+        """Take in one scan, or nothing of it if its mask is bad."""
+        mask = row.load_mask(finding.scan, report=self.masks)
+        self.rows.append(
+            {
+                "scan": row.scan,
+                "subject": row.subject,
+                "label": row.label,
+                "split": row.split,
+                "score": finding.score,
+                "p_value": finding.p_value,
+                "anomalous": finding.anomalous,
+                **({"quality": finding.quality.status} if finding.quality else {}),
+                "seconds": round(finding.seconds, 4),
+                **row.columns,
+            }
+        )
+        if finding.map is None:
+            return
+        if mask is None:
+            self.unmasked += 1
+            return
+        where = finding.foreground if region == "foreground" else None
+        self.pixels.add(finding.map, mask, row.subject, where)
+        if (found := finding.segmentation) is not None:
+            spacing = finding.scan.spacing
+            self.segmentations.add(found, finding.map, mask, row.subject, spacing, where)
+        self.masked += bool(mask.any())
+        if group and mask.any():
+            value = str(row.columns.get(group, ""))
+            self.groups.setdefault(value, PixelScores()).add(finding.map, mask, row.subject, where)
+
+
+def score_cohort(
+    detector: Detector,
+    rows: Cohort,
+    region: Region = "whole",
+    group: str | None = None,
+    progress: Progress | None = None,
+    name: str = "predict",
+) -> Scores:
+    """Predict every scan; bad ones are reported and passed over."""
+    scores = Scores()
+    bar = progress or Progress(False)
+    tracked: Iterable[CohortRow] = bar.track(rows, name, len(rows))
+    for row, result in detector.predict_cohort(tracked, details=region == "foreground", force=True):
+        try:
+            if isinstance(result, NormscanError):
+                raise result
+            scores.add(row, result, region, group)
+        except NormscanError as error:
+            # Results and reports travel: they name files as the table does, not where they lie.
+            reason = str(error).replace(f"{rows.root}{os.sep}", "")
+            scores.failures.append({"scan": row.scan, "reason": reason})
+            bar.say(f"left out {row.scan}: {error}")
+    return scores
+
+
+def group_column(cohort: Cohort) -> str | None:
+    """Return the free text column that tells kinds of anomalies apart, if there is one."""
+    for name in ("kind", "defect", "pathology", "diagnosis"):
+        values = {str(r.columns[name]) for r in cohort if r.label == 1 and name in r.columns}
+        if 1 < len(values) <= MOST_GROUPS:
+            return name
+    return None

@@ -1,0 +1,181 @@
+"""Figures of a scored cohort: metrics, groups of anomalies, the baselines beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from normscan.cohort import Cohort
+from normscan.detector import Detector
+from normscan.errors import CohortError
+from normscan.evaluation.scoring import Region, Scores, score_cohort
+from normscan.metrics import image_metrics
+from normscan.progress import Progress
+
+BASELINES = ("mean_image", "image_statistics")
+
+# name: (title, description, whether it uses the test labels to choose something)
+METRICS: dict[str, tuple[str, str, bool]] = {
+    "image_auroc": ("Image AUROC", "anomalous against healthy scans; ties count half", False),
+    "image_ap": ("Image AP", "step-wise average precision over scans", False),
+    "pixel_auroc": ("Pixel AUROC", "all pixels of all scans pooled", False),
+    "pixel_ap": ("Pixel AP", "step-wise average precision over pixels", False),
+    "aupro": ("AUPRO(0.3)", "mean overlap of lesions up to 30 % false-positive pixels", False),
+    "dice": ("Dice", "pooled, at the threshold from healthy scans", False),
+    "subject_dice": ("Dice per subject", "mean over subjects, at the same threshold", False),
+    "lesion_sensitivity": ("Lesion sensitivity", "lesions that the segmentation touches", False),
+    "lesion_precision": ("Lesion precision", "segmented components that touch a lesion", False),
+    "lesion_f1": ("Lesion F1", "of lesion sensitivity and precision", False),
+    "hd95": ("HD95 (mm)", "95 % Hausdorff distance, mean over segmented scans", False),
+    "best_dice": ("Best Dice", "pooled, at the best of all thresholds", True),
+    "image_f1_max": ("Image F1-max", "at the best of all thresholds", True),
+    "image_sensitivity_at_95_specificity": (
+        "Sensitivity at 95 % specificity",
+        "of scans, at a threshold from the healthy test scans",
+        True,
+    ),
+}
+
+
+def summarise(
+    scores: Scores, threshold: float | None, masks: bool, seed: int = 0
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """Return the metrics by name, and what was evaluated of the pixels."""
+    labelled = [r for r in scores.rows if r["label"] is not None]
+    found: dict[str, Any] = {}
+    if labelled:
+        image = image_metrics(
+            [r["score"] for r in labelled],
+            [r["label"] for r in labelled],
+            [r["subject"] for r in labelled],
+            seed=seed,
+        )
+        found |= {"image_auroc": image.auroc, "image_ap": image.ap, "image_f1_max": image.f1_max}
+        found["image_sensitivity_at_95_specificity"] = image.sensitivity_at_specificity
+    pixels: dict[str, Any] | None = None
+    if masks and scores.masked:
+        result = scores.pixels.evaluate(threshold, seed=seed)
+        found |= {"pixel_auroc": result.auroc, "pixel_ap": result.ap, "aupro": result.aupro}
+        found |= {"best_dice": result.best_dice}
+        if result.dice is not None and result.subject_dice is not None:
+            found |= {"dice": result.dice, "subject_dice": result.subject_dice}
+        pixels = {
+            "region": result.evaluated,
+            "threshold": threshold,
+            "prevalence": result.prevalence,
+            "regions": result.regions,
+            "scans_with_mask": scores.masked,
+            "scans_without_mask": scores.unmasked,
+            "best_dice_threshold": result.best_dice_threshold,
+        }
+        if len(scores.segmentations):
+            parts = scores.segmentations.evaluate(seed=seed)
+            found |= {"lesion_sensitivity": parts.lesions.sensitivity, "hd95": parts.hd95}
+            found |= {"lesion_precision": parts.lesions.precision, "lesion_f1": parts.lesions.f1}
+            pixels["segmentation"] = parts.to_dict()
+    metrics = {}
+    for name, (title, description, oracle) in METRICS.items():
+        if name in found:
+            text = {"oracle": oracle, "title": title, "description": description}
+            metrics[name] = {**found[name].to_dict(), **text}
+    if "hd95" in metrics:
+        metrics["hd95"]["description"] = (
+            f"95 % Hausdorff distance, mean over {parts.surfaces} of "
+            f"{parts.surfaces + parts.surfaces_undefined} scans with a lesion, those with a "
+            "segmentation"
+        )
+    return metrics, pixels
+
+
+def group_metrics(scores: Scores, column: str, threshold: float | None) -> list[dict[str, Any]]:
+    """Metrics of the anomalous scans of each value of a column, against all healthy scans."""
+    healthy = [r for r in scores.rows if r["label"] == 0]
+    anomalous = [r for r in scores.rows if r["label"] == 1]
+    entries = []
+    for value in sorted({str(r.get(column, "")) for r in anomalous}):
+        some = Scores(rows=healthy + [r for r in anomalous if str(r.get(column, "")) == value])
+        if value in scores.groups:
+            some.pixels, some.masked = scores.groups[value], len(scores.groups[value])
+        metrics, _ = summarise(some, threshold, masks=some.masked > 0)
+        n = len(some.rows) - len(healthy)
+        entries.append({"value": value, "n": n, **metrics})
+    return entries
+
+
+def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
+    """Fit a baseline with the preprocessing of a detector."""
+    settings = {**detector.preprocess.to_dict(), "colour": "auto"}
+    dims = detector.arguments["dims"] or 2
+    baseline = Detector(
+        name,
+        preprocess=settings,
+        size=detector.preprocess.size,
+        dims=dims,
+        seed=detector.seed,
+        gate=False,
+    )
+    return baseline.fit(cohort)
+
+
+def baseline_metrics(
+    detector: Detector,
+    cohort: Cohort,
+    rows: Cohort,
+    region: Region,
+    names: Iterable[str],
+    bar: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the baselines; none where the cohort has no healthy training scans."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name == detector.card.id:
+            continue
+        try:
+            baseline = fit_baseline(name, detector, cohort)
+        except CohortError as error:
+            bar.say(f"no baseline {name}: {error}")
+            continue
+        scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
+        found[name] = summarise(scores, baseline.pixel_threshold, rows.has_masks)[0]
+    return found
+
+
+def text_summary(results: dict[str, Any]) -> str:
+    """Return the figures of an evaluation as a few lines for a terminal."""
+    lines = []
+    names = {name: m["title"] for name, m in results["metrics"].items()}
+    width = max([16, *map(len, names.values())]) + 2
+    for name, metric in results["metrics"].items():
+        line = f"  {names[name]:<{width}}{_interval(metric):<24}"
+        beside = [
+            f"{b} {metrics[name]['value']:.3f}"
+            for b, metrics in results.get("baselines", {}).items()
+            if name in metrics and metrics[name]["value"] is not None
+        ]
+        if metric["oracle"]:
+            line += "oracle  "
+        lines.append(line + ("(" + ", ".join(beside) + ")" if beside else ""))
+    decision = results["decision"]
+    split = results["cohort"]["counts"].get(results["cohort"]["split"], {})
+    lines.append(
+        f"  {'flagged':<{width}}{decision['flagged_anomalous']} of {split.get('anomalous', 0)} anomalous, "
+        f"{decision['flagged_healthy']} of {split.get('healthy', 0)} healthy scans"
+    )
+    if decision["warning"]:
+        lines.append(f"  {'note':<{width}}{decision['warning']}")
+    gate = results["quality_gate"]
+    if gate and (gate["flag"] or gate["refuse"]):
+        lines.append(
+            f"  {'quality gate':<{width}}flags {gate['flag']} and would refuse {gate['refuse']} of these "
+            "scans, see scans.csv; all were scored"
+        )
+    if results["failures"]:
+        lines.append(f"  {'left out':<{width}}{len(results['failures'])} scans, see results.json")
+    return "\n".join(lines)
+
+
+def _interval(metric: dict[str, Any]) -> str:
+    if metric["value"] is None:
+        return "undefined"
+    text = f"{metric['value']:.3f}"
+    return text if metric["low"] is None else f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]"

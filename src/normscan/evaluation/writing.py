@@ -1,0 +1,67 @@
+"""An evaluation written down: the table of scans and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normscan.cohort import Cohort
+from normscan.detector import Detector
+from normscan.evaluation.scoring import Scores
+from normscan.io import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PICTURES = 6
+
+
+def write_scans(path: Path, scores: Scores) -> pd.DataFrame:
+    """Write a row for each scan as CSV and return the table."""
+    import pandas as pd
+
+    table = pd.DataFrame(scores.rows)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def choose(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the scans worth a picture, by section."""
+    anomalous = table[table["label"] == 1].sort_values("score", ascending=False, kind="stable")
+    healthy = table[table["label"] == 0].sort_values("score", ascending=False, kind="stable")
+    ranked = table.sort_values("score", ascending=False, kind="stable")
+    missed = anomalous[~anomalous["anomalous"].astype(bool)].iloc[::-1]
+    alarms = healthy[healthy["anomalous"].astype(bool)]
+    sections = {
+        "Most anomalous scans": ranked,
+        "Worst misses": missed,
+        "Worst false alarms": alarms,
+    }
+    return {
+        title: [str(s) for s in part["scan"].head(PICTURES)] for title, part in sections.items()
+    }
+
+
+def write_page(
+    path: Path, detector: Detector, rows: Cohort, results: dict[str, Any], table: pd.DataFrame
+) -> None:
+    """Draw the scans that are worth it and write the page; see ``normscan.report.write_report``."""
+    from normscan.report import write_report
+
+    by_name = {row.scan: row for row in rows}
+    drawn: dict[str, Any] = {}
+    sections = choose(table)
+    for name in dict.fromkeys(s for names in sections.values() for s in names):
+        row = by_name[name]
+        scan = row.load()
+        finding = detector.predict(scan, row.load_foreground(scan), force=True)
+        mask = row.load_mask(scan) if row.mask else None
+        drawn[name] = finding.picture(mask, row.label, name)
+    write_report(
+        path,
+        results=results,
+        scans=table,
+        pictures={title: [drawn[n] for n in names] for title, names in sections.items()},
+        pixel_threshold=detector.pixel_threshold,
+    )

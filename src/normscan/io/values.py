@@ -1,0 +1,40 @@
+"""Plain values: as JSON knows them, and to a file and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from normscan.io.atomic import atomic_path
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON will give it back: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+def tupled(value: Any) -> Any:
+    """Return lists as tuples, the form that methods take."""
+    return tuple(tupled(v) for v in value) if isinstance(value, list) else value
+
+
+def finite(value: Any) -> Any:
+    """Return a value as strict JSON knows it: what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

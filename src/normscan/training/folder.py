@@ -1,0 +1,77 @@
+"""The run folder that a detector grows in: its files, whose it is, and what is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from normscan.errors import OutputError
+from normscan.io.values import read_json, write_json
+
+DETECTOR = "detector.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+CACHE = "cache"
+
+
+def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> None:
+    """Make a run folder, or check that it is the one to go on with.
+
+    Raises:
+        OutputError: it exists (and ``resume`` is False), or belongs to another configuration.
+    """
+    if not _first_process():
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        config = folder / CONFIG if folder.is_dir() else folder
+        if not folder.is_dir() or not config.is_file():
+            raise OutputError(f"{folder} exists and is no run folder. Choose another one.")
+        if not resume:
+            state = "a finished" if (folder / DETECTOR).exists() else "an unfinished"
+            raise OutputError(
+                f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
+            )
+        try:
+            before = dict(read_json(config))
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"{config} is damaged. Remove the folder and train again.") from error
+        # A key that is missing was written by an earlier version, which didn't know it.
+        changed = [k for k, v in configuration.items() if before.get(k, v) != v]
+        if changed:
+            raise OutputError(
+                f"{folder} was begun with other settings ({', '.join(changed)}). Resume with the same "
+                "ones, or choose another folder."
+            )
+        return
+    write_json(folder / CONFIG, configuration)
+
+
+@contextlib.contextmanager
+def tidied(folder: Path) -> Iterator[None]:
+    """Remove the cache of prepared scans when the run ends, well or not.
+
+    A run that failed before its first checkpoint leaves nothing: its folder can be used again.
+    """
+    try:
+        yield
+    except BaseException:
+        if _first_process() and not (folder / CHECKPOINT).exists():
+            for name in (CONFIG, LOG):
+                (folder / name).unlink(missing_ok=True)
+        raise
+    finally:
+        if _first_process():
+            shutil.rmtree(folder / CACHE, ignore_errors=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _first_process() -> bool:
+    """Whether this is the only or the first of several processes."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -1,0 +1,167 @@
+"""What a trained toy detector has learnt: how well its map finds lesions of every kind.
+
+The verdict is one number, so that its spread over seeds and processors can be known:
+``benchmarks/toy_margins.py`` measures it and writes ``margins.csv``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from tests.toy import KINDS, Kind
+
+from normscan.cohort import Cohort
+from normscan.detector import Detector
+from normscan.methods.base import Batch, Method
+from normscan.registry import card
+from normscan.rng import Rng
+
+# The toy images are in known units: their own scale is part of what is learnt.
+AS_THEY_ARE = {"scaling": "none", "crop": "none"}
+
+# Margin of AUROC that a verdict must keep in every run of ``margins.csv``.
+LEAST = 0.03
+
+# Kinds of lesions that a method's map can show by its definition, where it isn't all of them.
+POSITIVE = "its residual is positive where a lesion is brighter than healthy tissue, else nothing"
+SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
+    "ae_dense": (("bright",), POSITIVE),
+    "ae_spatial": (("bright",), POSITIVE),
+    "bayesian_skip_ae": (("bright",), POSITIVE),
+    "caae_baur": (("bright",), POSITIVE),
+    "constrained_ae": (("bright",), POSITIVE),
+    "feddis": (("bright",), POSITIVE),
+    "healthy_anatomy_ae": (("bright",), POSITIVE),
+    "scale_space_ae": (("bright",), POSITIVE),
+    "vae": (("bright",), POSITIVE),
+    "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
+    "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
+}
+
+# Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
+# Their rows in ``margins.csv`` say how far they come.
+FINDINGS: dict[str, str] = {
+    "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
+    "caae": "its residual blocks and its critic learn in minutes, not in seconds",
+    "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",
+    "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
+    "ddad_asr": "its ensembles are those of ddad",
+    "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
+    "as well: edges of lesions are structure",
+    "feddis": "its codes are wide enough to copy a bright spot: with one seed of three it does",
+    "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
+    "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
+    "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
+    "trained or not",
+    "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Mean AUROC over the kinds of lesions: trained, untrained (median), of the mean image."""
+
+    trained: float
+    untrained: float
+    mean_image: float
+
+    @property
+    def margin(self) -> float:
+        """By how much the trained detector is above both others."""
+        return self.trained - max(self.untrained, self.mean_image)
+
+
+def detector(method: str, dims: int, steps: int | None = None, **options) -> Detector:
+    """An unfitted tiny detector; ``steps`` shortens every phase that counts in steps."""
+    arguments = {"dims": dims}
+    if steps is not None:
+        counted = [a for a in card(method).defaults if a == "steps" or a.endswith("_steps")]
+        arguments |= dict.fromkeys(counted, steps)
+    if dims == 3 and "batch_size" in card(method).defaults:
+        arguments["batch_size"] = 2
+    options = {"gate": False, **options}  # odd sizes and constant images must reach the method
+    return Detector(method, preset="tiny", preprocess=AS_THEY_ARE, **arguments, **options)
+
+
+def batch(det: Detector, n: int = 3, seed: int = 0) -> Batch:
+    """Random images that fit a detector's method."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (det.arguments["size"],) * det.arguments["dims"]
+    image = torch.rand(n, det.arguments["channels"], *shape, generator=generator)
+    foreground = torch.ones(n, 1, *shape, dtype=torch.bool)
+    return Batch(image, foreground, Rng([seed + i for i in range(n)]), torch.full((n,), 0.5))
+
+
+def quality(det: Detector, test: Cohort, kinds: Sequence[Kind] = KINDS) -> float:
+    """Mean AUROC of pixels (of scans where there is no map) over the kinds of lesions.
+
+    Each kind's lesions stand against the healthy foreground of all test scans.
+    """
+    inside: dict[str, list[np.ndarray]] = defaultdict(list)
+    outside = []
+    for row, finding in det.predict_cohort(test, details=True):
+        kind = row.columns.get("kind")
+        if finding.map is None:
+            (inside[kind] if row.label else outside).append(np.array([finding.score]))
+            continue
+        mask = row.load_mask(finding.scan)
+        outside.append(finding.map[finding.foreground & ~mask])
+        if row.label:
+            inside[kind].append(finding.map[mask])
+    healthy = np.hstack(outside)
+    found = []
+    for kind in kinds:
+        lesion = np.hstack(inside[kind])
+        labels = np.r_[np.ones(len(lesion)), np.zeros(len(healthy))]
+        found.append(roc_auc_score(labels, np.r_[lesion, healthy]))
+    return float(np.mean(found))
+
+
+def judge(method: str, cohort: Cohort, seed: int = 0) -> Verdict:
+    """Train a tiny detector and compare it with untrained ones and with the mean image.
+
+    A closed form can't be untrained: it is fitted to noise instead.
+    """
+    test = cohort.part("test")
+    kinds = SHOWS[method][0] if method in SHOWS else KINDS
+    det = detector(method, 2, seed=seed).fit(cohort)
+    trained = quality(det, test, kinds)
+    before = []
+    for other in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(100 * seed + other)
+            untrained: Method = card(method).create(**det.arguments).eval()
+        if not untrained.phases():
+            noise = [dataclasses.replace(batch(det, 8, s), rng=Rng(s)) for s in range(3)]
+            untrained.fit(iter(noise))
+        det.method = untrained
+        before.append(quality(det, test, kinds))
+    mean_image = quality(detector("mean_image", 2).fit(cohort), test, kinds)
+    return Verdict(trained, float(np.median(before)), mean_image)
+
+
+def falls(log: Path) -> dict[str, float]:
+    """By what share of its size each phase's loss falls, without what adversaries dispute.
+
+    Args:
+        log: ``log.jsonl`` of a run folder.
+    """
+    losses: dict[str, list[float]] = defaultdict(list)
+    for line in map(json.loads, log.read_text().splitlines()):
+        terms = {k.partition("/")[2]: v for k, v in line["terms"].items()}
+        kept = [v for k, v in terms.items() if k not in ("adversarial", "real", "fake")]
+        losses[line["phase"]].append(sum(kept))
+    result = {}
+    for phase, values in losses.items():
+        part = max(1, len(values) // 10)
+        first, last = np.mean(values[:part]), np.mean(values[-part:])
+        result[phase] = float((first - last) / abs(first))
+    return result
