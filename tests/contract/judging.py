@@ -65,6 +65,9 @@ FINDINGS: dict[str, str] = {
 }
 
 
+DISPUTED = ("adversarial", "real", "fake", "wasserstein", "penalty")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Mean AUROC over the kinds of lesions: trained, untrained (median), of the mean image."""
@@ -157,7 +160,7 @@ def falls(log: Path) -> dict[str, float]:
     losses: dict[str, list[float]] = defaultdict(list)
     for line in map(json.loads, log.read_text().splitlines()):
         terms = {k.partition("/")[2]: v for k, v in line["terms"].items()}
-        kept = [v for k, v in terms.items() if k not in ("adversarial", "real", "fake")]
+        kept = [v for k, v in terms.items() if k not in DISPUTED]
         losses[line["phase"]].append(sum(kept))
     result = {}
     for phase, values in losses.items():
