@@ -134,9 +134,10 @@ def test_baurs_schedule(name):
     assert (options["lr"], options["betas"]) == (1e-4, (0.5, 0.999))
     assert (phase.epochs, phase.batch_size, phase.patience) == (1000, 8, 5)
     assert card.postprocess == ("erode=12", "median=5")
-    assert card.preprocess["crop"] == "none" and card.preprocess["scaling"] == "none"
-    step = {"percentile": {"low": 0.0, "high": 99.8, "of": "image"}}
-    assert card.preprocess["steps"] == [step]
+    assert card.preprocess == {
+        "scaling": "percentile", "percentile": 99.8, "over": "image", "limit": 1.0, "crop": "none",
+        "fit": "stretch",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["ae_dense", "ae_spatial", "constrained_ae", "vae"])

@@ -363,6 +363,12 @@ def test_percentile_scaling(image, inside):
         np.testing.assert_allclose(got, values / np.percentile(values[inside], 95), rtol=1e-5)
 
 
+def test_percentile_over_the_whole_image(image, inside):
+    result = scaled(image, inside, scaling="percentile", percentile=95, over="image")
+    for got, values in zip(result, image, strict=True):
+        np.testing.assert_allclose(got, values / np.percentile(values, 95), rtol=1e-5)
+
+
 def test_percentile_scaling_starts_at_a_negative_minimum(image, inside):
     values = image - 100
     result = scaled(values, inside, scaling="percentile", percentile=90)

@@ -52,7 +52,6 @@ def percentile(
     high: float = 99.0,
     clip: bool = True,
     outside: float | None = None,
-    of: Literal["foreground", "image"] = "foreground",
 ) -> Working:
     """Map two percentiles of the foreground to 0 and 1.
 
@@ -62,15 +61,11 @@ def percentile(
         high: percent that becomes 1.
         clip: cut what lies beyond.
         outside: value outside the foreground; None scales it like the rest.
-        of: take the percentiles of the ``foreground``, or of the whole ``image``, its background
-            counted.
     """
     _range(low, high, "percentile")
-    if of not in ("foreground", "image"):
-        raise ArgumentError(f"percentile: of is '{of}'; foreground or image.")
 
     def scale(channel: np.ndarray, values: np.ndarray) -> np.ndarray:
-        bottom, top = np.percentile(channel if of == "image" else values, [low, high])
+        bottom, top = np.percentile(values, [low, high])
         scaled = (channel - bottom) / _positive(top - bottom, working, "percentile")
         return np.clip(scaled, 0, 1) if clip else scaled
 

@@ -84,6 +84,8 @@ class Preprocess:
             ``minmax`` the whole range to 0..1; ``zscore`` the foreground to mean 0 and deviation 1;
             ``none`` keeps the values.
         percentile: upper percentile of ``percentile`` scaling.
+        over: take percentile, median, mean and deviation over the ``foreground``, or over the whole
+            ``image``, its background counted.
         per: scale a whole ``volume``, or each ``slice`` of it on its own.
         limit: largest scaled value; one hot pixel must not swamp a network.
         colour: ``auto`` keeps the channels if all training scans agree on them and else turns red,
@@ -99,6 +101,7 @@ class Preprocess:
     fit: Literal["pad", "stretch"] = "pad"
     scaling: Literal["auto", "percentile", "median", "minmax", "zscore", "none"] = "auto"
     percentile: float = 99.0
+    over: Literal["foreground", "image"] = "foreground"
     per: Literal["volume", "slice"] = "volume"
     limit: float = 3.0
     colour: Literal["auto", "grey", "keep"] = "auto"
@@ -239,7 +242,8 @@ class Preprocess:
         median = self.scaling == "median" or (self.scaling == "auto" and inside.ndim == 2)
         scaled = np.empty_like(image)
         for channel, values in enumerate(image):
-            part = values[inside] if inside.any() else values.ravel()
+            foreground = self.over == "foreground" and inside.any()
+            part = values[inside] if foreground else values.ravel()
             if self.scaling == "zscore":
                 shift, scale = float(part.mean()), float(part.std())
             elif self.scaling == "minmax":

@@ -27,12 +27,12 @@ ARTICLE_RANGE: dict[str, Any] = {
 _TINY: dict[str, Any] = {
     "size": 32, "width": 16, "latent": 16, "warmup_turns": (2, 1), "turns": (2, 1),
     "warmup_steps": 2, "steps": 100, "lr": 2e-3, "batch_size": 16,
-    "preprocess": {**OWN_RANGE, "scaling": "none"},
+    "preprocess": {**OWN_RANGE, "steps": [], "scaling": "none"},
 }  # fmt: skip
 _LAPTOP: dict[str, Any] = {
     "size": 64, "width": 12, "latent": 64, "warmup_turns": (4, 10), "turns": (4, 2),
     "warmup_steps": 10, "steps": 100, "lr": 1e-3, "batch_size": 16,
-    "preprocess": {**OWN_RANGE, "scaling": "median"}, "postprocess": ("erode=2", "median=3"),
+    "preprocess": {**OWN_RANGE, "steps": [], "scaling": "median"}, "postprocess": ("erode=2", "median=3"),
 }  # fmt: skip
 
 

@@ -18,15 +18,22 @@ from normscan.registry import register
 # The brain is eroded by 12 of the 128 pixels.
 BAUR_POSTPROCESS = ("erode=12", "median=5")
 PRIOR = {"postprocess": ("erode=12", "hyperintense=0.9", "median=5")}
-# The whole frame, up to the 99.8th percentile of the volume, background counted.
+# The whole frame, cut at the 99.8th percentile of the volume, background counted.
 BAUR_RANGE: dict[str, Any] = {
-    "steps": [{"percentile": {"low": 0.0, "high": 99.8, "of": "image"}}],
-    "scaling": "none",
+    "scaling": "percentile",
+    "percentile": 99.8,
+    "over": "image",
+    "limit": 1.0,
     "crop": "none",
     "fit": "stretch",
 }
 # What the presets that are not the study's take instead.
-OWN_RANGE: dict[str, Any] = {"steps": [], "crop": "foreground", "fit": "pad"}
+OWN_RANGE: dict[str, Any] = {
+    "over": "foreground",
+    "limit": 3.0,
+    "crop": "foreground",
+    "fit": "pad",
+}
 LAPTOP_POSTPROCESS = ("erode=2", "median=3")
 LAPTOP: dict[str, Any] = {
     "size": 64,
