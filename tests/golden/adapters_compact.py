@@ -92,15 +92,15 @@ def decoder_statistics(method: Method, check: Check) -> Tensor:
 def memory(method: Any, check: Check) -> Tensor:
     """The memory alone, with a threshold at which weights are cut."""
     held: Memory = method.network.memory
-    return torch.cat(held(2 * wave((4, 16)).float()), dim=1)
+    return torch.cat(held((2 * wave((4, 16))).float().double()), dim=1)
 
 
 def _standardised(method: Any) -> None:
     statistics = method.distance.statistics
     index = torch.arange(statistics.mean.numel(), dtype=torch.float64).reshape(1, -1, 1, 1)
     statistics.given = True
-    statistics.mean = (0.1 * torch.sin(index)).float()
-    statistics.square = (1 + 0.1 * torch.cos(index)).float() + statistics.mean.square()
+    statistics.mean = 0.1 * torch.sin(index)
+    statistics.square = 1 + 0.1 * torch.cos(index) + statistics.mean.square()
 
 
 def perceptual_map(method: Method, check: Check) -> Tensor:

@@ -19,8 +19,8 @@ def wave(shape: tuple[int, ...]) -> Tensor:
 
 
 def images(*shape: int) -> Tensor:
-    """Images (B, C, *spatial) float32 with values in 0..1."""
-    return (0.5 + 0.5 * wave(shape)).float()
+    """Images (B, C, *spatial) with values in 0..1 that single precision holds, float64."""
+    return (0.5 + 0.5 * wave(shape)).float().double()
 
 
 @torch.no_grad()

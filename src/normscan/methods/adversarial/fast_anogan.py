@@ -103,7 +103,7 @@ class FastAnoGAN(Method):
     "f_anogan",
     paper="Schlegl 2019",
     dims=(2,),
-    preprocess={"limit": 1.0},
+    preprocess={"scaling": "percentile", "limit": 1.0},
     presets={
         "laptop": {
             "width": 8, "gan_steps": 200, "encoder_steps": 300, "batch_size": 8,
@@ -137,7 +137,8 @@ def fast_anogan(
     through the frozen generator and critic on image and feature error. The map is |x - G(E(x))|,
     the image score the mean squared error plus kappa times that of the critic's last features.
     Schlegl et al., Medical Image Analysis 2019. Images are mapped to -1..1, which the generator's
-    tanh bounds; what lies above 1 could not be restored, so scans are cut there.
+    tanh bounds; what lies above 1 could not be restored, so each scan's 99th percentile becomes 1
+    and what is above it is cut.
 
     Departures:
         patches: the article works on 64 x 64 patches; here the whole slice is brought to that size.

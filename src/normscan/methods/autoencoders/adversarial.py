@@ -168,7 +168,7 @@ class ConstrainedAdversarial(Method):
     presets={"laptop": _LAPTOP},
     postprocess=("foreground",),
     preprocess=ARTICLE_RANGE,
-    tiny=_TINY,
+    tiny={**_TINY, "width": 8, "levels": 3},
     options=GAME,
 )
 def constrained_adversarial_autoencoder(

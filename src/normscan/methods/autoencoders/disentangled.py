@@ -43,12 +43,10 @@ class DisentangledAutoencoder(nn.Module):
         super().__init__()
 
         def branch(width: int) -> BaurAutoencoder:
-            made = BaurAutoencoder(
+            return BaurAutoencoder(
                 dims, channels, size, width=width, dropout=dropout, head="spatial",
-                smallest=max(1, size // 8), widest=2 * width, slope=SLOPE,
+                smallest=max(1, size // 8), widest=2 * width, slope=SLOPE, final=False,
             )  # fmt: skip
-            made.decoder = made.decoder[:-1]  # type: ignore[index]  # its features are mixed instead
-            return made
 
         narrow = max(1, width // 4)
         self.shape, self.appearance = branch(width), branch(narrow)
@@ -149,11 +147,10 @@ class DisentangledReconstruction(Reconstruction):
         "code": {"latent_weight": 0.0},
         "laptop": {
             "size": 64, "width": 16, "dropout": 0.1, "lr": 2e-3, "steps": 300, "batch_size": 16,
-            "preprocess": {"scaling": "median"},
         },
     },
     postprocess=("median=3",),
-    preprocess={"limit": 1.0},
+    preprocess={"scaling": "percentile", "limit": 1.0},
     tiny={"size": 32, "width": 4, "dropout": 0.0, "lr": 1e-2, "steps": 80, "postprocess": ()},
     options=schedule(lr=1e-4, batch_size=8, epochs=125),
 )  # fmt: skip
@@ -182,7 +179,7 @@ def disentangled_autoencoder(
     terms begin with round 25. ``normscan federate feddis`` trains like that; ``normscan fit``
     trains the same network at one site, with the same number of epochs. The learning rate falls by
     3 % twice a round. The latent terms see the codes before their dropout. The sigmoid can't restore
-    what lies above 1, so scans are cut there.
+    what lies above 1, so each scan's 99th percentile becomes 1 and what is above it is cut.
 
     ``code``: the released configuration weighs the latent terms with 0. It also computes a
     perceptual and a total-variation term in their place, under the same weight of 0, so the

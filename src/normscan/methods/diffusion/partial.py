@@ -112,7 +112,7 @@ class PartialDiffusion(Method):
     "anoddpm",
     paper="Wyatt 2022",
     dims=(2,),
-    preprocess={"limit": 1.0},
+    preprocess={"scaling": "percentile", "limit": 1.0},
     presets={
         "laptop": {
             "size": 64, "width": 16, "multipliers": (1, 2, 4), "blocks": 1, "attention": (16,),
@@ -154,8 +154,8 @@ def anoddpm(
 
     The network learns to predict simplex noise; at test an image is diffused to an early step and
     walked back with the same kind of noise and the fixed large variance, and the squared
-    difference is the map. Images are mapped to -1..1 inside; what lies above 1 could not be
-    restored, so scans are cut there. Wyatt et al., CVPR Workshops 2022. The noise is OpenSimplex,
+    difference is the map. Images are mapped to -1..1 inside, where
+    restorations are cut. Wyatt et al., CVPR Workshops 2022. The noise is OpenSimplex,
     as in the release that made the article's figures, a field for each channel; classic simplex
     noise is stronger and of a finer grain. ``noise=coarse`` is the variant of Kascenas et al.,
     Medical Image Analysis 2023, whose forward noise is that of their denoising autoencoder; the
@@ -163,8 +163,8 @@ def anoddpm(
 
     Departures:
         scaling: the release maps the mean less one to plus two deviations to -1..1 and moves and
-            turns images a little in training (3 degrees, 2 by 9 %); here the foreground's median or
-            percentile decides, and nothing is moved.
+            turns images a little in training (3 degrees, 2 by 9 %); here 0 to each scan's 99th
+            percentile become -1..1, what is above is cut, and nothing is moved.
 
     Args:
         dims: spatial axes, 2.
