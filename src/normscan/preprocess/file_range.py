@@ -35,7 +35,8 @@ def file_range(scans: Iterable[Scan], grey: bool = False) -> tuple[tuple[float, 
     Raises:
         ScanError: none of them has any contrast.
     """
-    bytes_only, top, names = True, 0.0, COLOUR
+    bytes_only, top = True, 0.0
+    names: tuple[str, ...] = ()
     ends: list[np.ndarray] = []
     for scan in scans:
         data = scan.data.mean(axis=0, keepdims=True) if grey else scan.data

@@ -214,11 +214,11 @@ class Preprocess:
                 before = replace(self, steps=tuple(steps[:i]))
                 learnt = found.learn(stepped_scans(before, some, workers, cache), **arguments)
                 steps[i] = {found.name: dict(learnt)}
-        learnt = replace(self, steps=tuple(steps))
+        whole = replace(self, steps=tuple(steps))
         if self.scaling != "file" or self.range is not None:
-            return learnt
-        scans = (w.scan for w in stepped_scans(learnt, some, workers, cache))
-        return replace(learnt, range=file_range(scans, self.colour == "grey"))
+            return whole
+        scans = (working.scan for working in stepped_scans(whole, some, workers, cache))
+        return replace(whole, range=file_range(scans, self.colour == "grey"))
 
     @property
     def fixed_steps(self) -> tuple[Any, ...]:
