@@ -144,7 +144,7 @@ def patch_mixture(backbone, distance="cosine"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mixture = DirichletMixture(6, 5)
-    return PatchMixture(backbone, mixture, distance, 0.2, 3, 2)
+    return PatchMixture(backbone, mixture, distance, {"rate": 0.2, "batch_size": 3, "epochs": 2})
 
 
 def test_the_phase_averages_the_statistics_of_the_batches(backbone, images):
