@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch
-from normscan.methods.features.transformers import Dinomaly, UniAD, dinomaly, easiest
+from normscan.methods.features.transformers import Dinomaly, Restoring, UniAD, dinomaly, easiest
 from normscan.networks.attention_layers import (
     LinearAttention,
     MaskedTransformer,
@@ -131,7 +131,7 @@ class FakeTokens(nn.Module):
 def fake_dinomaly(prefix):
     training = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "batch_size": 2, "epochs": 1}
     training |= {"steps": 4, "patience": None}
-    return Dinomaly(FakeTokens(prefix), TokenDecoder(64, 4, 0.0), 2, 10, 12, training)
+    return Dinomaly(FakeTokens(prefix), TokenDecoder(64, 4, 0.0), Restoring(2, 10, 12), training)
 
 
 def test_dinomaly_compares_halves_and_keeps_the_first_tokens_inside():
@@ -236,7 +236,7 @@ def test_stable_adamw_by_hand(rng):
     start, gradients = rng.normal(size=6), rng.normal(size=(4, 6)) * [[1], [30], [0.1], [5]]
     lr, decay, eps = 0.01, 0.1, 1e-10
     p = nn.Parameter(torch.tensor(start))
-    optimizer = stable_adamw(lr, decay, eps=eps)([p])
+    optimizer = stable_adamw([p], lr, weight_decay=decay, eps=eps)
     x, m, v, largest, clipped = start.copy(), 0, 0, np.zeros(6), 0
     for t, g in enumerate(gradients, start=1):
         p.grad = torch.tensor(g)

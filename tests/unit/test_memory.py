@@ -16,7 +16,10 @@ from normscan.errors import ArgumentError
 from normscan.io.read import check_array
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
+    Kept,
+    Patch,
     PatchCore,
+    Scoring,
     patch_features,
 )
 from normscan.registry import card
@@ -89,8 +92,8 @@ def patchcore(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return PatchCore(
-            TinyBackbone(), 3, 12, 16, coreset, memory, largest, neighbours, reweighted, squared,
-            pooling, "auto",
+            TinyBackbone(), 16, Patch(3, 12, pooling), Kept(coreset, memory, largest),
+            Scoring(neighbours, reweighted, squared),
         )  # fmt: skip
 
 
@@ -235,14 +238,16 @@ def test_fit_is_deterministic(images):
     assert torch.equal(*banks) and len(banks[0]) == 64
 
 
-def test_scans_keep_to_the_range_of_the_backbone(rng):
-    # Mostly dark tissue: with its median at 0.5 the bright tenth would be cut at the limit, 3.
-    values = np.zeros((64, 64))
-    values[10:54, 10:54] = rng.uniform(0.1, 0.15, (44, 44))
-    values[20:25, 10:54] = rng.uniform(0.9, 1.0, (5, 44))
-    for preset in ("paper", "laptop"):
-        detector = Detector("patchcore", preset=preset)
-        prepared = detector.preprocess(check_array(values), 2)
-        inside = prepared.image[0][prepared.foreground]
-        np.testing.assert_allclose(np.percentile(inside, 99), 1, atol=1e-5)
-        assert prepared.image.max() < 1.2
+@pytest.mark.parametrize(
+    ("preset", "share"), [("paper", 224 / 256), ("code", 0.875), ("laptop", 1)]
+)
+def test_brightness_is_that_of_the_file(rng, preset, share):
+    """A dark picture stays dark; of the whole of it the release keeps the middle."""
+    picture = rng.integers(20, 40, (512, 512)).astype(np.uint8)
+    picture[250:262, 250:262] = 255
+    detector = Detector("patchcore", preset=preset, preprocess={"range": [[0, 255]]})
+    prepared = detector.preprocess(check_array(picture), 2)
+    assert np.median(prepared.image) == pytest.approx(30 / 255, abs=0.01)
+    assert prepared.image.max() == pytest.approx(1, abs=0.01)
+    seen = prepared.back(np.ones((1, *prepared.grid.shape), np.float32)) > 0.5
+    assert seen.mean() == pytest.approx(share**2, abs=0.01)
