@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscan.methods.base import Method
+from normscan.methods.base import Batch, Method
 from normscan.methods.features.reverse import mean_map
+from normscan.scores.coreset import _greedy
 from normscan.scores.postprocess import apply_chain
 from normscan.scores.reductions import reduce_map
+from tests.golden.fill import RULES, grain, images
 from tests.golden.records import RUNS, Check, batch_of
 
 # --- shared
@@ -46,19 +49,33 @@ def loss_apart(method: Method, check: Check) -> Tensor:
     return RUNS["loss"](method, check)
 
 
-def score_apart(method: Method, check: Check) -> Tensor:
+def whole_map(method: Method, batch: Batch) -> Tensor:
+    """The map, enlarged to the images."""
+    found = method.maps(batch).map
+    assert found is not None
+    return F.interpolate(found, batch.image.shape[2:], mode="bilinear", align_corners=False)
+
+
+def processed(method: Method, maps: Tensor) -> Tensor:
+    """Maps (B, 1, H, W) behind the chain of the card."""
+    seen = np.ones(maps.shape[2:], bool)
+    chain = method.card.postprocess
+    done = [apply_chain(chain, m, seen, seen[None]) for m in maps[:, 0].double().numpy()]
+    return torch.from_numpy(np.stack(done))[:, None]
+
+
+def reduced(method: Method, batch: Batch) -> Tensor:
     """The score of the map, enlarged, post-processed and reduced as the card says."""
+    done = processed(method, whole_map(method, batch))[:, 0].numpy()
+    return torch.tensor([reduce_map(method.card.reduction, m, np.ones_like(m, bool)) for m in done])
+
+
+def score_apart(method: Method, check: Check) -> Tensor:
+    """The method's own score, or that of its map."""
     _apart(method, check)
     batch = batch_of(check)
-    maps = method.maps(batch)
-    if maps.score is not None:
-        return maps.score
-    assert maps.map is not None
-    size = tuple(batch.image.shape[2:])
-    whole = F.interpolate(maps.map, size, mode="bilinear", align_corners=False)
-    card, seen = method.card, np.ones(size, bool)
-    chained = [apply_chain(card.postprocess, m, seen, seen[None]) for m in whole[:, 0].numpy()]
-    return torch.tensor([reduce_map(card.reduction, m, seen) for m in chained])
+    own = method.maps(batch).score
+    return reduced(method, batch) if own is None else own
 
 
 # --- students
@@ -117,3 +134,191 @@ def planted_loss(method: Any, check: Check) -> Tensor:
     method.planted = lambda _: (batch.image.flip(-1) ** 2, mask)
     terms = method.train().loss(batch, check.phase, check.player)
     return sum(terms.values()).detach().reshape(1)
+
+
+# --- autoencoders of features
+
+
+def stage_features(method: Any, check: Check) -> Tensor:
+    return method.features(batch_of(check).image)
+
+
+def restored_features(method: Any, check: Check) -> Tensor:
+    with torch.no_grad():
+        return method.autoencoder(stage_features(method, check))
+
+
+def loss_at_rest(method: Method, check: Check) -> Tensor:
+    """The loss in evaluation mode, without dropout."""
+    with torch.no_grad():
+        return sum(method.loss(batch_of(check), "", "").values()).reshape(1)
+
+
+def negative_similarity(method: Method, check: Check) -> Tensor:
+    return map_apart(method, check) - 1
+
+
+def score_of_negative_similarity(method: Method, check: Check) -> Tensor:
+    return score_apart(method, check) - 1
+
+
+# --- one class
+
+
+def contrast_of_class_3(method: Any, check: Check) -> Tensor:
+    """With the extremes that the release has for class 3 of CIFAR-10."""
+    method.normalise.low.fill_(-10.599172931391799)
+    method.normalise.high.fill_(11.093187820377565)
+    return method.normalise(batch_of(check).image)
+
+
+def centre_of_bright(method: Any, check: Check) -> Tensor:
+    """The centre for images times 8; with a radius where there is one."""
+    bright = batch_of(check)
+    bright.image = 8 * bright.image
+    with torch.no_grad():
+        method.loss(bright, "centre", "encoder")
+    if method.objective == "soft-boundary":
+        method.radius.fill_(0.6)
+    centre: Tensor = method.centre
+    return centre
+
+
+def distance_from_centre(method: Any, check: Check) -> Tensor:
+    centre_of_bright(method, check)
+    return method.maps(batch_of(check)).score
+
+
+def one_class_loss(method: Any, check: Check) -> Tensor:
+    centre_of_bright(method, check)
+    terms = method.train().loss(batch_of(check), "one-class", "encoder")
+    return sum(terms.values()).detach().reshape(1)
+
+
+def radius_after_a_loss(method: Any, check: Check) -> Tensor:
+    one_class_loss(method, check)
+    return method.radius.reshape(1)
+
+
+# --- densities and memories
+
+
+def _fitted_positions(method: Any, check: Check) -> Batch:
+    """Fit every fourth channel to 9 images, and return two others, turned."""
+    method.chosen.copy_(torch.arange(0, 448, 4))
+    batch, every = batch_of(check), images(11, *check.shape[1:], rule=check.rule)
+    batch.image = every[:9]
+    method.fit([batch])
+    batch.image = every[9:].flip(-1)
+    return batch
+
+
+def fitted_map(method: Method, check: Check) -> Tensor:
+    return whole_map(method, _fitted_positions(method, check))
+
+
+def fitted_score(method: Method, check: Check) -> Tensor:
+    return reduced(method, _fitted_positions(method, check))
+
+
+def _memorised(method: Method, check: Check) -> Batch:
+    """Memorise 4 images, and return two of them, turned."""
+    batch, every = batch_of(check), images(4, *check.shape[1:], rule=check.rule)
+    batch.image = every
+    method.fit([batch])
+    batch.image = every[:2].flip(-1)
+    return batch
+
+
+def memorised_map(method: Method, check: Check) -> Tensor:
+    return whole_map(method, _memorised(method, check))
+
+
+def memorised_smoothed_map(method: Method, check: Check) -> Tensor:
+    return processed(method, whole_map(method, _memorised(method, check)))
+
+
+def memorised_score(method: Method, check: Check) -> Tensor:
+    return method.maps(_memorised(method, check)).score
+
+
+def patches_of_images(method: Any, check: Check) -> Tensor:
+    return method.patches(batch_of(check).image)[0]
+
+
+class InOrder:
+    """Stands for ``Rng``: what is drawn at random are the first ones."""
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.arange(shape[0])
+
+
+def coreset(method: Method, check: Check) -> Tensor:
+    """Rows chosen among 400 of 128 numbers, begun from the first ten."""
+    return _greedy(grain((400, 128)), 40, InOrder())  # type: ignore[arg-type]
+
+
+# --- adapted features
+
+
+def centres(method: Any, check: Check) -> Tensor:
+    """The centres of two batches of 3 images."""
+    player = method.phases()[0].players[0]
+    optimizer = player.optimizer(method.bank.parameters())
+    batch = batch_of(check)
+    for step, part in enumerate(images(6, *check.shape[1:], rule=check.rule).split(3)):
+        batch.image = part
+        optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = player.schedule(step, 2)
+        sum(method.loss(batch, "centres", "centres").values()).backward()
+        optimizer.step()
+    means: Tensor = method.bank.means
+    return means
+
+
+def _around_centres(method: Any, check: Check) -> Batch:
+    centres(method, check)
+    with torch.no_grad():
+        method.radius.value.fill_(0.5)
+    batch = batch_of(check)
+    batch.image = images(6, *check.shape[1:], rule=check.rule)[:2].flip(-1)
+    return batch
+
+
+def spheres_loss(method: Any, check: Check) -> Tensor:
+    batch = _around_centres(method, check)
+    return sum(method.train().loss(batch, "adapt", "network").values()).detach().reshape(1)
+
+
+def spheres_map(method: Any, check: Check) -> Tensor:
+    return method.maps(_around_centres(method, check)).map
+
+
+def spheres_score(method: Any, check: Check) -> Tensor:
+    return reduced(method, _around_centres(method, check))
+
+
+@dataclass
+class Drawn:
+    """Stands for ``Rng``: normal numbers by the rule."""
+
+    rule: str
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return RULES[self.rule](tuple(shape))
+
+
+def hinge_loss(method: Method, check: Check) -> Tensor:
+    """Without the weight decay, which the release's optimiser adds."""
+    batch = batch_of(check)
+    batch.rng = Drawn(check.rule)  # type: ignore[assignment]
+    terms = method.train().loss(batch, "", "")
+    return (terms["real"] + terms["noisy"]).detach().reshape(1)
+
+
+def map_without_margin(method: Method, check: Check) -> Tensor:
+    return processed(method, whole_map(method, batch_of(check))) - 0.5
+
+
+def score_without_margin(method: Method, check: Check) -> Tensor:
+    return score_apart(method, check) - 0.5
