@@ -2,11 +2,15 @@
 
 Every tensor is filled from its shape alone: what a release calls its layers, and in which order it
 declares them, doesn't matter. A record of a release was made with the same rule.
+
+Waves make matrices of rank two, so that little is left of a signal behind many layers, and batch
+norms in training mode then blow up what is rounding. Deep networks take ``grain`` instead.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +22,34 @@ def wave(shape: tuple[int, ...]) -> Tensor:
     return torch.sin(0.7 * index + 0.1 * len(shape)).reshape(shape)
 
 
-def images(*shape: int) -> Tensor:
+PERIOD = 1_000_003
+
+
+def grain(shape: tuple[int, ...]) -> Tensor:
+    """2 r / 1000003 - 1 with r = (7919 i i + 104729 i) mod 1000003: like noise, but exact."""
+    numbers = math.prod(shape)
+    index = torch.arange(min(numbers, PERIOD))
+    once = 2 * ((7919 * index + 104729) * index % PERIOD).double() / PERIOD - 1
+    return once.repeat(-(-numbers // PERIOD))[:numbers].reshape(shape)
+
+
+RULES: dict[str, Callable[[tuple[int, ...]], Tensor]] = {"wave": wave, "grain": grain}
+
+
+def images(*shape: int, rule: str = "wave") -> Tensor:
     """Images (B, C, *spatial) with values in 0..1 that single precision holds, float64."""
-    return (0.5 + 0.5 * wave(shape)).float().double()
+    return (0.5 + 0.5 * RULES[rule](shape)).float().double()
 
 
 @torch.no_grad()
-def fill(module: nn.Module) -> None:
+def fill(module: nn.Module, rule: str = "wave") -> None:
     """Fill all parameters and the running statistics of normalisations.
 
-    A weight gets ``wave / sqrt(fan_in)`` with ``fan_in`` the numbers of its first row (all of a
+    A weight gets ``rule / sqrt(fan_in)`` with ``fan_in`` the numbers of its first row (all of a
     vector's), a normalisation's scale ``1 + 0.1 sin(i)``, a running mean ``0.1 sin(i)`` and a
     running variance ``1 + 0.1 cos(i)``.
     """
+    known: dict[tuple[int, ...], Tensor] = {}  # many tensors have the same shape
     for part in module.modules():
         norm = "Norm" in type(part).__name__
         for name, parameter in part.named_parameters(recurse=False):
@@ -40,7 +59,9 @@ def fill(module: nn.Module) -> None:
                 value = 1 + 0.1 * torch.sin(index)
             else:
                 fan_in = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
-                value = wave(shape) / math.sqrt(max(1, fan_in))
+                if shape not in known:
+                    known[shape] = RULES[rule](shape) / math.sqrt(max(1, fan_in))
+                value = known[shape]
             parameter.copy_(value)
         for name, turn in (("running_mean", torch.sin), ("running_var", torch.cos)):
             buffer = getattr(part, name, None)

@@ -16,6 +16,7 @@ A record is ``<id>.toml``::
     arguments = { size = 64 }          # changes of that preset's arguments
     module = "network"                 # for parameters and forward: a dotted path, "" for all
     shape = [2, 1, 64, 64]             # of the images, from ``fill.images``
+    rule = "wave"                      # of weights and images, see ``fill``
     item = 0                           # which one of several outputs; left out for a tensor
     at = [0, 17, 4095]                 # flat indices; left out to compare ``mean`` and ``std``
     values = [0.1, 0.2, 0.3]           # theirs
@@ -33,10 +34,12 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +64,7 @@ class Check:
     arguments: dict[str, Any] = field(default_factory=dict)
     module: str = ""
     shape: list[int] = field(default_factory=list)
+    rule: str = "wave"
     item: int | None = None
     at: list[int] | None = None
     phase: str = ""
@@ -96,21 +100,35 @@ def read_all() -> dict[str, Record]:
     return {p.stem: read(p) for p in sorted(FOLDER.glob("*.toml"))}
 
 
+@contextmanager
+def _undrawn() -> Iterator[None]:
+    """Within it no initial weights are drawn, which takes seconds for a large network."""
+
+    def same(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor
+
+    with patch.object(Tensor, "normal_", same), patch.object(Tensor, "uniform_", same):
+        yield
+
+
 def build(id: str, check: Check) -> Method:
     """Return the method in double precision, with the record's weights, in evaluation mode."""
     dims = len(check.shape) - 2 if check.shape else 2
     channels = check.shape[1] if check.shape else 1
     arguments = {"dims": dims, "channels": channels, **check.arguments}
     known = card(id).arguments(check.preset)
-    method = card(id).create(**{**known, **arguments})
+    with _undrawn():
+        method = card(id).create(**{**known, **arguments})
+    if check.run == "parameters":
+        return method
     method.double()
-    fill(method)
+    fill(method, check.rule)
     return method.eval()
 
 
 def batch_of(check: Check) -> Batch:
     """Return the record's images, all foreground, with one seed each."""
-    image = images(*check.shape)
+    image = images(*check.shape, rule=check.rule)
     n, _, *spatial = image.shape
     return Batch(
         image, torch.ones(n, 1, *spatial, dtype=torch.bool), Rng(list(range(n))),
@@ -131,7 +149,7 @@ def _parameters(method: Method, check: Check) -> Tensor:
 
 def _forward(method: Method, check: Check) -> Any:
     with torch.no_grad():
-        return _part(method, check.module)(images(*check.shape))
+        return _part(method, check.module)(images(*check.shape, rule=check.rule))
 
 
 def _map(method: Method, check: Check) -> Any:

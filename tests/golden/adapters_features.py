@@ -1,0 +1,324 @@
+"""What the records of the feature systems compare beside maps, losses and parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normscan.methods.base import Batch, Method
+from normscan.methods.features.reverse import mean_map
+from normscan.scores.coreset import _greedy
+from normscan.scores.postprocess import apply_chain
+from normscan.scores.reductions import reduce_map
+from tests.golden.fill import RULES, grain, images
+from tests.golden.records import RUNS, Check, batch_of
+
+# --- shared
+
+
+@torch.no_grad()
+def flip(module: nn.Module) -> None:
+    """Turn every parameter and statistic round along its first axis.
+
+    The rule fills two networks of one shape alike, whose features then don't differ. The releases'
+    second networks were filled and turned round in the same way.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.flip(0))
+
+
+def _apart(method: Method, check: Check) -> None:
+    """Flip the part that ``module`` names, if any."""
+    if check.module:
+        flip(method.get_submodule(check.module))
+
+
+def map_apart(method: Method, check: Check) -> Tensor:
+    _apart(method, check)
+    return RUNS["map"](method, check)
+
+
+def loss_apart(method: Method, check: Check) -> Tensor:
+    _apart(method, check)
+    return RUNS["loss"](method, check)
+
+
+def whole_map(method: Method, batch: Batch) -> Tensor:
+    """The map, enlarged to the images."""
+    found = method.maps(batch).map
+    assert found is not None
+    return F.interpolate(found, batch.image.shape[2:], mode="bilinear", align_corners=False)
+
+
+def processed(method: Method, maps: Tensor) -> Tensor:
+    """Maps (B, 1, H, W) behind the chain of the card."""
+    seen = np.ones(maps.shape[2:], bool)
+    chain = method.card.postprocess
+    done = [apply_chain(chain, m, seen, seen[None]) for m in maps[:, 0].double().numpy()]
+    return torch.from_numpy(np.stack(done))[:, None]
+
+
+def reduced(method: Method, batch: Batch) -> Tensor:
+    """The score of the map, enlarged, post-processed and reduced as the card says."""
+    done = processed(method, whole_map(method, batch))[:, 0].numpy()
+    return torch.tensor([reduce_map(method.card.reduction, m, np.ones_like(m, bool)) for m in done])
+
+
+def score_apart(method: Method, check: Check) -> Tensor:
+    """The method's own score, or that of its map."""
+    _apart(method, check)
+    batch = batch_of(check)
+    own = method.maps(batch).score
+    return reduced(method, batch) if own is None else own
+
+
+# --- students
+
+
+def map_of_whole_distances(method: Method, check: Check) -> Tensor:
+    """The release leaves the half of each of three distances away."""
+    return 8 * map_apart(method, check)
+
+
+def score_of_whole_distances(method: Method, check: Check) -> Tensor:
+    return 8 * score_apart(method, check)
+
+
+def loss_of_whole_distances(method: Method, check: Check) -> Tensor:
+    return 2 * loss_apart(method, check)
+
+
+# --- reverse distillation
+
+
+def mined_gradient(method: Any, check: Check) -> Tensor:
+    """Of the embedding's first convolution, in the 21st step of 1000."""
+    flip(method.encoder)
+    method.train().step.fill_(20)
+    sum(method.loss(batch_of(check), "", "").values()).backward()
+    gradient: Tensor = method.embedding.paths[0][0][0].weight.grad
+    return gradient
+
+
+def map_of_one_view(method: Any, check: Check, view: int = 0) -> Tensor:
+    """The map of one view of two, as the network sees it."""
+    _apart(method, check)
+    image = batch_of(check).image
+    with torch.no_grad():
+        return mean_map(
+            *method.view(image.rot90(2, (2, 3)) if view else image, view)[:2], "nearest"
+        )
+
+
+def map_of_turned_view(method: Any, check: Check) -> Tensor:
+    return map_of_one_view(method, check, view=1)
+
+
+def student_parameters(method: Any, check: Check) -> Tensor:
+    parts = (method.embedding, method.decoder, method.injection)
+    return torch.tensor([float(sum(p.numel() for m in parts for p in m.parameters()))])
+
+
+def planted_loss(method: Any, check: Check) -> Tensor:
+    """The loss with the image turned and squared as what is planted, in a rectangle."""
+    flip(method.teacher)
+    batch = batch_of(check)
+    mask = torch.zeros(len(batch), 1, 64, 64, dtype=torch.bool)
+    mask[:, :, 16:48, 8:40] = True
+    method.planted = lambda _: (batch.image.flip(-1) ** 2, mask)
+    terms = method.train().loss(batch, check.phase, check.player)
+    return sum(terms.values()).detach().reshape(1)
+
+
+# --- autoencoders of features
+
+
+def stage_features(method: Any, check: Check) -> Tensor:
+    return method.features(batch_of(check).image)
+
+
+def restored_features(method: Any, check: Check) -> Tensor:
+    with torch.no_grad():
+        return method.autoencoder(stage_features(method, check))
+
+
+def loss_at_rest(method: Method, check: Check) -> Tensor:
+    """The loss in evaluation mode, without dropout."""
+    with torch.no_grad():
+        return sum(method.loss(batch_of(check), "", "").values()).reshape(1)
+
+
+def negative_similarity(method: Method, check: Check) -> Tensor:
+    return map_apart(method, check) - 1
+
+
+def score_of_negative_similarity(method: Method, check: Check) -> Tensor:
+    return score_apart(method, check) - 1
+
+
+# --- one class
+
+
+def contrast_of_class_3(method: Any, check: Check) -> Tensor:
+    """With the extremes that the release has for class 3 of CIFAR-10."""
+    method.normalise.low.fill_(-10.599172931391799)
+    method.normalise.high.fill_(11.093187820377565)
+    return method.normalise(batch_of(check).image)
+
+
+def centre_of_bright(method: Any, check: Check) -> Tensor:
+    """The centre for images times 8; with a radius where there is one."""
+    bright = batch_of(check)
+    bright.image = 8 * bright.image
+    with torch.no_grad():
+        method.loss(bright, "centre", "encoder")
+    if method.objective == "soft-boundary":
+        method.radius.fill_(0.6)
+    centre: Tensor = method.centre
+    return centre
+
+
+def distance_from_centre(method: Any, check: Check) -> Tensor:
+    centre_of_bright(method, check)
+    return method.maps(batch_of(check)).score
+
+
+def one_class_loss(method: Any, check: Check) -> Tensor:
+    centre_of_bright(method, check)
+    terms = method.train().loss(batch_of(check), "one-class", "encoder")
+    return sum(terms.values()).detach().reshape(1)
+
+
+def radius_after_a_loss(method: Any, check: Check) -> Tensor:
+    one_class_loss(method, check)
+    return method.radius.reshape(1)
+
+
+# --- densities and memories
+
+
+def _fitted_positions(method: Any, check: Check) -> Batch:
+    """Fit every fourth channel to 9 images, and return two others, turned."""
+    method.chosen.copy_(torch.arange(0, 448, 4))
+    batch, every = batch_of(check), images(11, *check.shape[1:], rule=check.rule)
+    batch.image = every[:9]
+    method.fit([batch])
+    batch.image = every[9:].flip(-1)
+    return batch
+
+
+def fitted_map(method: Method, check: Check) -> Tensor:
+    return whole_map(method, _fitted_positions(method, check))
+
+
+def fitted_score(method: Method, check: Check) -> Tensor:
+    return reduced(method, _fitted_positions(method, check))
+
+
+def _memorised(method: Method, check: Check) -> Batch:
+    """Memorise 4 images, and return two of them, turned."""
+    batch, every = batch_of(check), images(4, *check.shape[1:], rule=check.rule)
+    batch.image = every
+    method.fit([batch])
+    batch.image = every[:2].flip(-1)
+    return batch
+
+
+def memorised_map(method: Method, check: Check) -> Tensor:
+    return whole_map(method, _memorised(method, check))
+
+
+def memorised_smoothed_map(method: Method, check: Check) -> Tensor:
+    return processed(method, whole_map(method, _memorised(method, check)))
+
+
+def memorised_score(method: Method, check: Check) -> Tensor:
+    return method.maps(_memorised(method, check)).score
+
+
+def patches_of_images(method: Any, check: Check) -> Tensor:
+    return method.patches(batch_of(check).image)[0]
+
+
+class InOrder:
+    """Stands for ``Rng``: what is drawn at random are the first ones."""
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.arange(shape[0])
+
+
+def coreset(method: Method, check: Check) -> Tensor:
+    """Rows chosen among 400 of 128 numbers, begun from the first ten."""
+    return _greedy(grain((400, 128)), 40, InOrder())  # type: ignore[arg-type]
+
+
+# --- adapted features
+
+
+def centres(method: Any, check: Check) -> Tensor:
+    """The centres of two batches of 3 images."""
+    player = method.phases()[0].players[0]
+    optimizer = player.optimizer(method.bank.parameters())
+    batch = batch_of(check)
+    for step, part in enumerate(images(6, *check.shape[1:], rule=check.rule).split(3)):
+        batch.image = part
+        optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = player.schedule(step, 2)
+        sum(method.loss(batch, "centres", "centres").values()).backward()
+        optimizer.step()
+    means: Tensor = method.bank.means
+    return means
+
+
+def _around_centres(method: Any, check: Check) -> Batch:
+    centres(method, check)
+    with torch.no_grad():
+        method.radius.value.fill_(0.5)
+    batch = batch_of(check)
+    batch.image = images(6, *check.shape[1:], rule=check.rule)[:2].flip(-1)
+    return batch
+
+
+def spheres_loss(method: Any, check: Check) -> Tensor:
+    batch = _around_centres(method, check)
+    return sum(method.train().loss(batch, "adapt", "network").values()).detach().reshape(1)
+
+
+def spheres_map(method: Any, check: Check) -> Tensor:
+    return method.maps(_around_centres(method, check)).map
+
+
+def spheres_score(method: Any, check: Check) -> Tensor:
+    return reduced(method, _around_centres(method, check))
+
+
+@dataclass
+class Drawn:
+    """Stands for ``Rng``: normal numbers by the rule."""
+
+    rule: str
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return RULES[self.rule](tuple(shape))
+
+
+def hinge_loss(method: Method, check: Check) -> Tensor:
+    """Without the weight decay, which the release's optimiser adds."""
+    batch = batch_of(check)
+    batch.rng = Drawn(check.rule)  # type: ignore[assignment]
+    terms = method.train().loss(batch, "", "")
+    return (terms["real"] + terms["noisy"]).detach().reshape(1)
+
+
+def map_without_margin(method: Method, check: Check) -> Tensor:
+    return processed(method, whole_map(method, batch_of(check))) - 0.5
+
+
+def score_without_margin(method: Method, check: Check) -> Tensor:
+    return score_apart(method, check) - 0.5
