@@ -22,10 +22,10 @@ from normscan.scan import Scan, is_colour
 LONGEST_HEADER = 2**16  # bytes; an array of plain numbers needs 128
 
 
-def read_array(path: Path, stack: bool = False) -> Decoded:
+def read_array(path: Path, chosen: dict[str, str]) -> Decoded:
     """Decode a .npy or .npz file; pickled objects are refused.
 
-    A .npy holds (H, W), (H, W, 3 or 4) colours of 8 or 16 bits, or (D, H, W); with ``stack`` three
+    A .npy holds (H, W), (H, W, 3 or 4) colours of 8 or 16 bits, or (D, H, W); with ``#stack=1`` three
     axes are a volume even where the last has a length of 3 or 4. A .npz holds ``image`` of that
     shape and optionally ``spacing`` (mm per axis) or ``affine`` (4 x 4), and ``channels`` (names),
     with which ``image`` has a channel axis in front.
@@ -33,6 +33,7 @@ def read_array(path: Path, stack: bool = False) -> Decoded:
     Raises:
         ScanError: damaged file, missing key, wrong number of axes, text or objects.
     """
+    stack = "stack" in chosen
     if path.suffix.lower() == ".npy":
         with decoding(path, "NumPy file"), path.open("rb") as file:
             _declared(file, path)
@@ -47,8 +48,9 @@ def read_array(path: Path, stack: bool = False) -> Decoded:
     return _decoded(path, parts.pop("image"), parts, stack)
 
 
-def probe_array(path: Path, stack: bool = False) -> Header:
+def probe_array(path: Path, chosen: dict[str, str]) -> Header:
     """Read shape and type from the header; of a .npz also its small geometry arrays."""
+    stack = "stack" in chosen
     if path.suffix.lower() == ".npy":
         with decoding(path, "NumPy file"), path.open("rb") as file:
             shape, dtype = _declared(file, path)
@@ -73,7 +75,7 @@ def probe_array(path: Path, stack: bool = False) -> Header:
 
 def _decoded(path: Path, array: np.ndarray, parts: dict[str, np.ndarray], stack: bool) -> Decoded:
     _check_axes(path, array.shape, 1 if "channels" in parts else 0)
-    data = as_float32(array, path)
+    data = as_float32(array, path, nan=True)
     known = "spacing" in parts or "affine" in parts
     if not (stack or "channels" in parts) and _as_picture(array.shape, array.dtype, parts):
         data, names = raster_channels(np.moveaxis(data[..., :3], -1, 0))

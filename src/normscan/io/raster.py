@@ -29,7 +29,7 @@ COLOUR_MODES = ("P", "CMYK", "YCbCr")
 ORIENTATION = 0x0112
 
 
-def read_raster(path: Path, kind: str) -> Decoded:
+def read_raster(path: Path, chosen: dict[str, str]) -> Decoded:
     """Decode a PNG, JPEG or BMP.
 
     Returns:
@@ -42,7 +42,7 @@ def read_raster(path: Path, kind: str) -> Decoded:
     """
     from PIL import Image
 
-    with decoding(path, kind):
+    with decoding(path, "picture"):
         try:
             with Image.open(path, formats=FORMATS) as image:
                 check_size(path, (*image.size, len(image.getbands())))
@@ -58,11 +58,11 @@ def read_raster(path: Path, kind: str) -> Decoded:
     return Decoded(as_float32(data, path), names, dtype)
 
 
-def probe_raster(path: Path, kind: str) -> Header:
+def probe_raster(path: Path, chosen: dict[str, str]) -> Header:
     """Read size and mode without decoding the pixels."""
     from PIL import Image
 
-    with decoding(path, kind), Image.open(path, formats=FORMATS) as image:
+    with decoding(path, "picture"), Image.open(path, formats=FORMATS) as image:
         check_size(path, (*image.size, len(image.getbands())))
         width, height = image.size
         # A PNG is decoded to look for EXIF behind the pixels; only EXIF in front is looked at here.
