@@ -51,6 +51,8 @@ READERS = {
     "PNG": _RASTER,
     "JPEG": _RASTER,
     "BMP": _RASTER,
+    "WebP": _RASTER,
+    "JPEG 2000": _Reader("jpeg2000", "read_jpeg2000", "probe_jpeg2000"),
     "TIFF": _Reader("tiff", "read_tiff", "probe_tiff"),
     "NIfTI": _NIFTI,
     "gzipped NIfTI": _NIFTI,
@@ -115,6 +117,19 @@ def files_of(path: Path) -> tuple[Path, ...]:
     except ScanError:
         return (path,)
     return (head,) if data == head else (head, data)
+
+
+def is_lossy(path: Path, kind: str) -> bool:
+    """Tell whether the packing of a picture changed its values."""
+    if kind == "WebP":
+        from normscan.io.raster import is_lossy_webp
+
+        return is_lossy_webp(path)
+    if kind == "JPEG 2000":
+        from normscan.io import jpeg2000
+
+        return jpeg2000.is_lossy(path)
+    return kind == "JPEG"
 
 
 def _reader(path: Path, kind: str, chosen: dict[str, str]) -> _Reader:

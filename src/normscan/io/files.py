@@ -23,7 +23,7 @@ from normscan.io.address import KEYS
 MAX_VOXELS = 2**31
 """Most values a file may declare: above it no memory is asked for (8 GiB as float32)."""
 
-RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".j2k")
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 VOLUME_EXTENSIONS = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".mnc", ".hdr")
 ARRAY_EXTENSIONS = (".npy", ".npz")
@@ -67,6 +67,8 @@ _READABLE_AS = {
     "JPEG": RASTER_EXTENSIONS,
     "BMP": RASTER_EXTENSIONS,
     "TIFF": RASTER_EXTENSIONS,
+    "WebP": RASTER_EXTENSIONS,
+    "JPEG 2000": RASTER_EXTENSIONS,
     "NRRD": (".nrrd", ".nhdr"),
     "MetaImage": (".mha", ".mhd"),
     "MGH": (".mgh",),

@@ -14,7 +14,7 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.address import split_address, whole_number
-from normscan.io.decoders import decode, files_of, probe_file
+from normscan.io.decoders import decode, files_of, is_lossy, probe_file
 from normscan.io.files import (
     EXTENSIONS,
     Decoded,
@@ -190,7 +190,7 @@ def _cut(
         known = "".join(identity(one) for one in files_of(file))
         rule = _rule_of_file(file, kind, threshold, known, part)
     else:
-        rule = mask_rule(values, file, threshold, decoded.dtype, kind == "JPEG")
+        rule = mask_rule(values, file, threshold, decoded.dtype, is_lossy(file, kind))
     inside = rule.inside(values)
     if report is not None:
         report.add(file, rule, inside)
@@ -202,7 +202,7 @@ def _rule_of_file(
     path: Path, kind: str, threshold: float, known: str, part: tuple[tuple[str, str], ...]
 ) -> MaskRule:
     decoded, values = _mask_values(path, kind, dict(part))
-    return mask_rule(values, path, threshold, decoded.dtype, kind == "JPEG")
+    return mask_rule(values, path, threshold, decoded.dtype, is_lossy(path, kind))
 
 
 def probe(path: PathLike) -> Header:
