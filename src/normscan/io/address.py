@@ -8,7 +8,8 @@ from pathlib import Path
 
 from normscan.errors import ScanError, nearest
 
-KEYS = ("series", "repetition", "frame", "volume", "slice", "axis", "stack")
+COLLECTIONS = ("train_images", "val_images", "test_images")
+KEYS = ("series", "repetition", "frame", "volume", "slice", "axis", "stack", *COLLECTIONS)
 
 
 def split_address(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
@@ -18,6 +19,7 @@ def split_address(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
     ``repetition`` one of several volumes of it (1 is the first), ``frame`` a frame of a multi-frame
     picture (0 is the first), ``volume`` one of a series of volumes in one file (0 is the first),
     ``slice`` a slice of a volume along ``axis`` (2 unless told).
+    ``train_images``, ``val_images`` and ``test_images`` name an image of an archive (.npz) of many.
     ``stack=1`` says that an array of (H, W, 3) or (H, W, 4) is a volume, no colour picture. Several
     are joined by ``&``. A file whose name really holds a ``#`` is that file.
 

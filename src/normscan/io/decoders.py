@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.address import whole_number
+from normscan.io.address import COLLECTIONS, whole_number
 from normscan.io.background import fill_background
 from normscan.io.files import Decoded, Header, check_file, data_of, header_of
 
@@ -65,7 +65,7 @@ READERS = {
     "NRRD": _NRRD,
     "MetaImage": _META,
     "NumPy array": _ARRAY,
-    "zip archive": _ARRAY,
+    "zip archive": replace(_ARRAY, selectors=("stack", *COLLECTIONS)),
 }
 
 

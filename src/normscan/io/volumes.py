@@ -6,20 +6,16 @@ disk instead of the whole volume, and the operating system, not this process, ho
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import os
 import shutil
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.atomic import atomic_path
-from normscan.io.cache import cache_folder, trim
+from normscan.io.cache import cache_folder, unpacked
 from normscan.io.files import Decoded, as_float32, decoding, extension, identity
 
 # Open maps a process keeps: slices of one volume tend to follow each other.
@@ -142,7 +138,7 @@ def _open(path: Path, known: str, selected: tuple[tuple[str, str], ...]) -> Mapp
             return None
         needed = where.end
         if extension(path) == ".nii.gz":
-            plain = _unpacked(path, known, needed)
+            plain = unpacked(path, known, ".nii", needed, partial(nifti._open, path))
         if plain.stat().st_size < needed:
             raise ScanError(
                 f"{path}: truncated, its header declares {needed} bytes. Copy it again."
@@ -159,32 +155,6 @@ def _open(path: Path, known: str, selected: tuple[tuple[str, str], ...]) -> Mapp
     scaling = (1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter))
     names = (nifti.bids_suffix(path) or "image",)
     return MappedVolume(path, array, scaling, affine, names, extra, selected)
-
-
-def _unpacked(path: Path, known: str, needed: int) -> Path:
-    """Unpack a gzipped file into the cache, never more of it than its header declares."""
-    name = f"{os.path.realpath(path)}:{known}"
-    target = cache_folder("volumes") / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".nii")
-    if target.exists() and target.stat().st_size == needed:
-        os.utime(target)
-        return target
-    with gzip.open(path) as packed, atomic_path(target) as temporary:
-        left = needed
-        with temporary.open("wb") as out:
-            while left:
-                block = packed.read(min(left, 2**20))
-                if not block:
-                    raise ScanError(
-                        f"{path}: truncated, its header declares {needed} bytes. Copy it again."
-                    )
-                out.write(block)
-                left -= len(block)
-        while packed.read(2**20):  # to the end, where gzip compares its checksum
-            left += 1
-            if left > 64:
-                break
-    trim(target.parent, keep=target)
-    return target
 
 
 def forget_volumes() -> None:
