@@ -94,7 +94,7 @@ FILES = {
     "letter.docx": "none of the formats known",
     "nan.nii.gz": "1 of 1628 values are NaN",
     "constant.nii.gz": "every pixel is 7",
-    "series.nii.gz": "series of shape (8, 8, 4, 3)",
+    "series.nii.gz": "series of 3 volumes of shape (8, 8, 4)",
     "colour.png": "3 channels",
     ".": "is a folder",
 }

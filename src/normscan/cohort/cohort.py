@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.bids.read import bids_table
+from normscan.cohort.archive import archive_table
 from normscan.cohort.layouts import read_layout
 from normscan.cohort.row import CohortRow
 from normscan.cohort.splits import assign_splits, check_subjects, only_healthy_trains
@@ -100,13 +101,13 @@ class Cohort:
         sister folder (``../splits/<name>.csv``: a fixed, published split), else as BIDS where it
         has a ``dataset_description.json`` (``normscan.cohort.read_bids``), else by its layout:
         ``no/ yes/``, ``normal/ abnormal/``, ``good/ ungood/``, MVTec AD, BMAD, each also below
-        ``train/ val/ test/``.
+        ``train/ val/ test/``. A .npz of many images with their labels (MedMNIST) is a cohort too.
 
         Where no split is given, healthy subjects are divided by ``fractions`` and anomalous scans
         go to test; the same seed gives the same split on every machine.
 
         Args:
-            path: table or folder.
+            path: table, folder or .npz.
             root: folder of the table's relative paths; by default the folder of the table or, if
                 the files aren't there, that folder's parent.
             seed: of the split.
@@ -125,6 +126,9 @@ class Cohort:
             names = [p.name for p in given.parent.iterdir()] if given.parent.is_dir() else []
             raise CohortError(f"{given}: no such table or folder.{nearest(given.name, names)}")
         folder = Path(os.path.abspath(given)).parent
+        if given.suffix.lower() == ".npz":
+            table, notes = archive_table(given)
+            return cls._make(table, [folder], seed, fractions, notes, str(given))
         candidates = [Path(root)] if root is not None else [folder, folder.parent]
         return cls._make(read_table(given), candidates, seed, fractions, [], str(given))
 

@@ -226,8 +226,10 @@ def predict(
     finding.pixel_threshold = state.pixel_threshold
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
+    finding.notes = tuple(scan.extra.get("notes", ()))
     if prepared.working is not None:
-        finding.notes, finding.facts = prepared.working.notes, prepared.working.facts
+        finding.notes += prepared.working.notes
+        finding.facts = prepared.working.facts
     finding.provenance = state.provenance()
     finding.seconds = time.monotonic() - begun
     return finding

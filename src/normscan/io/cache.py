@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
+
+from normscan.errors import ScanError
+from normscan.io.atomic import atomic_path
 
 DEFAULT_GIB = 20.0
 
@@ -57,3 +63,43 @@ def trim(folder: Path, keep: Path | None = None) -> None:
                 missing_ok=True
             )
             total -= size
+
+
+def unpacked(
+    path: Path, known: str, suffix: str, needed: int, opened: Callable[[], IO[bytes]]
+) -> Path:
+    """Unpack a file into the cache, never more of it than its header declares.
+
+    Args:
+        path: the packed file.
+        known: what changes when its content does.
+        suffix: of the unpacked file.
+        needed: bytes that it has.
+        opened: opens the packed one for reading.
+
+    Raises:
+        ScanError: it holds fewer bytes.
+    """
+    name = f"{os.path.realpath(path)}:{known}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    target = cache_folder("volumes") / f"{digest}{suffix}"
+    if target.exists() and target.stat().st_size == needed:
+        os.utime(target)
+        return target
+    with opened() as packed, atomic_path(target) as temporary:
+        left = needed
+        with temporary.open("wb") as out:
+            while left:
+                block = packed.read(min(left, 2**20))
+                if not block:
+                    raise ScanError(
+                        f"{path}: truncated, its header declares {needed} bytes. Copy it again."
+                    )
+                out.write(block)
+                left -= len(block)
+        while packed.read(2**20):  # to the end, where the checksum is compared
+            left += 1
+            if left > 64:
+                break
+    trim(target.parent, keep=target)
+    return target

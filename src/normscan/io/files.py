@@ -18,20 +18,23 @@ from typing import Any, NoReturn
 import numpy as np
 
 from normscan.errors import ScanError, nearest
+from normscan.io.address import KEYS
 
 MAX_VOXELS = 2**31
 """Most values a file may declare: above it no memory is asked for (8 GiB as float32)."""
 
-RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+RASTER_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".j2k")
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
+VOLUME_EXTENSIONS = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".mnc", ".hdr")
 ARRAY_EXTENSIONS = (".npy", ".npz")
-EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + ARRAY_EXTENSIONS
+EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + VOLUME_EXTENSIONS + ARRAY_EXTENSIONS
+_DATA_EXTENSION = ".img"  # of a pair whose header is listed; it may stand for the pair
 
 SMALLEST_MM, LARGEST_MM = 1e-3, 50.0  # of a voxel
 _ENDS = 4096  # bytes at either end of a file that tell it from another
 
 # What an address (``normscan.io.address``) holds behind the name of its file.
-_FRAGMENT = re.compile(r"#(series|repetition|frame|slice|axis|stack)=[^#/]*$")
+_FRAGMENT = re.compile(rf"#({'|'.join(KEYS)})=[^#/]*$")
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (128, b"DICM", "DICOM file"),
@@ -44,20 +47,36 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"MM\0+", "TIFF"),
     (344, b"n+1\0", "NIfTI"),
     (4, b"n+2\0", "NIfTI"),
-    (344, b"ni1\0", "NIfTI header without its .img"),
+    (344, b"ni1\0", "NIfTI header"),
+    (4, b"ni2\0", "NIfTI header"),
+    (0, b"NRRD000", "NRRD"),
+    (0, b"CDF\1", "MINC 1 file"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"\x93NUMPY", "NumPy array"),
     (0, b"PK\x03\x04", "zip archive"),
     (0, b"GIF8", "GIF"),
-    (8, b"WEBP", "WebP image"),
+    (8, b"WEBP", "WebP"),
     (0, b"\x89HDF", "HDF5 file"),
     (0, b"%PDF", "PDF"),
     (0, b"version https://git-lfs", "Git LFS pointer (the data itself was never downloaded)"),
 )
+_META_IMAGE = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*[=:]")
 _READABLE_AS = {
     "PNG": RASTER_EXTENSIONS,
     "JPEG": RASTER_EXTENSIONS,
     "BMP": RASTER_EXTENSIONS,
     "TIFF": RASTER_EXTENSIONS,
+    "WebP": RASTER_EXTENSIONS,
+    "JPEG 2000": RASTER_EXTENSIONS,
+    "NRRD": (".nrrd", ".nhdr"),
+    "MetaImage": (".mha", ".mhd"),
+    "MGH": (".mgh",),
+    "gzipped MGH": (".mgz",),
+    "MINC 1 file": (".mnc",),
+    "HDF5 file": (".mnc",),
+    "NIfTI header": (".hdr",),
+    "Analyze header": (".hdr",),
     "NIfTI": (".nii",),
     "gzipped NIfTI": (".nii.gz",),
     "NumPy array": (".npy",),
@@ -151,6 +170,32 @@ def walk_files(folder: Path) -> Iterator[str]:
                 yield (relative / name).as_posix()
 
 
+def header_of(path: Path) -> Path:
+    """Return the header of a pair that its data (.img) stand for; any other file is itself.
+
+    Raises:
+        ScanError: data without their header.
+    """
+    if path.suffix.lower() != _DATA_EXTENSION or sniff(path) == "DICOM file":
+        return path
+    for suffix in (".hdr", ".HDR"):
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
+    raise ScanError(f"{path}: has no header {path.stem}.hdr beside it. Copy it there.")
+
+
+def data_of(path: Path) -> Path:
+    """Return the data (.img) of a pair from its header.
+
+    Raises:
+        ScanError: a header without its data.
+    """
+    for suffix in (_DATA_EXTENSION, _DATA_EXTENSION.upper()):
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
+    raise ScanError(f"{path}: has no data {path.stem}.img beside it. Copy it there.")
+
+
 def check_file(path: Path) -> str:
     """Check that a file can be tried as an image, and return the kind its content says.
 
@@ -158,8 +203,7 @@ def check_file(path: Path) -> str:
         path: the file.
 
     Returns:
-        One of ``PNG``, ``JPEG``, ``BMP``, ``TIFF``, ``NIfTI``, ``gzipped NIfTI``,
-        ``NumPy array``, ``zip archive``, ``DICOM file`` (whatever its extension).
+        A key of ``normscan.io.decoders.READERS``, or ``DICOM file`` (whatever its extension).
 
     Raises:
         ScanError: no such file, a folder, an empty file, an unknown extension, or content of
@@ -169,6 +213,7 @@ def check_file(path: Path) -> str:
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         _refuse_missing(path)
     known = ", ".join(EXTENSIONS)
+    path = header_of(path)
     kind = sniff(path)
     suffix = extension(path)
     if kind == "empty":
@@ -243,6 +288,14 @@ def _kind_of(head: bytes) -> str:
             return kind
     if is_bare_dicom(head):
         return "DICOM file"
+    if _META_IMAGE.match(head):
+        return "MetaImage"
+    if len(head) >= 28:
+        version, *sizes, kind = struct.unpack(">6i", head[:24])
+        if version == 1 and all(0 < n < 2**20 for n in sizes) and 0 <= kind <= 10:
+            return "MGH"
+    if len(head) >= 348 and b"\x5c\1\0\0" in (head[:4], head[3::-1]):
+        return "Analyze header"
     if head.lstrip()[:1] == b"<":
         return "web page or XML text"
     printable = sum(32 <= byte < 127 or byte in (9, 10, 13) for byte in head)
@@ -281,7 +334,12 @@ def identity(path: Path) -> str:
     return f"{state.st_size}:{state.st_mtime_ns}:{state.st_ctime_ns}:{state.st_ino}:{ends}"
 
 
-def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:
+def check_size(
+    path: Path,
+    shape: Sequence[int],
+    dtype: np.dtype[Any] | None = None,
+    data: Path | None = None,
+) -> None:
     """Refuse a declared size that no honest file has, before memory is asked for it.
 
     Args:
@@ -289,6 +347,7 @@ def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = N
         shape: the declared shape, channels included.
         dtype: the declared type; with it, the size is also compared with that of the file, since
             deflate packs at most 1032 to 1.
+        data: the file that holds the values, where that is another one.
 
     Raises:
         ScanError: an empty axis, more than ``MAX_VOXELS``, or more bytes than the file can hold.
@@ -305,7 +364,7 @@ def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any] | None = N
             f"{path}: the header declares {voxels} values, the limit is {MAX_VOXELS}. If that is "
             "true, cut the image into tiles; if not, the header is damaged."
         )
-    if dtype is not None and voxels * dtype.itemsize > 1100 * path.stat().st_size + 2**16:
+    if dtype is not None and voxels * dtype.itemsize > 1100 * (data or path).stat().st_size + 2**16:
         raise ScanError(
             f"{path}: the header declares {tuple(sizes)} values of {dtype}, more than the "
             "file can hold: it is truncated or damaged. Copy it again from its source."
@@ -337,8 +396,13 @@ def check_spacing(path: Path, spacing: Sequence[float] | None, shape: Sequence[i
     )
 
 
-def as_float32(array: np.ndarray, path: Path) -> np.ndarray:
+def as_float32(array: np.ndarray, path: Path, nan: bool = False) -> np.ndarray:
     """Return the array as float32.
+
+    Args:
+        array: numbers.
+        path: to name it.
+        nan: leave NaN in place, for ``normscan.io.background`` to judge.
 
     Raises:
         ScanError: no values; complex, text or structured values; NaN or infinite values; values
@@ -351,7 +415,7 @@ def as_float32(array: np.ndarray, path: Path) -> np.ndarray:
         raise ScanError(f"{path}: values of type {array.dtype} are no image intensities. {mend}.")
     if array.dtype.kind == "f":
         finite = np.isfinite(array)
-        if not finite.all():
+        if not finite.all() and (not nan or np.isinf(array).any()):
             bad = int(array.size - np.count_nonzero(finite))
             raise ScanError(
                 f"{path}: {bad} of {array.size} values are NaN or infinite. Replace them in the "
@@ -359,7 +423,7 @@ def as_float32(array: np.ndarray, path: Path) -> np.ndarray:
             )
     with np.errstate(over="ignore"):
         data = np.asarray(array, dtype=np.float32)
-    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and not np.isfinite(data).all():
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and np.isinf(data).any():
         raise ScanError(f"{path}: values beyond 3.4e38, the range of float32. Rescale the file.")
     return data
 

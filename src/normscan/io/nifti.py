@@ -7,14 +7,27 @@ free text (possibly a patient's name) and declare their own sizes.
 from __future__ import annotations
 
 import gzip
+import math
 import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.files import Decoded, Header, as_float32, check_size, decoding, extension, stem
+from normscan.io.address import one_volume
+from normscan.io.files import (
+    Decoded,
+    Header,
+    as_float32,
+    check_size,
+    data_of,
+    decoding,
+    extension,
+    stem,
+)
 
 if TYPE_CHECKING:
     from normscan.scan import Scan
@@ -32,36 +45,40 @@ _MM_PER_UNIT = {1: 1000.0, 3: 1e-3}  # metre and micron; all others are taken fo
 LARGEST_MM = 1e6  # nothing that is imaged lies further away
 
 
-def read_nifti(path: Path) -> Decoded:
-    """Decode a NIfTI file.
+def read_nifti(path: Path, chosen: dict[str, str]) -> Decoded:
+    """Decode a NIfTI file, or a pair of .hdr and .img.
 
     Returns:
         Data (C, x, y[, z]) with slope and intercept applied and no reorientation. Trailing axes of
         length 1 are dropped; ``extra`` keeps the stored shape and the geometry fields.
 
     Raises:
-        ScanError: damaged or truncated file, a series (4D), complex values, no usable affine.
+        ScanError: damaged or truncated file, a series (4D) of which no volume is chosen, complex
+            values, no usable affine.
     """
     import nibabel.arrayproxy
 
     array_proxy: Any = nibabel.arrayproxy.ArrayProxy
     with decoding(path, "NIfTI"), _open(path) as file:
         header = _header(file, path)
-        stored = _stored_shape(header, path)
+        plan = _planned(header, path, chosen)
         dtype = header.get_data_dtype()
         slope, inter = header.get_slope_inter()
-        offset = max(int(header.get_data_offset()), header.sizeof_hdr)
         scaling = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
-        spec = (stored, dtype, offset, *scaling)
-        proxy = array_proxy(file, spec, mmap=False)
-        if dtype.names:
-            values = _rgb(np.asarray(proxy.get_unscaled()))
-        elif dtype.kind == "c":
-            raise ScanError(f"{path}: complex values are no image intensities. Save the magnitude.")
-        else:
-            values = np.asarray(proxy, dtype=np.float32)[None]
-        _check_rest(file)
-    data = as_float32(values, path).reshape(len(values), *_spatial(stored))
+        spec = (plan.stored, dtype, plan.offset, *scaling)
+        with _data_file(path, file) as values_file:
+            proxy = array_proxy(values_file, spec, mmap=False)
+            if dtype.names:
+                values = _rgb(np.asarray(proxy.get_unscaled()))
+            elif dtype.kind == "c":
+                raise ScanError(
+                    f"{path}: complex values are no image intensities. Save the magnitude."
+                )
+            else:
+                values = np.asarray(proxy, dtype=np.float32)[None]
+            _check_rest(values_file, plan.last)
+    stored = plan.stored
+    data = as_float32(values, path, nan=True).reshape(len(values), *_spatial(stored))
     affine = _affine(header, path)
     extra: dict[str, Any] = {
         "shape": stored,
@@ -74,11 +91,11 @@ def read_nifti(path: Path) -> Decoded:
     return Decoded(data, names, kind, affine, extra)
 
 
-def probe_nifti(path: Path) -> Header:
+def probe_nifti(path: Path, chosen: dict[str, str]) -> Header:
     """Read shape, type and spacing from the header alone."""
     with decoding(path, "NIfTI"), _open(path) as file:
         header = _header(file, path)
-        shape = _spatial(_stored_shape(header, path))
+        shape = _spatial(_planned(header, path, chosen).stored)
         dtype = header.get_data_dtype()
     steps = np.linalg.norm(_affine(header, path)[:3, : len(shape)], axis=0)
     name = "uint8" if dtype.names else dtype.newbyteorder("=").name
@@ -134,7 +151,7 @@ def _header(file: IO[bytes], path: Path) -> Any:
     block = file.read(540)
     if len(block) < 348:
         raise ScanError(f"{path}: truncated within its NIfTI header. Copy it again.")
-    kind: Any = Nifti2Header if block[4:7] == b"n+2" else Nifti1Header
+    kind: Any = Nifti2Header if block[4:7] in (b"n+2", b"ni2") else Nifti1Header
     header = kind(block[: kind.sizeof_hdr], check=False)
     offset = float(header["vox_offset"])
     if not 0 <= offset <= 2**28:
@@ -144,24 +161,40 @@ def _header(file: IO[bytes], path: Path) -> Any:
     return header
 
 
-def _stored_shape(header: Any, path: Path) -> tuple[int, ...]:
-    stored = tuple(int(n) for n in header.get_data_shape())
+@dataclass(frozen=True)
+class _Plan:
+    """Where a volume lies in its file.
+
+    Attributes:
+        stored: shape of one volume, as the header has it.
+        offset: byte of its first value.
+        end: byte behind the last volume.
+        last: it is the last one.
+    """
+
+    stored: tuple[int, ...]
+    offset: int
+    end: int
+    last: bool
+
+
+def _planned(header: Any, path: Path, chosen: dict[str, str]) -> _Plan:
+    whole = tuple(int(n) for n in header.get_data_shape())
     dtype = header.get_data_dtype()
     if dtype.kind == "V" and not dtype.names:
         raise ScanError(
             f"{path}: the header names the data type {int(header['datatype'])}, which can't be read "
             "here. Save the image as whole numbers or float32."
         )
-    check_size(path, stored, dtype)
-    spatial = _spatial(stored)
-    if len(spatial) > 3:
-        raise ScanError(
-            f"{path}: a series of shape {stored}, not one volume. Split it into its volumes "
-            "(for example with nibabel.four_to_three) and give one file, or one per channel."
-        )
-    if len(spatial) < 2:
+    pair = extension(path) == ".hdr"
+    check_size(path, whole, dtype, data_of(path) if pair else None)
+    stored, count = (whole, 1) if len(_spatial(whole)) <= 3 else (whole[:3], math.prod(whole[3:]))
+    if len(_spatial(stored)) < 2:
         raise ScanError(f"{path}: shape {stored} is no image, which needs 2 or 3 axes.")
-    return stored
+    volume = one_volume(path, chosen, count, _spatial(stored))
+    start = max(int(header.get_data_offset()), 0 if pair else header.sizeof_hdr)
+    size = math.prod(stored) * dtype.itemsize
+    return _Plan(stored, start + volume * size, start + count * size, volume == count - 1)
 
 
 def _spatial(stored: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,8 +225,16 @@ def _rgb(values: np.ndarray) -> np.ndarray:
     return data[:1] if equal else data
 
 
-def _check_rest(file: IO[bytes]) -> None:
-    """Read what follows the data, so that gzip compares its checksum; bounded against bombs."""
-    for _ in range(64):
+def _data_file(path: Path, header: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """Open the data of a pair; a single file holds its own."""
+    return data_of(path).open("rb") if extension(path) == ".hdr" else nullcontext(header)
+
+
+def _check_rest(file: IO[bytes], last: bool) -> None:
+    """Read what follows the data, so that gzip compares its checksum; bounded against bombs.
+
+    Behind the volume of a series there are others.
+    """
+    for _ in range(64 if last else 2**16):
         if not file.read(2**18):
             return

@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP through Pillow, with all their bits."""
+"""PNG, JPEG, BMP and WebP through Pillow, with all their bits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from normscan.io.files import (
     decoding,
     orient,
     raster_channels,
+    sniff,
 )
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Only these decoders may run: Pillow would otherwise start Ghostscript for a PostScript file.
-FORMATS = ("PNG", "JPEG", "BMP")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 ALPHA_MODES = {"LA": "L", "La": "L", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
 COLOUR_MODES = ("P", "CMYK", "YCbCr")
 ORIENTATION = 0x0112
 
 
-def read_raster(path: Path, kind: str) -> Decoded:
-    """Decode a PNG, JPEG or BMP.
+def read_raster(path: Path, chosen: dict[str, str]) -> Decoded:
+    """Decode a PNG, JPEG, BMP or WebP.
 
     Returns:
         Data (C, H, W) in the values of the file: 0..255, 0..65535, or 0..1 for one-bit images.
@@ -38,14 +39,14 @@ def read_raster(path: Path, kind: str) -> Decoded:
         ignored: they say how to print, not how large the anatomy is.
 
     Raises:
-        ScanError: damaged, truncated or too large a file, an unknown pixel mode.
+        ScanError: damaged, truncated or too large a file, an unknown pixel mode, a moving picture.
     """
     from PIL import Image
 
-    with decoding(path, kind):
+    with decoding(path, sniff(path)):
         try:
             with Image.open(path, formats=FORMATS) as image:
-                check_size(path, (*image.size, len(image.getbands())))
+                _check(image, path)
                 values, dtype = _pixels(image, path)
                 orientation = _orientation(image)
         except Image.DecompressionBombError as error:
@@ -58,12 +59,12 @@ def read_raster(path: Path, kind: str) -> Decoded:
     return Decoded(as_float32(data, path), names, dtype)
 
 
-def probe_raster(path: Path, kind: str) -> Header:
+def probe_raster(path: Path, chosen: dict[str, str]) -> Header:
     """Read size and mode without decoding the pixels."""
     from PIL import Image
 
-    with decoding(path, kind), Image.open(path, formats=FORMATS) as image:
-        check_size(path, (*image.size, len(image.getbands())))
+    with decoding(path, sniff(path)), Image.open(path, formats=FORMATS) as image:
+        _check(image, path)
         width, height = image.size
         # A PNG is decoded to look for EXIF behind the pixels; only EXIF in front is looked at here.
         early = image.format != "PNG" or "exif" in image.info
@@ -90,6 +91,25 @@ def read_palette(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray] | None:
         indices = np.asarray(image)
         turned = _orientation(image)
     return orient(indices if indices.ndim == 2 else indices[..., 0], turned), colours
+
+
+def is_lossy_webp(path: Path) -> bool:
+    """Tell whether a WebP holds a lossy picture: its chunk is called ``VP8 ``."""
+    with decoding(path, "WebP"), path.open("rb") as file:
+        file.seek(12)
+        while len(chunk := file.read(8)) == 8:
+            if chunk[:4] in (b"VP8 ", b"VP8L"):
+                return chunk[:4] == b"VP8 "
+            size = int.from_bytes(chunk[4:], "little")
+            file.seek(size + size % 2, 1)
+    return True
+
+
+def _check(image: Any, path: Path) -> None:
+    check_size(path, (*image.size, len(image.getbands())))
+    frames = getattr(image, "n_frames", 1)
+    if image.format == "WEBP" and frames > 1:
+        raise ScanError(f"{path}: a moving picture of {frames} frames. Save the wanted one.")
 
 
 def _dtype(mode: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.address import split_address, whole_number
+from normscan.io.decoders import decode, files_of, is_lossy, probe_file
 from normscan.io.files import (
     EXTENSIONS,
     Decoded,
@@ -112,8 +113,7 @@ def read_mask(
             f"{file}: the mask has the shape {values.shape}, its scan {like.source or like.name} "
             f"has {like.shape}. Give the mask on the grid of the scan."
         )
-    both_nifti = "nifti" in decoded.extra and "nifti" in like.extra
-    if both_nifti and decoded.affine is not None:
+    if _placed(decoded.extra) and _placed(like.extra) and decoded.affine is not None:
         off = grid_distance(decoded.affine, like.affine, like.shape)
         if off > 0.1:
             raise ScanError(
@@ -121,6 +121,11 @@ def read_mask(
                 f"{like.source or like.name}: their affines differ. Resample the mask to the scan."
             )
     return _cut(file, kind, chosen, decoded, values, threshold, report)
+
+
+def _placed(extra: dict[str, Any]) -> bool:
+    """Tell whether a file says where it lies in the patient."""
+    return "nifti" in extra or "placed" in extra
 
 
 def load_mask_array(
@@ -139,7 +144,7 @@ def load_mask_array(
 
 def _mask_values(path: Path, kind: str, chosen: dict[str, str]) -> tuple[Decoded, np.ndarray]:
     """Decode a mask; the values have the background as 0, whatever its colour."""
-    decoded = _decode_at(path, kind, chosen)
+    decoded = decode(path, chosen)
     numbers = _mask_numbers(path, kind)
     if numbers is not None:
         numbers = numbers.astype(np.float32)
@@ -181,9 +186,11 @@ def _cut(
     report: MaskReport | None,
 ) -> np.ndarray:
     if chosen:  # a slice alone doesn't tell what the file is
-        rule = _rule_of_file(file, kind, threshold, identity(file), "stack" in chosen)
+        part = tuple((k, v) for k, v in chosen.items() if k not in ("slice", "axis"))
+        known = "".join(identity(one) for one in files_of(file))
+        rule = _rule_of_file(file, kind, threshold, known, part)
     else:
-        rule = mask_rule(values, file, threshold, decoded.dtype, kind == "JPEG")
+        rule = mask_rule(values, file, threshold, decoded.dtype, is_lossy(file, kind))
     inside = rule.inside(values)
     if report is not None:
         report.add(file, rule, inside)
@@ -191,9 +198,11 @@ def _cut(
 
 
 @lru_cache(maxsize=256)
-def _rule_of_file(path: Path, kind: str, threshold: float, known: str, stack: bool) -> MaskRule:
-    decoded, values = _mask_values(path, kind, {"stack": "1"} if stack else {})
-    return mask_rule(values, path, threshold, decoded.dtype, kind == "JPEG")
+def _rule_of_file(
+    path: Path, kind: str, threshold: float, known: str, part: tuple[tuple[str, str], ...]
+) -> MaskRule:
+    decoded, values = _mask_values(path, kind, dict(part))
+    return mask_rule(values, path, threshold, decoded.dtype, is_lossy(path, kind))
 
 
 def probe(path: PathLike) -> Header:
@@ -216,28 +225,14 @@ def _probed(file: Path, chosen: dict[str, str]) -> Header:
         from normscan.io.dicom import probe_dicom
 
         return probe_dicom(file, **_selected(file, chosen))
-    kind = check_file(file)
-    if "NIfTI" in kind:
-        from normscan.io.nifti import probe_nifti
-
-        return probe_nifti(file)
-    if kind == "TIFF":
-        from normscan.io.tiff import probe_tiff
-
-        return probe_tiff(file)
-    if kind in ("NumPy array", "zip archive"):
-        from normscan.io.arrays import probe_array
-
-        return probe_array(file, "stack" in chosen)
-    from normscan.io.raster import probe_raster
-
-    return probe_raster(file, kind)
+    return probe_file(file, chosen)
 
 
 def content_hash(path: PathLike) -> str:
     """Return the SHA-256 of the bytes of a file, as 64 hexadecimal digits.
 
-    Of a DICOM series in a folder or an archive it is that of its files' hashes, sorted.
+    Of a header with its data beside it, it is that of both files' hashes; of a DICOM series in a
+    folder or an archive that of its files' hashes, sorted.
 
     Raises:
         ScanError: the file can't be read.
@@ -250,7 +245,10 @@ def content_hash(path: PathLike) -> str:
 
             digest = hash_dicom(file, **_selected(file, chosen))
         else:
-            digest = _file_hash(file, identity(file))
+            digests = [_file_hash(one, identity(one)) for one in files_of(file)]
+            digest = digests[0]
+            if len(digests) > 1:
+                digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
     if not chosen:
@@ -275,50 +273,6 @@ def grid_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> f
     return float(distance.max() / max(smallest, 1e-12))
 
 
-def _decode(path: Path, kind: str, stack: bool = False) -> Decoded:
-    if kind == "DICOM file":
-        raise ScanError(f"{path}: a mask as DICOM isn't read. Save it as NIfTI or PNG.")
-    if "NIfTI" in kind:
-        from normscan.io.nifti import read_nifti
-
-        return read_nifti(path)
-    if kind == "TIFF":
-        from normscan.io.tiff import read_tiff
-
-        return read_tiff(path)
-    if kind in ("NumPy array", "zip archive"):
-        from normscan.io.arrays import read_array
-
-        return read_array(path, stack)
-    from normscan.io.raster import read_raster
-
-    return read_raster(path, kind)
-
-
-def _decode_at(path: Path, kind: str, chosen: dict[str, str]) -> Decoded:
-    """Decode a file, or the slice of it that its address chose."""
-    if {"series", "frame", "repetition"} & set(chosen):
-        raise ScanError(
-            f"{path}: is no DICOM, so #series=, #frame= and #repetition= select nothing in it."
-        )
-    stack = "stack" in chosen
-    if stack and kind not in ("NumPy array", "zip archive"):
-        raise ScanError(f"{path}: #stack= is for arrays (.npy, .npz). Leave it out.")
-    if "slice" not in chosen:
-        return _decode(path, kind, stack)
-    from normscan.io.volumes import open_volume, take
-
-    index, axis = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
-    volume = open_volume(path)
-    if volume is not None:
-        return volume.slice(index, axis)
-    whole = _decode(path, kind, stack)
-    affine = np.eye(4) if whole.affine is None else whole.affine
-    planes = [take(channel, affine, index, axis, path) for channel in whole.data]
-    data = np.stack([plane for plane, _ in planes])
-    return replace(whole, data=data, affine=None if whole.affine is None else planes[0][1])
-
-
 def _cut_header(header: Header, axis: int) -> Header:
     def cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(v for a, v in enumerate(values) if a != axis)
@@ -331,7 +285,7 @@ def _read_one(address: PathLike) -> Scan:
     path, chosen = split_address(address)
     if is_dicom(path):
         return _read_dicom(address, path, chosen)
-    decoded = _decode_at(path, check_file(path), chosen)
+    decoded = decode(path, chosen)
     data = decoded.data
     _refuse_constant(data, path)
     affine = decoded.affine

@@ -66,7 +66,7 @@ class _Plan:
     palette: np.ndarray | None = None
 
 
-def read_tiff(path: Path) -> Decoded:
+def read_tiff(path: Path, chosen: dict[str, str]) -> Decoded:
     """Decode a TIFF.
 
     Returns:
@@ -91,7 +91,7 @@ def read_tiff(path: Path) -> Decoded:
         data = _from_cmyk(data, plan.bits, path)
     data, names = _named(orient(data, plan.orientation), plan)
     affine, extra = geometry(data.ndim - 1, plan.spacing, plan.orientation)
-    return Decoded(as_float32(data, path), names, plan.dtype, affine, extra)
+    return Decoded(as_float32(data, path, nan=True), names, plan.dtype, affine, extra)
 
 
 def read_indices(path: Path) -> tuple[np.ndarray, np.ndarray | None, int] | None:
@@ -111,7 +111,7 @@ def read_indices(path: Path) -> tuple[np.ndarray, np.ndarray | None, int] | None
     return numbers, plan.palette, 2 ** (plan.bits - (values.dtype.kind == "i")) - 1
 
 
-def probe_tiff(path: Path) -> Header:
+def probe_tiff(path: Path, chosen: dict[str, str]) -> Header:
     """Read shape, type and spacing from the tags alone."""
     import tifffile
 

@@ -6,20 +6,16 @@ disk instead of the whole volume, and the operating system, not this process, ho
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import os
 import shutil
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.atomic import atomic_path
-from normscan.io.cache import cache_folder, trim
+from normscan.io.cache import cache_folder, unpacked
 from normscan.io.files import Decoded, as_float32, decoding, extension, identity
 
 # Open maps a process keeps: slices of one volume tend to follow each other.
@@ -37,6 +33,7 @@ class MappedVolume:
         affine: (4, 4) index to RAS+ mm.
         channels: name of its channel.
         extra: as ``read_nifti`` gives it.
+        selected: the selectors of its address.
     """
 
     path: Path
@@ -45,6 +42,7 @@ class MappedVolume:
     affine: np.ndarray
     channels: tuple[str, ...]
     extra: dict[str, Any]
+    selected: tuple[tuple[str, str], ...] = ()
 
     def slice(self, index: int, axis: int = 2) -> Decoded:
         """Return a slice (1, *the two other axes) float32 with its place in the patient.
@@ -57,9 +55,13 @@ class MappedVolume:
         values = np.asarray(plane, np.float32)
         if (slope, inter) != (1.0, 0.0):
             values = np.asarray(plane * np.float64(slope) + inter, np.float32)
-        data = as_float32(values, self.path)[None]
+        data = as_float32(values, self.path, nan=True)[None]
+        notes: tuple[str, ...] = ()
+        if np.isnan(data).any():  # whether they lie around the anatomy, only the volume tells
+            value, notes = _background(self.path, identity(self.path), self.selected)
+            data = np.nan_to_num(data, nan=value)
         kind = self.array.dtype.newbyteorder("=").name
-        return Decoded(data, self.channels, kind, affine, dict(self.extra))
+        return Decoded(data, self.channels, kind, affine, self.extra | {"notes": notes})
 
 
 def take(
@@ -89,7 +91,20 @@ def take(
     return plane, (affine @ first)[:, order]
 
 
-def open_volume(path: Path) -> MappedVolume | None:
+@lru_cache(maxsize=256)
+def _background(
+    path: Path, known: str, selected: tuple[tuple[str, str], ...]
+) -> tuple[float, tuple[str, ...]]:
+    """Return the value of NaN in a volume and the note on it; refuses holes in the anatomy."""
+    from normscan.io.background import fill_background
+    from normscan.io.nifti import read_nifti
+
+    data = read_nifti(path, dict(selected)).data
+    filled, notes = fill_background(data, path)
+    return float(filled[np.isnan(data)][0]), notes
+
+
+def open_volume(path: Path, chosen: dict[str, str]) -> MappedVolume | None:
     """Map a NIfTI volume; one that is compressed is unpacked into the cache first.
 
     Returns:
@@ -104,31 +119,32 @@ def open_volume(path: Path) -> MappedVolume | None:
         known = identity(path)
     except OSError as error:
         raise ScanError(f"{path}: can't be read ({error.strerror}).") from error
-    return _open(path, known)
+    selected = tuple(item for item in chosen.items() if item[0] == "volume")
+    return _open(path, known, selected)
 
 
 @lru_cache(maxsize=OPEN_VOLUMES)
-def _open(path: Path, known: str) -> MappedVolume | None:
+def _open(path: Path, known: str, selected: tuple[tuple[str, str], ...]) -> MappedVolume | None:
     from normscan.io import nifti
 
     plain = path
     with decoding(path, "NIfTI"):
         with nifti._open(path) as file:
             header = nifti._header(file, path)
-            stored = nifti._stored_shape(header, path)
+            where = nifti._planned(header, path, dict(selected))
+            stored = where.stored
         dtype = header.get_data_dtype()
         if dtype.names or dtype.kind not in "iuf" or len(nifti._spatial(stored)) != 3:
             return None
-        offset = max(int(header.get_data_offset()), header.sizeof_hdr)
-        needed = offset + int(np.prod(stored, dtype=np.int64)) * dtype.itemsize
+        needed = where.end
         if extension(path) == ".nii.gz":
-            plain = _unpacked(path, known, needed)
+            plain = unpacked(path, known, ".nii", needed, partial(nifti._open, path))
         if plain.stat().st_size < needed:
             raise ScanError(
                 f"{path}: truncated, its header declares {needed} bytes. Copy it again."
             )
         shape = nifti._spatial(stored)
-        array = np.memmap(plain, dtype, "r", offset, shape, order="F")
+        array = np.memmap(plain, dtype, "r", where.offset, shape, order="F")
         slope, inter = header.get_slope_inter()
     affine = nifti._affine(header, path)
     extra = {
@@ -138,33 +154,7 @@ def _open(path: Path, known: str) -> MappedVolume | None:
     }
     scaling = (1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter))
     names = (nifti.bids_suffix(path) or "image",)
-    return MappedVolume(path, array, scaling, affine, names, extra)
-
-
-def _unpacked(path: Path, known: str, needed: int) -> Path:
-    """Unpack a gzipped file into the cache, never more of it than its header declares."""
-    name = f"{os.path.realpath(path)}:{known}"
-    target = cache_folder("volumes") / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".nii")
-    if target.exists() and target.stat().st_size == needed:
-        os.utime(target)
-        return target
-    with gzip.open(path) as packed, atomic_path(target) as temporary:
-        left = needed
-        with temporary.open("wb") as out:
-            while left:
-                block = packed.read(min(left, 2**20))
-                if not block:
-                    raise ScanError(
-                        f"{path}: truncated, its header declares {needed} bytes. Copy it again."
-                    )
-                out.write(block)
-                left -= len(block)
-        while packed.read(2**20):  # to the end, where gzip compares its checksum
-            left += 1
-            if left > 64:
-                break
-    trim(target.parent, keep=target)
-    return target
+    return MappedVolume(path, array, scaling, affine, names, extra, selected)
 
 
 def forget_volumes() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.io.dicom.mosaic import place_tiles
 from normscan.io.dicom.scales import Scale, scale_of
 from normscan.io.dicom.source import Source, parsing, read_header
 from normscan.io.dicom.values import Groups, fetch, number, numbers, text, whole, words
@@ -86,6 +87,7 @@ class Instance:
         lossy: whether values were lost in compression.
         note: what is to be known of the spacing.
         scales: per frame how stored numbers become values.
+        grid: of a mosaic, whose frames are tiles of one picture, how many lie in a row; else 1.
     """
 
     source: Source
@@ -113,6 +115,13 @@ class Instance:
     lossy: bool = False
     note: str = ""
     scales: tuple[Scale, ...] = ()
+    grid: int = 1
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """Frames, rows and columns as they are in the file."""
+        frames = 1 if self.grid > 1 else self.frames
+        return frames, self.rows * self.grid, self.columns * self.grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,15 +186,14 @@ def _facts(source: Source, data: Dataset, pixel_bytes: int | None) -> Instance:
         if sop_class == prefix or sop_class.startswith(prefix + "."):
             return Instance(**known, reason=reason)
     rows, columns = (int(number(fetch(data, k)) or 0) for k in ("Rows", "Columns"))
-    if "MOSAIC" in words(fetch(data, "ImageType")):
-        reason = "a mosaic: many planes side by side in one picture. Convert it with dcm2niix"
-        return Instance(**known, reason=reason)
     if pixel_bytes is None or rows < 1 or columns < 1:
         return Instance(**known, reason="holds no pixels")
     frames = int(number(fetch(data, "NumberOfFrames")) or 1)
     known |= {"rows": rows, "columns": columns, "frames": max(1, frames)}
     try:
-        known |= _pixels(data, known, pixel_bytes) | _place(data, known)
+        known |= _pixels(data, known, pixel_bytes)
+        mosaic = "MOSAIC" in words(fetch(data, "ImageType"))
+        known |= _tiles(data, known) if mosaic else _place(data, known)
     except ScanError as error:
         return Instance(**known, reason=str(error))
     return Instance(**known)
@@ -239,6 +247,28 @@ def _place(data: Dataset, known: dict[str, Any]) -> dict[str, Any]:
         "spacings": np.array([r[2] for r in rows]),
         "marks": tuple(_marks(groups, frame) for frame in range(count)),
         "scales": tuple(scale_of(data, groups, frame) for frame in range(count)),
+    }
+
+
+def _tiles(data: Dataset, known: dict[str, Any]) -> dict[str, Any]:
+    """Find where the tiles of a mosaic lie; a ScanError holds the reason alone."""
+    groups, size = Groups(data), (known["rows"], known["columns"])
+    if known["frames"] > 1 or known["samples"] > 1:
+        raise ScanError("a mosaic of several frames or in colour")
+    plane = _plane(groups, 0)
+    grid, positions = place_tiles(data, size, plane)
+    count = len(positions)
+    return {
+        "kind": "plane",
+        "rows": size[0] // grid,
+        "columns": size[1] // grid,
+        "frames": count,
+        "grid": grid,
+        "positions": positions,
+        "orientations": np.tile(plane[1], (count, 1)),
+        "spacings": np.tile(plane[2], (count, 1)),
+        "marks": (_marks(groups, 0),) * count,
+        "scales": (scale_of(data, groups, 0),) * count,
     }
 
 

@@ -68,10 +68,12 @@ class Pixels:
         self.data, self.file = data, file
         self.groups = Groups(data)
         self.frames: list[bytes] | None = None
+        self.mosaic: tuple[np.ndarray, str] | None = None
         name = Path(str(file.source))
         if not any(k in data for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise ScanError(f"{name}: is truncated within its pixels. Copy it again.")
-        size = (file.rows, file.columns, file.frames * file.samples)
+        frames, *plane = file.stored
+        size = (*plane, frames * file.samples)
         check_size(name, size)
         if np.prod(size, dtype=float) > MAX_RATIO * file.source.size + 2**24:
             raise ScanError(
@@ -87,7 +89,7 @@ class Pixels:
         """
         name = Path(str(self.file.source))
         with parsing(self.file.source):
-            stored, photometric = self._stored(index)
+            stored, photometric = self._tile(index) if self.file.grid > 1 else self._stored(index)
             if stored.shape[:2] != (self.file.rows, self.file.columns):
                 raise ScanError(
                     f"{name}: its pixels don't fill {self.file.rows} x {self.file.columns}. "
@@ -107,6 +109,18 @@ class Pixels:
             if self.file.lossy and self.file.modality == "CT":
                 values, padding = self._traces(values, padding, stored, index)
             return Picture(as_float32(values, name), padding, invert)
+
+    def _tile(self, index: int) -> tuple[np.ndarray, str]:
+        """Cut a tile out of a mosaic, which is decoded once."""
+        if self.mosaic is None:
+            self.mosaic = self._stored(0)
+        whole, photometric = self.mosaic
+        rows, columns, grid = self.file.rows, self.file.columns, self.file.grid
+        if whole.shape[:2] != self.file.stored[1:]:
+            return whole, photometric  # refused by its size
+        row, column = divmod(index, grid)
+        cut = whole[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+        return cut, photometric
 
     def _stored(self, index: int) -> tuple[np.ndarray, str]:
         from pydicom.pixels.decoders.base import get_decoder
@@ -188,21 +202,21 @@ class Pixels:
             if "ExtendedOffsetTable" in self.data and "ExtendedOffsetTableLengths" in self.data:
                 offsets = self.data.ExtendedOffsetTable, self.data.ExtendedOffsetTableLengths
             made = generate_frames(
-                self.data.PixelData, number_of_frames=self.file.frames, extended_offsets=offsets
+                self.data.PixelData, number_of_frames=self.file.stored[0], extended_offsets=offsets
             )
-            self.frames = [f for _, f in zip(range(self.file.frames), made, strict=False)]
+            self.frames = [f for _, f in zip(range(self.file.stored[0]), made, strict=False)]
         if index >= len(self.frames):
             raise ScanError(
-                f"{self.file.source}: declares {self.file.frames} frames and holds "
+                f"{self.file.source}: declares {self.file.stored[0]} frames and holds "
                 f"{len(self.frames)}. It is truncated; copy it again."
             )
         frame = self.frames[index]
         true = codestream_size(frame)
-        if true is not None and true != (self.file.rows, self.file.columns):
+        rows, columns = self.file.stored[1:]
+        if true is not None and true != (rows, columns):
             raise ScanError(
-                f"{self.file.source}: contradicts itself: its header says {self.file.rows} x "
-                f"{self.file.columns} pixels, its compressed image {true[0]} x {true[1]}. "
-                "Export it again."
+                f"{self.file.source}: contradicts itself: its header says {rows} x {columns} "
+                f"pixels, its compressed image {true[0]} x {true[1]}. Export it again."
             )
         return encapsulate([frame], has_bot=False)
 

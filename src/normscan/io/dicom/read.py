@@ -282,7 +282,7 @@ def _series(
         orientations=np.array([[-1.0, 0, 0, 0, 1, 0]]),
         spacings=np.ones((1, 2)),
         uids=tuple(p.file.uid for p in planes),
-        frames=tuple(p.frame + 1 if p.file.frames > 1 else 0 for p in planes),
+        frames=tuple(p.frame + 1 if p.file.stored[0] > 1 else 0 for p in planes),
         size=size,
         shape=size,
         affine=RASTER_AFFINE,
