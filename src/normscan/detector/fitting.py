@@ -143,7 +143,9 @@ def begin(
 def join(asked: State, folder: Path) -> tuple[State, Sets]:
     """Return what ``begin`` did in another process."""
     state = build(asked, Survey(**tupled(read_json(folder / SURVEY))))
-    return state, {p: PreparedSet.open(folder / p, state.patch) for p in _parts(built(state))}
+    method = built(state)
+    sets = {p: PreparedSet.open(folder / p, state.patch, method.context) for p in _parts(method)}
+    return state, sets
 
 
 def built(state: State) -> Method:
@@ -179,6 +181,11 @@ def build(asked: State, seen: Survey) -> State:
         raise ArgumentError(
             f"method '{card.id}' can't be built with these arguments: {reason}"
         ) from error
+    if method.context and (dims > 2 or asked.patch is not None):
+        raise ArgumentError(
+            f"method '{card.id}' looks at {method.context} slices on each side: it needs whole "
+            "slices, dims=2 without patch."
+        )
     preprocess = build_preprocess({**asked.preprocess.to_dict(), "colour": seen.colour})
     return asked.changed(
         arguments=arguments, preprocess=preprocess, channels=seen.channels, method=method
@@ -190,9 +197,11 @@ def prepare(
 ) -> tuple[State, Sets]:
     """Let the steps learn, prepare every scan that the method draws from, learn the gate."""
     train, val = list(cohort.part("train")), list(cohort.part("val"))
-    parts = {name: select_part(cohort, name) for name in _parts(built(state))}
+    method = built(state)
+    parts = {name: select_part(cohort, name) for name in _parts(method)}
     state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
-    sets = prepare_sets(folder, parts, state.preparation(), state.patch, workers, bar)
+    preparation = state.preparation()
+    sets = prepare_sets(folder, parts, preparation, state.patch, method.context, workers, bar)
     if state.gated:
         track = partial(bar.track, name="quality gate")
         state = state.changed(gate=Gate.of_cohort(train, val, workers, track))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,11 +51,12 @@ class Stitched:
 
 @dataclass(frozen=True)
 class Sample:
-    """A piece of a prepared scan: where it lies and where in the subject that is."""
+    """A piece of a prepared scan: where it lies, where in the subject that is, its neighbours."""
 
     place: tuple[slice | int, ...]
     position: float
     key: int
+    around: tuple[tuple[slice | int, ...], ...] = ()
 
 
 class Predictor:
@@ -106,17 +107,27 @@ class Predictor:
 
     def _samples(self, prepared: Prepared) -> list[Sample]:
         if self.slices:
-            places = split_slices(prepared)
-            whole = (slice(None), slice(None))
-            return [Sample((*whole, k), position, k) for k, position in places]
+            kept = split_slices(prepared)
+            places = [(slice(None), slice(None), k) for k, _ in kept]
+            around = self._around(places)
+            return [Sample(places[i], at, k, around[i]) for i, (k, at) in enumerate(kept)]
         if self.patch is None:
-            return [Sample((slice(None),) * len(prepared.grid.shape), 0.5, 0)]
+            place = (slice(None),) * len(prepared.grid.shape)
+            return [Sample(place, 0.5, 0, self._around([place])[0])]
         corners = list(self._corners(prepared.grid.shape, self.patch))
         last = max(1, len(corners) - 1)
         return [
             Sample(tuple(slice(c, c + self.patch) for c in corner), i / last, i)
             for i, corner in enumerate(corners)
         ]
+
+    def _around(self, places: Sequence[tuple[slice | int, ...]]) -> list[tuple[Any, ...]]:
+        """Each place among its neighbours, as ``Batch.context`` has them."""
+        n, last = self.method.context, len(places) - 1
+        if not n:
+            return [()] * len(places)
+        reach = range(-n, n + 1)
+        return [tuple(places[min(max(i + d, 0), last)] for d in reach) for i in range(last + 1)]
 
     @staticmethod
     def _corners(shape: tuple[int, ...], patch: int) -> Iterator[tuple[int, ...]]:
@@ -132,11 +143,16 @@ class Predictor:
     def _batch(self, prepared: Prepared, samples: list[Sample]) -> Batch:
         images = np.stack([prepared.image[(slice(None), *s.place)] for s in samples])
         masks = np.stack([prepared.foreground[s.place] for s in samples])
+        context = None
+        if self.method.context:
+            stacks = [[prepared.image[(slice(None), *p)] for p in s.around] for s in samples]
+            context = torch.from_numpy(np.stack([np.stack(s, axis=1) for s in stacks]))
         return Batch(
             image=torch.from_numpy(np.ascontiguousarray(images)),
             foreground=torch.from_numpy(np.ascontiguousarray(masks))[:, None],
             rng=Rng([derive_seed(self.seed, "predict", s.key) for s in samples]),
             position=torch.tensor([s.position for s in samples], dtype=torch.float32),
+            context=context,
         ).to(self.device)
 
     def _run(self, batch: Batch) -> Maps:

@@ -24,6 +24,10 @@ class Batch:
         foreground: (B, 1, *spatial) bool.
         rng: source of all randomness.
         position: (B,) place of the slice or patch in its subject, 0 to 1.
+        context: (B, C, 2 n + 1, *spatial) the slice in the middle of its neighbours, of which the
+            method asks for n on each side (``Method.context``), else None. Neighbours are slices
+            that show anatomy; beyond the first and the last one these are repeated, and a scan that
+            is no volume repeats itself.
         label: (B,) 0 healthy, 1 anomalous, -1 not told; in training.
         lesion: (B, 1, *spatial) bool, where the phase draws from ``anomalous``; empty where the
             label is not 1 or nobody drew one.
@@ -37,6 +41,7 @@ class Batch:
     foreground: Tensor
     rng: Rng
     position: Tensor
+    context: Tensor | None = None
     label: Tensor | None = None
     lesion: Tensor | None = None
     index: Tensor | None = None
@@ -154,10 +159,12 @@ class Method(nn.Module):
     Attributes:
         card: set by the registry.
         needs_grad: whether ``maps`` needs gradients.
+        context: neighbouring slices on each side that it sees, see ``Batch.context``.
     """
 
     card: Card
     needs_grad = False
+    context: int = 0
 
     def phases(self) -> list[Phase]:
         """The stages of training; none for a method that trains nothing."""

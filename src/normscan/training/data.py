@@ -62,6 +62,7 @@ class PreparedSet:
         lesions: (N, *size) bool, memory-mapped, or None.
         scans: id of each scan.
         subjects: number of each scan's subject, counted as they come.
+        context: neighbouring slices on each side that batches bring, see ``Batch.context``.
     """
 
     images: np.ndarray | Stack
@@ -75,6 +76,7 @@ class PreparedSet:
     lesions: np.ndarray | Stack | None = None
     scans: list[str] = field(default_factory=list)
     subjects: list[int] = field(default_factory=list)
+    context: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,6 +92,7 @@ class PreparedSet:
         workers: int = 1,
         track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
         part: str = "healthy",
+        context: int = 0,
     ) -> PreparedSet:
         """Prepare scans and write them one at a time; a bad scan is noted and passed over.
 
@@ -102,6 +105,7 @@ class PreparedSet:
             workers: processes that prepare; the files are the same for any number.
             track: passes scans on as they are done and shows their number.
             part: what the rows are: ``healthy``, ``unlabelled``, or ``anomalous`` with lesions.
+            context: see the attribute.
 
         Raises:
             ScanError: none of the scans could be prepared.
@@ -146,10 +150,10 @@ class PreparedSet:
             raise ScanError(f"no scan of this part of the cohort could be prepared: {first}")
         index["shape"] = shape
         (folder / "index.json").write_text(json.dumps(index))
-        return cls.open(folder, patch)
+        return cls.open(folder, patch, context)
 
     @classmethod
-    def open(cls, folder: Path, patch: int | None = None) -> PreparedSet:
+    def open(cls, folder: Path, patch: int | None = None, context: int = 0) -> PreparedSet:
         """Open a folder that ``create`` wrote."""
         index = json.loads((folder / "index.json").read_text())
         n, shape = len(index["positions"]), tuple(index["shape"])
@@ -166,6 +170,7 @@ class PreparedSet:
             np.memmap(folder / "lesions.raw", bool, "r", shape=(n, *shape[1:])) if drawn else None,
             index["scans"],
             index["subjects"],
+            context,
         )
 
     @classmethod
@@ -196,6 +201,7 @@ class PreparedSet:
             lesions,
             [name for s in sets for name in s.scans],
             [n + int(start) for s, start in zip(sets, starts, strict=False) for n in s.subjects],
+            sets[0].context,
         )
 
     @property
@@ -215,12 +221,23 @@ class PreparedSet:
             foreground=torch.from_numpy(np.array(masks))[:, None],
             rng=rng,
             position=torch.from_numpy(self.positions[indices]),
+            context=self._context(indices) if self.context else None,
             label=torch.from_numpy(self.told[indices]),
             lesion=None if lesions is None else torch.from_numpy(np.array(lesions))[:, None],
             index=torch.from_numpy(indices),
             subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
             columns=[self.columns[r] for r in rows],
         )
+
+    def _context(self, indices: np.ndarray) -> torch.Tensor:
+        """Slices with their neighbours; samples of one scan lie side by side."""
+        own = self.rows[indices]
+        first, last = (np.searchsorted(self.rows, own, side) for side in ("left", "right"))
+        around = indices[:, None] + np.arange(-self.context, self.context + 1)
+        around = np.clip(around, first[:, None], last[:, None] - 1)
+        slices = self.images[around.ravel()]
+        stacks = slices.reshape(*around.shape, *slices.shape[1:])
+        return torch.from_numpy(np.ascontiguousarray(stacks.swapaxes(1, 2)))
 
     def _crop(
         self, images: np.ndarray, masks: np.ndarray, lesions: np.ndarray | None, rng: Rng
@@ -266,6 +283,7 @@ def prepare_sets(
     parts: Mapping[str, Cohort],
     preparation: Preparation,
     patch: int | None,
+    context: int,
     workers: int,
     bar: Progress,
 ) -> dict[str, PreparedSet]:
@@ -275,8 +293,9 @@ def prepare_sets(
         track = partial(bar.track, name=f"prepare {name}", total=len(part))
         kind = "healthy" if name == "val" else name
         made = PreparedSet.create(
-            folder / name, part, preparation, preparation.slices, patch, workers, track, kind
-        )
+            folder / name, part, preparation, preparation.slices, patch, workers, track, kind,
+            context,
+        )  # fmt: skip
         sets[name] = made
         for scan, reason in made.failures:
             bar.say(f"left out {scan}: {reason}")

@@ -1,0 +1,81 @@
+"""Toy methods of the regimes that no product method needs yet, registered for the time of a test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from normscan import registry
+from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
+from normscan.registry import register
+
+
+class Toy(Method):
+    """Trains all its parameters in one phase of ``steps``; subclasses say what the loss is."""
+
+    part = "healthy"
+
+    def __init__(self, steps: int = 30, batch_size: int = 8, lr: float = 0.05) -> None:
+        super().__init__()
+        self.steps, self.batch_size, self.lr = steps, batch_size, lr
+
+    def phases(self) -> list[Phase]:
+        player = Player("toy", [self], adam(self.lr))
+        return [Phase("toy", [player], self.steps, batch_size=self.batch_size, part=self.part)]
+
+
+class Between(Toy):
+    """Restores a slice as a weighted mean of its neighbours."""
+
+    def __init__(self, context: int, steps: int) -> None:
+        super().__init__(steps)
+        self.context = context
+        self.weights = nn.Parameter(torch.zeros(2 * context))
+
+    def restored(self, batch: Batch) -> torch.Tensor:
+        assert batch.context is not None
+        middle = self.context
+        around = torch.cat([batch.context[:, :, :middle], batch.context[:, :, middle + 1 :]], 2)
+        return torch.einsum("bcnxy,n->bcxy", around, self.weights)
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, torch.Tensor]:
+        return {"l2": (batch.image - self.restored(batch)).square().mean()}
+
+    def maps(self, batch: Batch) -> Maps:
+        restored = self.restored(batch)
+        return Maps((batch.image - restored).abs().mean(1, keepdim=True), None, restored)
+
+
+def between(
+    dims: int = 2, channels: int = 1, size: int = 24, context: int = 2, steps: int = 30
+) -> Method:
+    """Restore a slice from its neighbours.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        context: slices on each side.
+        steps: of training.
+    """
+    return Between(context, steps)
+
+
+TOYS = {
+    "toy_between": (between, {"regime": "healthy", "dims": (2, 3)}),
+}
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Register the toys, and forget them again."""
+    for id, (build, options) in TOYS.items():
+        register(id, paper="toy", **options)(build)
+    try:
+        yield
+    finally:
+        for id in TOYS:
+            registry._CARDS.pop(id)
