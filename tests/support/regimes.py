@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import nn
 
 from normscan import registry
-from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
+from normscan.methods.base import Batch, Maps, Method, Phase, Player, Use, adam
 from normscan.registry import register
 
 
@@ -64,7 +65,50 @@ def between(
     return Between(context, steps)
 
 
+class Translation(Toy):
+    """Foretells the further scans as a linear mixture of the channels; says where they differ."""
+
+    def __init__(self, channels: int, targets: int, steps: int, prediction: str) -> None:
+        super().__init__(steps)
+        self.uses = {"target": Use(prediction=prediction)}
+        self.mixture = nn.Linear(channels, targets)
+
+    def foretold(self, batch: Batch) -> torch.Tensor:
+        return self.mixture(batch.image.movedim(1, -1)).movedim(-1, 1)
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, torch.Tensor]:
+        assert batch.target is not None
+        return {"l2": (self.foretold(batch) - batch.target).square().mean()}
+
+    def maps(self, batch: Batch) -> Maps:
+        foretold = self.foretold(batch)
+        partner = foretold.mean(1, keepdim=True) if batch.target is None else batch.target
+        return Maps((foretold - partner).abs().mean(1, keepdim=True))
+
+
+def translation(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 24,
+    targets: int = 1,
+    steps: int = 150,
+    prediction: Literal["needed", "welcome"] = "needed",
+) -> Method:
+    """Foretell one modality from another.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        targets: channels of the targets; the cohort's.
+        steps: of training.
+        prediction: whether a scan must have a partner.
+    """
+    return Translation(channels, targets, steps, prediction)
+
+
 TOYS = {
+    "toy_translation": (translation, {"regime": "paired-modality", "dims": (2, 3)}),
     "toy_between": (between, {"regime": "healthy", "dims": (2, 3)}),
 }
 

@@ -21,7 +21,7 @@ from normscan.cli.federated import federate as federate
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cohort import Cohort
-from normscan.errors import NormscanError, OutputError, ScanError
+from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
 from normscan.progress import Progress
 
 
@@ -123,6 +123,7 @@ def predict(
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
+    target: list[str] | None = None,
 ) -> None:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -133,6 +134,8 @@ def predict(
         device: auto, cpu or cuda.
         overwrite: replace the findings of an earlier prediction.
         force: score scans that the quality gate refuses, too.
+        target: for methods that compare a scan with further ones of the same subject: these, one
+            for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
     """
     from normscan.cohort.table import unique_names
     from normscan.detector import load
@@ -144,6 +147,7 @@ def predict(
     if not all(scans):
         raise ScanError("an empty name stands among the scans. Name a file.")
     files = [[p] if Path(p).exists() else p.split(",") for p in scans]
+    beside = _beside(len(files), target=target)
     names = unique_names([parts[0] for parts in files])
     taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
     if taken and not overwrite:
@@ -152,9 +156,11 @@ def predict(
         )
     failures = 0
     bar = Progress()
-    for name, parts in zip(names, bar.track(files, "predict", len(files)), strict=True):
+    tracked = bar.track(files, "predict", len(files))
+    for name, parts, companions in zip(names, tracked, beside, strict=True):
         try:
-            finding = detector.predict(parts if len(parts) > 1 else parts[0], force=force)
+            scan = parts if len(parts) > 1 else parts[0]
+            finding = detector.predict(scan, force=force, companions=companions)
             finding.save(folder, name)
         except NormscanError as error:
             failures += 1
@@ -169,6 +175,18 @@ def predict(
     if failures == len(scans):
         raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
     print(f"results: {folder}")
+
+
+def _beside(count: int, **given: list[str] | None) -> list[dict[str, str | list[str]]]:
+    """Return what stands beside each scan."""
+    beside: list[dict[str, str | list[str]]] = [{} for _ in range(count)]
+    for name, paths in given.items():
+        if paths is not None and len(paths) != count:
+            raise ArgumentError(f"--{name} names {len(paths)} files for {count} scans.")
+        for companions, path in zip(beside, paths or [], strict=False):
+            several = "," in path and not Path(path).exists()
+            companions[name] = path.split(",") if several else path
+    return beside
 
 
 def evaluate(

@@ -20,6 +20,7 @@ from normscan.cohort.table import (
     SPLITS,
     TABLES,
     find_root,
+    holds_files,
     normalise,
     read_table,
     write_table,
@@ -44,6 +45,8 @@ class Cohort:
     label           0 healthy, 1 anomalous, empty unknown
     mask            lesion mask, or empty
     foreground      mask of the anatomy (for example the brain), or empty
+    target          a further scan of the same subject on the same grid, or empty
+    target_<name>   instead of ``target``: several of them, for example target_t2, target_flair
     split           train, val, test, extra or empty; made if the column is absent or all empty
     site            where it was taken, or empty
     others          kept as they are (age, sex, scanner, ...)
@@ -313,7 +316,9 @@ class Cohort:
     def _row(self, cells: dict[Any, Any]) -> CohortRow:
         named = {c: cells[f"path_{c}"] for c in self.channels if cells[f"path_{c}"]}
         files = list(named.values()) or [cells.get("path", "")]
-        free = {k: v for k, v in cells.items() if k not in COLUMNS and not k.startswith("path_")}
+        free = {k: v for k, v in cells.items() if k not in COLUMNS and not holds_files(k)}
+        further = {k[7:]: v for k, v in cells.items() if k == "target" or k.startswith("target_")}
+        further = further if all(further.values()) else {}
         label = cells["label"]
         return CohortRow(
             scan=cells["scan"],
@@ -327,4 +332,6 @@ class Cohort:
             site=cells["site"],
             columns=free,
             missing=tuple(c for c in self.channels if named and c not in named),
+            targets=tuple(self.root / p for p in further.values()),
+            target_channels=tuple(filter(None, further)),
         )

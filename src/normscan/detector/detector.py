@@ -16,6 +16,7 @@ from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.state import State, ask
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, NormscanError, OutputError
+from normscan.io import Given
 from normscan.progress import Progress
 from normscan.scan import Scan
 
@@ -148,6 +149,7 @@ class Detector(State):
         details: bool = True,
         force: bool = False,
         columns: Mapping[str, Any] | None = None,
+        companions: Mapping[str, Given] | None = None,
     ) -> Finding:
         """Score a scan and map where it departs from healthy.
 
@@ -158,13 +160,15 @@ class Detector(State):
             details: also bring the restoration back to the scan's grid.
             force: score it whatever the quality gate says.
             columns: what the cohort says of it (age, sex, ...), for methods that use it.
+            companions: what stands beside it on its grid, by name, for methods that use it:
+                ``{"target": "t2.nii.gz"}``; a path, one path a channel, a scan, or an array.
 
         Raises:
             ScanError: the scan can't be read, doesn't fit the detector, or the quality gate refuses
                 it as damaged or of another kind than the training scans.
             ArgumentError: the detector was not fitted.
         """
-        return predict(self, scan, foreground, details, force, columns)
+        return predict(self, scan, foreground, details, force, columns, companions)
 
     def predict_cohort(
         self, rows: Iterable[CohortRow], details: bool = False, force: bool = False

@@ -28,7 +28,7 @@ from normscan.preprocess.settings import build_preprocess
 from normscan.progress import Progress
 from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
-from normscan.training.data import PreparedSet, prepare_sets, select_part
+from normscan.training.data import PreparedSet, check_companions, prepare_sets, select_part
 from normscan.training.fabric import launch_fabric
 from normscan.training.folder import CACHE, DETECTOR, claim_folder, tidied
 from normscan.training.loop import Trainer, closed_form
@@ -173,6 +173,8 @@ def build(asked: State, seen: Survey) -> State:
             "patches of the slices of volumes are not supported: leave out patch, or use dims=3."
         )
     arguments = asked.arguments | {"dims": dims, "channels": len(seen.channels)}
+    if seen.targets and "targets" in arguments:
+        arguments["targets"] = len(seen.targets)
     try:
         with seeded(derive_seed(asked.seed, "weights")):
             method = wrap(card, arguments, asked.wrappers)
@@ -199,9 +201,11 @@ def prepare(
     train, val = list(cohort.part("train")), list(cohort.part("val"))
     method = built(state)
     parts = {name: select_part(cohort, name) for name in _parts(method)}
+    for name, part in parts.items():
+        check_companions(part, name, method.companions(name))
     state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
     preparation = state.preparation()
-    sets = prepare_sets(folder, parts, preparation, state.patch, method.context, workers, bar)
+    sets = prepare_sets(folder, parts, preparation, state.patch, method, workers, bar)
     if state.gated:
         track = partial(bar.track, name="quality gate")
         state = state.changed(gate=Gate.of_cohort(train, val, workers, track))

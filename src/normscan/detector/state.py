@@ -95,7 +95,10 @@ class State:
 
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
-        return Preparation(self.preprocess, self.arguments["dims"], self.channels, self.cache)
+        return Preparation(
+            self.preprocess, self.arguments["dims"], self.channels, self.cache,
+            targets=self.arguments.get("targets"),
+        )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
         """Who made a finding."""

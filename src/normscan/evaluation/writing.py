@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector
+from normscan.errors import NormscanError
 from normscan.evaluation.scoring import Scores
 from normscan.io import atomic_path
 
@@ -54,9 +55,10 @@ def write_page(
     sections = choose(table)
     for name in dict.fromkeys(s for names in sections.values() for s in names):
         row = by_name[name]
-        scan = row.load()
-        finding = detector.predict(scan, row.load_foreground(scan), force=True)
-        mask = row.load_mask(scan) if row.mask else None
+        ((_, finding),) = detector.predict_cohort([row], details=True, force=True)
+        if isinstance(finding, NormscanError):
+            raise finding
+        mask = row.load_mask(finding.scan) if row.mask else None
         drawn[name] = finding.picture(mask, row.label, name)
     write_report(
         path,

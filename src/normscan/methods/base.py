@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,6 +36,8 @@ class Batch:
         subject: (B,) number of each sample's subject in that part; in training.
         columns: the cohort's columns, one dictionary per sample; empty ones for a scan that comes
             without a cohort.
+        target: (B, T, *spatial) further scans of the subject, scaled as the image; where the method
+            uses them (``Method.uses``), else None.
     """
 
     image: Tensor
@@ -47,6 +50,7 @@ class Batch:
     index: Tensor | None = None
     subject: Tensor | None = None
     columns: list[dict[str, Any]] = field(default_factory=list)
+    target: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -153,6 +157,25 @@ class Phase:
         return (self.epochs or 0) * max(1, -(-samples // self.batch_size)) // self.batches
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a method uses what stands beside a scan, such as its ``target``.
+
+    Attributes:
+        parts: parts of the cohort whose scans must have it, see ``Phase.part``.
+        prediction: a scan without it is refused (``needed``) or predicted without it (``welcome``);
+            ``unused``: it is not even read.
+    """
+
+    parts: tuple[str, ...] = ("healthy", "val")
+    prediction: Literal["needed", "welcome", "unused"] = "unused"
+
+    @property
+    def at_prediction(self) -> bool:
+        """Whether it is read at prediction."""
+        return self.prediction != "unused"
+
+
 class Method(nn.Module):
     """What is learnt and how a map comes out of it; see the class attributes and four calls.
 
@@ -160,11 +183,13 @@ class Method(nn.Module):
         card: set by the registry.
         needs_grad: whether ``maps`` needs gradients.
         context: neighbouring slices on each side that it sees, see ``Batch.context``.
+        uses: what it uses of that which may stand beside a scan, by name: ``target``.
     """
 
     card: Card
     needs_grad = False
     context: int = 0
+    uses: Mapping[str, Use] = MappingProxyType({})
 
     def phases(self) -> list[Phase]:
         """The stages of training; none for a method that trains nothing."""
@@ -183,6 +208,10 @@ class Method(nn.Module):
         It is shown before training begins; empty where it doesn't grow with them.
         """
         return ""
+
+    def companions(self, part: str) -> tuple[str, ...]:
+        """What the scans of a part of the cohort must have beside them."""
+        return tuple(name for name, use in self.uses.items() if part in use.parts)
 
     @property
     def fits(self) -> bool:

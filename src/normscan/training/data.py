@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from normscan.errors import CohortError, ScanError
-from normscan.methods.base import Batch
+from normscan.io.companions import MEANINGS
+from normscan.methods.base import Batch, Method
 from normscan.parallel import each
 from normscan.preprocess import Prepared
 from normscan.preprocess.samples import EMPTY_SLICE, Preparation, Sampling, split_slices
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from normscan.cohort import Cohort, CohortRow
 
 __all__ = ["EMPTY_SLICE", "Draws", "PreparedSet", "prepare_sets", "select_part", "split_slices"]
+
+
+# How the arrays of a set are stored, by the names of their files.
+TYPES = {"images": "<f4", "foregrounds": "?", "lesion": "?", "target": "<f4"}
 
 
 class Stack:
@@ -59,7 +65,7 @@ class PreparedSet:
         failures: (scan, reason) of scans that could not be prepared.
         patch: side of random patches that training draws; None for whole samples.
         labels: (N,) 0 healthy, 1 anomalous, -1 not told.
-        lesions: (N, *size) bool, memory-mapped, or None.
+        beside: (N, C, *size) by name of the field of ``Batch``, memory-mapped: lesions, companions.
         scans: id of each scan.
         subjects: number of each scan's subject, counted as they come.
         context: neighbouring slices on each side that batches bring, see ``Batch.context``.
@@ -73,7 +79,7 @@ class PreparedSet:
     failures: list[tuple[str, str]]
     patch: int | None = None
     labels: np.ndarray | None = None
-    lesions: np.ndarray | Stack | None = None
+    beside: Mapping[str, np.ndarray | Stack] = field(default_factory=dict)
     scans: list[str] = field(default_factory=list)
     subjects: list[int] = field(default_factory=list)
     context: int = 0
@@ -114,14 +120,13 @@ class PreparedSet:
         folder.mkdir(parents=True)
         rows = list(rows)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
-        index |= {"labels": [], "scans": [], "subjects": []}
+        index |= {"labels": [], "scans": [], "subjects": [], "beside": {}}
         drawn, numbers = part == "anomalous", dict[str, int]()
         shape: tuple[int, ...] | None = None
-        with (
-            (folder / "images.raw").open("wb") as images,
-            (folder / "masks.raw").open("wb") as masks,
-            (folder / "lesions.raw").open("wb") as lesions,
-        ):
+        with contextlib.ExitStack() as stack:
+            files = {
+                name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in TYPES
+            }
             results = track(each(Sampling(prepare, slices, drawn), rows, workers))
             for row, samples in zip(rows, results, strict=True):
                 if isinstance(samples, Exception):
@@ -134,11 +139,12 @@ class PreparedSet:
                     index["failures"].append((row.scan, reason))
                     continue
                 shape = samples[0][0].shape
-                for image, foreground, position, lesion in samples:
-                    images.write(np.ascontiguousarray(image, "<f4").tobytes())
-                    masks.write(np.ascontiguousarray(foreground, bool).tobytes())
-                    if lesion is not None:
-                        lesions.write(np.ascontiguousarray(lesion, bool).tobytes())
+                for image, foreground, position, beside in samples:
+                    arrays = {"images": image, "foregrounds": foreground, **beside}
+                    for name, array in arrays.items():
+                        files[name].write(np.ascontiguousarray(array, TYPES[name]).tobytes())
+                    index["beside"] |= {name: len(array) for name, array in beside.items()}
+                    lesion = beside.get("lesion")
                     index["positions"].append(position)
                     index["rows"].append(len(index["columns"]))
                     index["labels"].append(_label(part, row, lesion, len(samples)))
@@ -157,17 +163,20 @@ class PreparedSet:
         """Open a folder that ``create`` wrote."""
         index = json.loads((folder / "index.json").read_text())
         n, shape = len(index["positions"]), tuple(index["shape"])
-        drawn = (folder / "lesions.raw").stat().st_size > 0
+
+        def mapped(name: str, *size: int) -> np.memmap:
+            return np.memmap(folder / f"{name}.raw", TYPES[name], "r", shape=(n, *size))
+
         return cls(
-            np.memmap(folder / "images.raw", "<f4", "r", shape=(n, *shape)),
-            np.memmap(folder / "masks.raw", bool, "r", shape=(n, *shape[1:])),
+            mapped("images", *shape),
+            mapped("foregrounds", *shape[1:]),
             np.asarray(index["positions"], dtype=np.float32),
             np.asarray(index["rows"]),
             index["columns"],
             [(scan, reason) for scan, reason in index["failures"]],
             patch,
             np.asarray(index["labels"]),
-            np.memmap(folder / "lesions.raw", bool, "r", shape=(n, *shape[1:])) if drawn else None,
+            {name: mapped(name, c, *shape[1:]) for name, c in index["beside"].items()},
             index["scans"],
             index["subjects"],
             context,
@@ -179,16 +188,13 @@ class PreparedSet:
         if len(sets) == 1:
             return sets[0]
         starts = np.cumsum([0, *(len(s.columns) for s in sets)])
-        lesions = None
-        if any(s.lesions is not None for s in sets):
+        beside = {}
+        for name in dict.fromkeys(name for s in sets for name in s.beside):
+            shape = next(s.beside[name].shape[1:] for s in sets if name in s.beside)
             # Zeros that take no room: a broadcast value.
-            nothing = [np.broadcast_to(np.False_, s.foregrounds.shape) for s in sets]
-            lesions = Stack(
-                [
-                    none if s.lesions is None else s.lesions
-                    for s, none in zip(sets, nothing, strict=True)
-                ]
-            )
+            nothing = np.zeros((), TYPES[name])
+            empty = [np.broadcast_to(nothing, (len(s), *shape)) for s in sets]
+            beside[name] = Stack([s.beside.get(name, e) for s, e in zip(sets, empty, strict=True)])
         return cls(
             Stack([s.images for s in sets]),
             Stack([s.foregrounds for s in sets]),
@@ -198,7 +204,7 @@ class PreparedSet:
             [f for s in sets for f in s.failures],
             sets[0].patch,
             np.concatenate([s.told for s in sets]),
-            lesions,
+            beside,
             [name for s in sets for name in s.scans],
             [n + int(start) for s, start in zip(sets, starts, strict=False) for n in s.subjects],
             sets[0].context,
@@ -213,17 +219,16 @@ class PreparedSet:
         """Return samples by number; random patches of them where ``patch`` is set."""
         indices = np.asarray(indices)
         images, masks, rows = self.images[indices], self.foregrounds[indices], self.rows[indices]
-        lesions = None if self.lesions is None else self.lesions[indices]
+        arrays = {"image": images, "foreground": masks[:, None]}
+        arrays |= {name: array[indices] for name, array in self.beside.items()}
         if self.patch and crop:
-            images, masks, lesions = self._crop(images, masks, lesions, rng)
+            arrays = self._crop(arrays, rng)
         return Batch(
-            image=torch.from_numpy(np.array(images)),
-            foreground=torch.from_numpy(np.array(masks))[:, None],
+            **{name: torch.from_numpy(np.array(array)) for name, array in arrays.items()},
             rng=rng,
             position=torch.from_numpy(self.positions[indices]),
             context=self._context(indices) if self.context else None,
             label=torch.from_numpy(self.told[indices]),
-            lesion=None if lesions is None else torch.from_numpy(np.array(lesions))[:, None],
             index=torch.from_numpy(indices),
             subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
             columns=[self.columns[r] for r in rows],
@@ -239,18 +244,17 @@ class PreparedSet:
         stacks = slices.reshape(*around.shape, *slices.shape[1:])
         return torch.from_numpy(np.ascontiguousarray(stacks.swapaxes(1, 2)))
 
-    def _crop(
-        self, images: np.ndarray, masks: np.ndarray, lesions: np.ndarray | None, rng: Rng
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _crop(self, arrays: dict[str, np.ndarray], rng: Rng) -> dict[str, np.ndarray]:
+        """Cut one random window out of all arrays of a sample."""
         assert self.patch is not None
+        images = arrays["image"]
         room = np.maximum(np.array(images.shape[2:]) - self.patch, 0)
         corners = (rng.uniform((len(images), len(room))).numpy() * (room + 1)).astype(int)
         windows = [tuple(slice(c, c + self.patch) for c in corner) for corner in corners]
-
-        def cut(arrays: np.ndarray) -> np.ndarray:
-            return np.stack([a[(..., *w)] for a, w in zip(arrays, windows, strict=True)])
-
-        return cut(images), cut(masks), None if lesions is None else cut(lesions)
+        return {
+            name: np.stack([a[(..., *w)] for a, w in zip(array, windows, strict=True)])
+            for name, array in arrays.items()
+        }
 
     def passes(self, batch_size: int, seed: int) -> Iterator[Batch]:
         """One pass over all samples in order."""
@@ -278,12 +282,26 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
     return extra
 
 
+def check_companions(part: Cohort, name: str, needed: Sequence[str]) -> None:
+    """Refuse a part of a cohort where nothing stands beside any scan.
+
+    Raises:
+        CohortError: says which column to fill.
+    """
+    for companion in needed:
+        if not any(companion in row.companions for row in part):
+            raise CohortError(
+                f"this method learns from the {companion} of {name} scans, and none of them has "
+                f"one. Fill the column '{companion}' of the cohort: {MEANINGS[companion]}."
+            )
+
+
 def prepare_sets(
     folder: Path,
     parts: Mapping[str, Cohort],
     preparation: Preparation,
     patch: int | None,
-    context: int,
+    method: Method,
     workers: int,
     bar: Progress,
 ) -> dict[str, PreparedSet]:
@@ -292,9 +310,10 @@ def prepare_sets(
     for name, part in parts.items():
         track = partial(bar.track, name=f"prepare {name}", total=len(part))
         kind = "healthy" if name == "val" else name
+        prepare = replace(preparation, companions=method.companions(name))
         made = PreparedSet.create(
-            folder / name, part, preparation, preparation.slices, patch, workers, track, kind,
-            context,
+            folder / name, part, prepare, prepare.slices, patch, workers, track, kind,
+            method.context,
         )  # fmt: skip
         sets[name] = made
         for scan, reason in made.failures:

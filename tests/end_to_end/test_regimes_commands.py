@@ -1,0 +1,35 @@
+"""The regimes from the command line: fit, predict, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support.pairs import write_pairs
+from tests.support.regimes import registered
+
+from normscan.cli.main import main
+
+SETTINGS = ["--preprocess", '{"scaling": "none", "crop": "none"}', "--gate=false"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    with registered():
+        yield
+
+
+def test_paired_modality(tmp_path: Path, capsys):
+    table, out = write_pairs(tmp_path / "pairs"), tmp_path / "run"
+    fit = ["fit", "toy_translation", "--cohort", str(table), "--out", str(out), "--steps", "5"]
+    assert main([*fit, *SETTINGS]) == 0
+    scan, other = str(table.parent / "test00.npy"), str(table.parent / "test00_t2.npy")
+    predict = ["predict", str(out), scan, "--out", str(tmp_path / "found")]
+    assert main([*predict, "--target", f"[{other}]"]) == 0
+    assert (tmp_path / "found" / "test00_finding.json").is_file()
+    assert main([*predict, "--target", f"[{other},{other}]"]) == 2
+    assert "--target names 2 files for 1 scans" in capsys.readouterr().err
+    assert main([*predict, "--overwrite"]) == 2
+    assert "compares a scan with its target, and none was given" in capsys.readouterr().err
+    assert main(["evaluate", str(out), "--cohort", str(table), "--baselines=false"]) == 0
+    assert (out / "evaluation" / "report.html").is_file()
