@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from normscan import registry
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, Use, adam
@@ -107,7 +109,44 @@ def translation(
     return Translation(channels, targets, steps, prediction)
 
 
+class Classes(Toy):
+    """Tells healthy from anomalous scans by their largest responses to learnt filters."""
+
+    part = "healthy+labelled"
+
+    def __init__(self, channels: int, steps: int) -> None:
+        super().__init__(steps, batch_size=12, lr=0.01)
+        self.network = nn.Sequential(
+            nn.Conv2d(channels, 8, 5), nn.ReLU(), nn.Conv2d(8, 8, 5), nn.ReLU(),
+            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 1),
+        )  # fmt: skip
+
+    def phases(self) -> list[Phase]:
+        return [replace(phase, balanced=True) for phase in super().phases()]
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, torch.Tensor]:
+        assert batch.label is not None and batch.lesion is None
+        told = self.network(batch.image)[:, 0]
+        return {"bce": F.binary_cross_entropy_with_logits(told, batch.label.float())}
+
+    def maps(self, batch: Batch) -> Maps:
+        return Maps(score=self.network(batch.image)[:, 0])
+
+
+def classes(dims: int = 2, channels: int = 1, size: int = 24, steps: int = 150) -> Method:
+    """Tell anomalous scans from healthy ones by their labels.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        steps: of training.
+    """
+    return Classes(channels, steps)
+
+
 TOYS = {
+    "toy_classes": (classes, {"regime": "image-labels"}),
     "toy_translation": (translation, {"regime": "paired-modality", "dims": (2, 3)}),
     "toy_between": (between, {"regime": "healthy", "dims": (2, 3)}),
 }

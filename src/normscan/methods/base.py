@@ -34,6 +34,7 @@ class Batch:
             label is not 1 or nobody drew one.
         index: (B,) number of each sample in the part that the phase draws from; in training.
         subject: (B,) number of each sample's subject in that part; in training.
+        part: (B,) which of the parts of its phase a sample is from, counted from 0; in training.
         columns: the cohort's columns, one dictionary per sample; empty ones for a scan that comes
             without a cohort.
         target: (B, T, *spatial) further scans of the subject, scaled as the image; where the method
@@ -49,6 +50,7 @@ class Batch:
     lesion: Tensor | None = None
     index: Tensor | None = None
     subject: Tensor | None = None
+    part: Tensor | None = None
     columns: list[dict[str, Any]] = field(default_factory=list)
     target: Tensor | None = None
 
@@ -130,7 +132,9 @@ class Phase:
         batch_size: samples in a step, over all processes.
         part: part of the cohort that the batches are drawn from: ``healthy``, ``unlabelled`` (all
             of ``extra``, its labels hidden), ``anomalous`` (what is lesioned in ``extra``, with
-            masks), or several with a plus between, mixed in proportion to their sizes.
+            masks), ``labelled`` (the same without masks), or several with a plus between, mixed in
+            proportion to their sizes.
+        balanced: draw as many samples of each part, whatever their sizes.
         validate_every: steps between looks at the healthy validation loss, or once an ``epoch``;
             0 for none (the loss of an adversarial phase says nothing).
         keep: ``last`` or ``best`` by validation loss.
@@ -145,6 +149,7 @@ class Phase:
     batch_size: int = 16
     batches: int = 1
     part: str = "healthy"
+    balanced: bool = False
     validate_every: int | Literal["epoch"] = 0
     keep: Literal["last", "best"] = "last"
     patience: int | None = None

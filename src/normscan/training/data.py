@@ -69,6 +69,7 @@ class PreparedSet:
         scans: id of each scan.
         subjects: number of each scan's subject, counted as they come.
         context: neighbouring slices on each side that batches bring, see ``Batch.context``.
+        sizes: samples of each of the parts that were joined; empty for one part.
     """
 
     images: np.ndarray | Stack
@@ -83,6 +84,7 @@ class PreparedSet:
     scans: list[str] = field(default_factory=list)
     subjects: list[int] = field(default_factory=list)
     context: int = 0
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,7 +112,7 @@ class PreparedSet:
             patch: see the attribute.
             workers: processes that prepare; the files are the same for any number.
             track: passes scans on as they are done and shows their number.
-            part: what the rows are: ``healthy``, ``unlabelled``, or ``anomalous`` with lesions.
+            part: what the rows are, see ``Phase.part``; ``anomalous`` ones bring their lesions.
             context: see the attribute.
 
         Raises:
@@ -208,7 +210,14 @@ class PreparedSet:
             [name for s in sets for name in s.scans],
             [n + int(start) for s, start in zip(sets, starts, strict=False) for n in s.subjects],
             sets[0].context,
+            tuple(map(len, sets)),
         )
+
+    @property
+    def parts(self) -> np.ndarray:
+        """(N,) which of the joined parts each sample is from."""
+        sizes = self.sizes or (len(self),)
+        return np.repeat(np.arange(len(sizes)), sizes)
 
     @property
     def told(self) -> np.ndarray:
@@ -231,6 +240,7 @@ class PreparedSet:
             label=torch.from_numpy(self.told[indices]),
             index=torch.from_numpy(indices),
             subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
+            part=torch.from_numpy(self.parts[indices]),
             columns=[self.columns[r] for r in rows],
         )
 
@@ -272,11 +282,12 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
     if name in ("healthy", "val"):
         return cohort.part("train" if name == "healthy" else "val")
     extra = cohort.part("extra")
-    if name == "anomalous":
+    if name in ("anomalous", "labelled"):
         extra = extra.select((extra.table["label"] == 1).fillna(False))
     if not len(extra):
+        word = "anomalous" if name == "labelled" else name
         raise CohortError(
-            f"this method also learns from {name} scans, and the cohort has none. Give them the "
+            f"this method also learns from {word} scans, and the cohort has none. Give them the "
             "split 'extra' in its table; none of their subjects may be in test."
         )
     return extra
@@ -321,25 +332,56 @@ def prepare_sets(
     return sets
 
 
-class Draws:
-    """Batches by number: an endless row of shuffled passes, so that any step can be drawn again."""
+class Passes:
+    """An endless row of shuffled passes over some samples, of which any place can be asked for."""
 
-    def __init__(self, data: PreparedSet, batch_size: int, seed: int) -> None:
+    def __init__(self, samples: np.ndarray, *seed: int | str) -> None:
+        self.samples, self.seed = samples, seed
+        self._epoch, self._order = -1, np.empty(0, int)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Sample numbers at some places of the row."""
+        result = np.empty(len(places), dtype=int)
+        for i, (epoch, at) in enumerate(zip(*divmod(places, len(self.samples)), strict=True)):
+            if epoch != self._epoch:
+                generator = np.random.default_rng(derive_seed(*self.seed, "order", int(epoch)))
+                self._epoch, self._order = int(epoch), generator.permutation(self.samples)
+            result[i] = self._order[at]
+        return result
+
+
+class Draws:
+    """Batches by number, so that any step can be drawn again.
+
+    Args:
+        data: to draw from.
+        batch_size: samples in a draw.
+        seed: of the order.
+        balanced: take turns between the parts of ``data``, each with passes of its own.
+    """
+
+    def __init__(
+        self, data: PreparedSet, batch_size: int, seed: int, balanced: bool = False
+    ) -> None:
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
-        self._epoch, self._order = -1, np.empty(0, int)
+        self.rows = [Passes(np.arange(len(data)), seed)]
+        if balanced:
+            parts = data.parts
+            self.rows = [Passes(np.flatnonzero(parts == k), seed, k) for k in np.unique(parts)]
 
     def indices(self, draw: int) -> np.ndarray:
         """Sample numbers of a draw."""
         places = np.arange(draw * self.batch_size, (draw + 1) * self.batch_size)
+        if len(self.rows) == 1:
+            return self.rows[0].at(places)
+        turns = places % len(self.rows)
         result = np.empty(self.batch_size, dtype=int)
-        for i, (epoch, at) in enumerate(zip(*divmod(places, len(self.data)), strict=True)):
-            if epoch != self._epoch:
-                generator = np.random.default_rng(derive_seed(self.seed, "order", int(epoch)))
-                self._epoch, self._order = int(epoch), generator.permutation(len(self.data))
-            result[i] = self._order[at]
-        return result
+        for k, row in enumerate(self.rows):
+            result[turns == k] = row.at(places[turns == k] // len(self.rows))
+        # Several processes share a draw: none must get one part alone.
+        return np.random.default_rng(derive_seed(self.seed, "mix", draw)).permutation(result)
 
 
 def _plain(value: Any) -> Any:
@@ -350,7 +392,7 @@ def _plain(value: Any) -> Any:
 
 def _label(part: str, row: CohortRow, lesion: np.ndarray | None, samples: int) -> int:
     """What a sample is told to be: of a lesioned volume only the slices with lesion are so."""
-    if part != "anomalous":
+    if part not in ("anomalous", "labelled"):
         return 0 if part == "healthy" else -1
     if row.mask is not None and samples > 1 and lesion is not None:
         return int(lesion.any())
