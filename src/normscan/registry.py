@@ -133,7 +133,8 @@ def register(
     released code does the same, or there is none, the method's record in ``tests/golden`` says.
 
     Raises:
-        ValueError: the name is taken, the regime is unknown, or a preset names no argument.
+        ValueError: the name is taken, the regime is unknown or lacks its argument (``shots`` of
+            ``few-shot``), or a preset names no argument.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,6 +156,8 @@ def register(
             smallest_component=smallest_component,
             preprocess=preprocess or {},
         )
+        if regime == "few-shot" and "shots" not in card.defaults:
+            raise ValueError(f"method '{id}' learns from a few references: give it 'shots'")
         known = {*card.defaults, *DETECTOR_KEYS}
         for name, changes in card.presets.items():
             unknown = set(changes) - known

@@ -33,3 +33,15 @@ def test_paired_modality(tmp_path: Path, capsys):
     assert "compares a scan with its target, and none was given" in capsys.readouterr().err
     assert main(["evaluate", str(out), "--cohort", str(table), "--baselines=false"]) == 0
     assert (out / "evaluation" / "report.html").is_file()
+
+
+def test_few_shot(toy, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    fit = ["fit", "toy_nearest", "--cohort", str(toy(2)), "--out", str(out), "--shots", "4"]
+    assert main([*fit, *SETTINGS]) == 0
+    assert "from 50 healthy validation" in capsys.readouterr().out
+    assert main([*fit, *SETTINGS, "--resume"]) == 0
+    assert "was trained before" in capsys.readouterr().out
+    other = [*fit[:-1], "5", *SETTINGS, "--resume"]
+    assert main(other) == 2
+    assert "begun with other settings (arguments, cohort)" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -145,7 +145,37 @@ def classes(dims: int = 2, channels: int = 1, size: int = 24, steps: int = 150) 
     return Classes(channels, steps)
 
 
+class Nearest(Method):
+    """The distance to the nearest of a few references, place by place; they are its buffer."""
+
+    bank: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0))
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        self.bank = torch.cat([batch.image for batch in batches])
+
+    def maps(self, batch: Batch) -> Maps:
+        away = (batch.image[:, None] - self.bank[None]).abs().mean(2, keepdim=True)
+        return Maps(away.amin(1))
+
+
+def nearest(dims: int = 2, channels: int = 1, size: int = 24, shots: int = 4) -> Method:
+    """Compare with a few references.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        shots: healthy references.
+    """
+    return Nearest()
+
+
 TOYS = {
+    "toy_nearest": (nearest, {"regime": "few-shot", "dims": (2, 3)}),
     "toy_classes": (classes, {"regime": "image-labels"}),
     "toy_translation": (translation, {"regime": "paired-modality", "dims": (2, 3)}),
     "toy_between": (between, {"regime": "healthy", "dims": (2, 3)}),

@@ -13,7 +13,12 @@ import numpy as np
 from normscan.bids.read import bids_table
 from normscan.cohort.layouts import read_layout
 from normscan.cohort.row import CohortRow
-from normscan.cohort.splits import assign_splits, check_subjects, only_healthy_trains
+from normscan.cohort.splits import (
+    assign_splits,
+    check_subjects,
+    draw_references,
+    only_healthy_trains,
+)
 from normscan.cohort.summary import CohortSummary, Progress, summarise
 from normscan.cohort.table import (
     COLUMNS,
@@ -238,6 +243,14 @@ class Cohort:
         """Return the scans for which ``rows`` (booleans, one per scan) is true."""
         table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
         return self._of(table, self.root, self.notes)
+
+    def references(self, count: int, seed: int) -> Cohort:
+        """Return the cohort with so many training scans; see ``draw_references``.
+
+        Raises:
+            CohortError: it has fewer training subjects.
+        """
+        return self._of(draw_references(self.table, self.root, count, seed), self.root, self.notes)
 
     def slices(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io import MaskReport, read_companion, read_mask, read_scan
+from normscan.io import MaskReport, content_hash, read_companion, read_mask, read_scan
 from normscan.scan import Scan
 
 
@@ -51,6 +51,10 @@ class CohortRow:
     def companions(self) -> tuple[str, ...]:
         """What stands beside the scan, by name; see ``normscan.io.COMPANIONS``."""
         return ("target",) if self.targets else ()
+
+    def content(self) -> list[str]:
+        """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``."""
+        return [content_hash(path) for path in self.paths]
 
     def load(self) -> Scan:
         """Read the scan.

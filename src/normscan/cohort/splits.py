@@ -142,6 +142,42 @@ def _hashes(paths: tuple[Path, ...]) -> tuple[str, ...] | None:
         return None  # the summary reports it, and so does the loop that reads it
 
 
+def draw_references(table: pd.DataFrame, root: Path, count: int, seed: int) -> pd.DataFrame:
+    """Return the table with so many training scans, each of another subject, drawn by a seed.
+
+    The other subjects of train go to val, since nothing is learnt of them. Further scans of the
+    drawn subjects, and exact copies, belong to no part.
+
+    Args:
+        table: a normalised table with splits.
+        root: folder of its relative paths.
+        count: of references.
+        seed: of the draw.
+
+    Raises:
+        CohortError: it has fewer training subjects.
+    """
+    table, group = table.copy(), groups(table, root)
+    rows: dict[str, list[str]] = {}
+    for name, scan, split in zip(group, table["scan"], table["split"], strict=True):
+        if split == "train":
+            rows.setdefault(name, []).append(scan)
+    if len(rows) < count:
+        raise CohortError(
+            f"{count} healthy references were asked for (shots), and train has scans of "
+            f"{len(rows)} subjects. Ask for fewer, or give more."
+        )
+    generator = np.random.default_rng(seed)
+    drawn = sorted(rows)
+    drawn = [drawn[i] for i in generator.permutation(len(drawn))[:count]]
+    chosen = {sorted(rows[name])[generator.integers(len(rows[name]))] for name in drawn}
+    table["split"] = [
+        split if split != "train" or scan in chosen else "" if name in drawn else "val"
+        for name, scan, split in zip(group, table["scan"], table["split"], strict=True)
+    ]
+    return table
+
+
 def _divide(table: pd.DataFrame, root: Path, seed: int, fractions: list[float]) -> list[str]:
     """Fill an empty split column in place."""
     group = groups(table, root)

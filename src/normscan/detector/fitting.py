@@ -66,7 +66,7 @@ def fit(
     Returns:
         The fitted state; in a process that isn't the first of several, without thresholds.
     """
-    check(cohort)
+    cohort = admit(asked, cohort)
     with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
         folder = Path(temporary) if out is None else out
         if out is not None:
@@ -89,17 +89,22 @@ def fit(
     return state
 
 
-def check(cohort: Cohort) -> None:
-    """Refuse a cohort without healthy scans in train or in val.
+def admit(asked: State, cohort: Cohort) -> Cohort:
+    """Return the cohort as the regime of the method may see it.
 
     Raises:
-        CohortError: says which and how to mend it.
+        CohortError: it has no healthy scans in train or in val, or fewer than ``shots``; says which
+            and how to mend it.
     """
     cohort.require_healthy()
+    if asked.card.regime == "few-shot":
+        seed = derive_seed(asked.seed, "references")
+        cohort = cohort.references(asked.arguments["shots"], seed)
     if not len(cohort.part("val")):
         raise CohortError(
             "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
         )
+    return cohort
 
 
 def _begin_everywhere(
@@ -264,6 +269,11 @@ def fit_closed_form(
         "device": str(device),
         **method.found(sets["healthy"].scans, sets["healthy"].subjects),
     }
+    if state.card.regime == "few-shot":
+        training["references"] = [
+            {"scan": row.scan, "sha256": row.content()}
+            for row in scans["train"] if row.scan in sets["healthy"].scans
+        ]  # fmt: skip
     return state.changed(training=training)
 
 

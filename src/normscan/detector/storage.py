@@ -187,6 +187,11 @@ def model_card(state: State) -> str:
         f"- Trained on: {training['cohort_size']['train']} healthy scans of "
         f"{training['subjects']['train']} subjects; threshold from "
         f"{training['cohort_size']['val']} more of {training['subjects']['val']}.",
+        *(
+            [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]
+            if "references" in training
+            else []
+        ),
         f"- Wrappers: {', '.join(state.wrappers) or 'none'}",
         f"- Quality gate: {_gate_line(state)}",
         f"- Operating point: {training.get('calibration', 'not calibrated')}",
