@@ -69,6 +69,11 @@ class Card:
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
     @property
+    def may_stay_open(self) -> bool:
+        """Whether it works without healthy scans for a threshold; then it takes no decision."""
+        return self.regime in ("few-shot", "zero-shot")
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The arguments with the article's values."""
         return {p.name: p.default for p in inspect.signature(self.build).parameters.values()}

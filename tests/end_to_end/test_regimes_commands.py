@@ -45,3 +45,20 @@ def test_few_shot(toy, tmp_path: Path, capsys):
     other = [*fit[:-1], "5", *SETTINGS, "--resume"]
     assert main(other) == 2
     assert "begun with other settings (arguments, cohort)" in capsys.readouterr().err
+
+
+def test_zero_shot(toy, tmp_path: Path, capsys):
+    out, table = tmp_path / "run", str(toy(2))
+    assert main(["fit", "toy_guess", "--out", str(out), "--state", "bright"]) == 0
+    said = capsys.readouterr().out
+    assert "the decision is left open" in said and f"normscan predict {out}" in said
+    scan = str(toy(2).parent / "test000_c0.npy")
+    assert main(["predict", str(out), scan, "--out", str(tmp_path / "found")]) == 0
+    assert "decision open, not calibrated on healthy scans" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--cohort", table, "--baselines=false"]) == 0
+    assert "the decision is open" in capsys.readouterr().out
+    assert main(["subgroups", str(out), "--column", "kind", "--lesions"]) == 0
+    assert main(["compare", str(out), str(out)]) == 2
+    assert "its decision is open" in capsys.readouterr().err
+    assert main(["fit", "toy_nearest", "--out", str(tmp_path / "other")]) == 2
+    assert "learns from scans: give it a cohort" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -174,7 +174,31 @@ def nearest(dims: int = 2, channels: int = 1, size: int = 24, shots: int = 4) ->
     return Nearest()
 
 
+class Guess(Method):
+    """What lies far from the grey that is said to be healthy."""
+
+    def __init__(self, states: Mapping[str, float], state: str) -> None:
+        super().__init__()
+        self.level = states[state]
+
+    def maps(self, batch: Batch) -> Maps:
+        return Maps((batch.image - self.level).abs().mean(1, keepdim=True))
+
+
+def guess(dims: int = 2, channels: int = 1, size: int = 24, state: str = "dark") -> Method:
+    """Compare with a grey that is known beforehand.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        state: what healthy looks like: dark or bright.
+    """
+    return Guess({"dark": 0.35, "bright": 0.75}, state)
+
+
 TOYS = {
+    "toy_guess": (guess, {"regime": "zero-shot", "dims": (2, 3)}),
     "toy_nearest": (nearest, {"regime": "few-shot", "dims": (2, 3)}),
     "toy_classes": (classes, {"regime": "image-labels"}),
     "toy_translation": (translation, {"regime": "paired-modality", "dims": (2, 3)}),

@@ -31,8 +31,8 @@ def _command_line() -> str:
 
 def fit(
     method: str,
-    cohort: str,
     out: str,
+    cohort: str | None = None,
     root: str | None = None,
     preset: str = "paper",
     preprocess: dict[str, Any] | None = None,
@@ -56,8 +56,9 @@ def fit(
 
     Args:
         method: id of the method.
-        cohort: table (CSV, TSV, Parquet) or folder.
         out: run folder, new; log, checkpoint and detector go there.
+        cohort: table (CSV, TSV, Parquet) or folder; a zero-shot method needs none, and takes
+            decisions only with healthy scans.
         root: folder of the table's relative paths.
         preset: paper (the article), code (its released code), laptop (minutes on two cores), ...
         preprocess: settings to change, such as '{"preset": "brain-mri", "size": 128}' or
@@ -90,8 +91,10 @@ def fit(
     )  # fmt: skip
     bar = Progress()
     finished = resume and (Path(out) / DETECTOR).exists()
-    table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    table = None
+    if cohort is not None:
+        table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
+    if table is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         bar.say(str(table.summary(bar.track)))
         if preset in ("paper", "code") and device in ("auto", "cpu") and not cuda.is_available():
             bar.say(
@@ -108,12 +111,15 @@ def fit(
         resume=resume,
         progress=True,
     )
-    if detector.scan_threshold is None:  # a helper process of several
+    if "calibration" not in detector.training:  # a helper process of several
         return
     seconds = detector.training["seconds"]["total"]
     done = "was trained before" if finished else f"is trained ({seconds:.0f} s)"
     print(f"{method} {done}. {detector.training['calibration']}")
-    print(f"detector: {out}\nnext: normscan evaluate {out} --cohort {cohort}")
+    after = f"predict {out} SCAN --out FOLDER"
+    if cohort is not None:
+        after = f"evaluate {out} --cohort {cohort}"
+    print(f"detector: {out}\nnext: normscan {after}")
 
 
 def predict(
@@ -166,9 +172,8 @@ def predict(
             failures += 1
             print(f"{name}: left out: {error}", file=sys.stderr)
             continue
-        verdict = "anomalous" if finding.anomalous else "within healthy range"
         p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
-        print(f"{name}: score {finding.score:.5g}{p_value}  {verdict}")
+        print(f"{name}: score {finding.score:.5g}{p_value}  {finding.decision}")
         doubts = finding.quality.reasons if finding.quality else ()
         for note in (*doubts, *finding.notes):
             print(f"  note: {note}")

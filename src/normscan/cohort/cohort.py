@@ -153,6 +153,14 @@ class Cohort:
         return cls._make(table, [Path(root)], seed, fractions, [], "The table")
 
     @classmethod
+    def empty(cls) -> Cohort:
+        """Return a cohort without scans, for methods that need none."""
+        import pandas as pd
+
+        table = pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
+        return cls._of(table.astype({"label": "Int64"}), Path(), [])
+
+    @classmethod
     def _read_folder(
         cls,
         folder: Path,

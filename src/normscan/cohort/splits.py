@@ -151,13 +151,14 @@ def draw_references(table: pd.DataFrame, root: Path, count: int, seed: int) -> p
     Args:
         table: a normalised table with splits.
         root: folder of its relative paths.
-        count: of references.
+        count: of references, or 0.
         seed: of the draw.
 
     Raises:
         CohortError: it has fewer training subjects.
     """
-    table, group = table.copy(), groups(table, root)
+    table = table.copy()
+    group = groups(table, root) if count else list(table["subject"])
     rows: dict[str, list[str]] = {}
     for name, scan, split in zip(group, table["scan"], table["split"], strict=True):
         if split == "train":

@@ -96,7 +96,7 @@ class Detector(State):
 
     def fit(
         self,
-        cohort: Cohort | str | os.PathLike[str],
+        cohort: Cohort | str | os.PathLike[str] | None,
         out: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
@@ -109,7 +109,8 @@ class Detector(State):
         """Learn what healthy looks like, then set the thresholds on healthy validation scans.
 
         Args:
-            cohort: a cohort, or the path of its table or folder.
+            cohort: a cohort, or the path of its table or folder; None for a zero-shot method
+                without healthy scans, which then takes no decisions.
             out: run folder for log, checkpoint and the finished detector; None keeps everything in
                 memory and a temporary folder.
             device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
@@ -125,10 +126,15 @@ class Detector(State):
         Raises:
             CohortError: no healthy scans to train on or to set the threshold with.
             OutputError: ``out`` exists and ``resume`` is False, or it holds another configuration.
-            ArgumentError: a value that the method can't be built with, or no such device.
+            ArgumentError: a value that the method can't be built with, no such device, or no cohort
+                for a method that learns.
         """
         if out is None and devices > 1:
             raise ArgumentError("several processes need a run folder to share: give out.")
+        if cohort is None:
+            if self.card.regime != "zero-shot":
+                raise ArgumentError(f"'{self.card.id}' learns from scans: give it a cohort.")
+            cohort = Cohort.empty()
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
         folder = None if out is None else Path(out)
         with Progress(progress) as bar:

@@ -32,6 +32,12 @@ class Survey:
     targets: tuple[str, ...] = ()
 
 
+def unseen(dims: int, preprocess: Preprocess) -> Survey:
+    """What is settled without any scan: one channel, as which colours are read unless kept."""
+    colour = "keep" if preprocess.colour == "keep" else "grey"
+    return Survey(dims, colour, ("grey",))
+
+
 def survey(rows: Sequence[CohortRow], preprocess: Preprocess, cache: bool = True) -> Survey:
     """Read some training scans, evenly taken, and settle how their channels are treated.
 

@@ -32,6 +32,8 @@ def choose(table: pd.DataFrame) -> dict[str, list[str]]:
     anomalous = table[table["label"] == 1].sort_values("score", ascending=False, kind="stable")
     healthy = table[table["label"] == 0].sort_values("score", ascending=False, kind="stable")
     ranked = table.sort_values("score", ascending=False, kind="stable")
+    if table["anomalous"].isna().all():  # no decision, so neither misses nor false alarms
+        return {"Most anomalous scans": [str(s) for s in ranked["scan"].head(PICTURES)]}
     missed = anomalous[~anomalous["anomalous"].astype(bool)].iloc[::-1]
     alarms = healthy[healthy["anomalous"].astype(bool)]
     sections = {
