@@ -197,7 +197,44 @@ def guess(dims: int = 2, channels: int = 1, size: int = 24, state: str = "dark")
     return Guess({"dark": 0.35, "bright": 0.75}, state)
 
 
+class Exposed(Toy):
+    """Tells healthy scans from those of another domain, and takes what is like these for ill."""
+
+    part = "healthy+auxiliary"
+
+    def __init__(self, channels: int, steps: int) -> None:
+        super().__init__(steps, batch_size=8, lr=0.05)
+        self.network = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)
+        )
+
+    def phases(self) -> list[Phase]:
+        return [replace(phase, balanced=True) for phase in super().phases()]
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, torch.Tensor]:
+        assert batch.part is not None
+        told = self.network(batch.image)
+        truth = batch.part.float()[:, None, None, None].expand_as(told)
+        return {"bce": F.binary_cross_entropy_with_logits(told, truth, batch.foreground.float())}
+
+    def maps(self, batch: Batch) -> Maps:
+        return Maps(self.network(batch.image).sigmoid())
+
+
+def exposed(dims: int = 2, channels: int = 1, size: int = 24, steps: int = 40) -> Method:
+    """Learn from a second domain what healthy scans aren't.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        steps: of training.
+    """
+    return Exposed(channels, steps)
+
+
 TOYS = {
+    "toy_exposed": (exposed, {"regime": "image-labels"}),
     "toy_guess": (guess, {"regime": "zero-shot", "dims": (2, 3)}),
     "toy_nearest": (nearest, {"regime": "few-shot", "dims": (2, 3)}),
     "toy_classes": (classes, {"regime": "image-labels"}),

@@ -50,6 +50,7 @@ def fit(
     resume: bool = False,
     gate: bool = True,
     wrappers: list[str] | None = None,
+    auxiliary: str | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -77,6 +78,7 @@ def fit(
         resume: go on with the run in the folder.
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
         wrappers: what is put around the method, such as '["ensemble=3"]' or '["monte_carlo=20"]'.
+        auxiliary: table or folder of a second cohort, for methods that learn from two domains.
         arguments: of the method.
     """
     from torch import cuda
@@ -110,6 +112,7 @@ def fit(
         workers=workers,
         resume=resume,
         progress=True,
+        auxiliary=auxiliary,
     )
     if "calibration" not in detector.training:  # a helper process of several
         return

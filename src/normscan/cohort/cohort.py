@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from normscan.cohort.splits import (
     check_subjects,
     draw_references,
     only_healthy_trains,
+    shared_copy,
 )
 from normscan.cohort.summary import CohortSummary, Progress, summarise
 from normscan.cohort.table import (
@@ -64,6 +65,7 @@ class Cohort:
         table: the rows, as above.
         root: folder of relative paths.
         notes: what was decided when the cohort was read.
+        auxiliary: another cohort that some methods learn from besides, or None.
 
     Example:
         >>> cohort = Cohort.read("brain_mri/")  # doctest: +SKIP
@@ -93,6 +95,7 @@ class Cohort:
         check_subjects(self.table, "The table")
         self.root = Path(root)
         self.notes = list(notes)
+        self.auxiliary: Cohort | None = None
 
     @classmethod
     def read(
@@ -205,6 +208,13 @@ class Cohort:
         """Wrap a table that is checked already."""
         cohort = object.__new__(cls)
         cohort.table, cohort.root, cohort.notes = table, root, list(notes)
+        cohort.auxiliary = None
+        return cohort
+
+    def _with(self, table: pd.DataFrame, notes: Iterable[str] = ()) -> Cohort:
+        """Return the cohort with another table that is checked already."""
+        cohort = self._of(table, self.root, [*self.notes, *notes])
+        cohort.auxiliary = self.auxiliary
         return cohort
 
     def __len__(self) -> int:
@@ -249,8 +259,31 @@ class Cohort:
 
     def select(self, rows: Any) -> Cohort:
         """Return the scans for which ``rows`` (booleans, one per scan) is true."""
-        table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
-        return self._of(table, self.root, self.notes)
+        return self._with(self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True))
+
+    def with_auxiliary(self, other: Cohort | str | os.PathLike[str]) -> Cohort:
+        """Return the cohort with another one beside it, for methods of two domains.
+
+        They learn from its scans in train and extra. A table or folder without splits is all train,
+        but for what is labelled anomalous: that is test, and left out.
+
+        Args:
+            other: a cohort, or the path of its table or folder.
+
+        Raises:
+            CohortError: as ``read``; it holds an exact copy of a scan in val or test.
+        """
+        if not isinstance(other, Cohort):
+            other = Cohort.read(other, fractions=(1.0, 0.0, 0.0))
+        held = self.select(self.table["split"].isin(["val", "test"]))
+        if name := shared_copy((held.table, held.root), (other.table, other.root)):
+            raise CohortError(
+                f"The scan '{name}' of the auxiliary cohort is an exact copy of one in val or test, "
+                "so the test would measure memory. Leave it out."
+            )
+        cohort = self._with(self.table)
+        cohort.auxiliary = other
+        return cohort
 
     def references(self, count: int, seed: int) -> Cohort:
         """Return the cohort with so many training scans; see ``draw_references``.
@@ -258,7 +291,7 @@ class Cohort:
         Raises:
             CohortError: it has fewer training subjects.
         """
-        return self._of(draw_references(self.table, self.root, count, seed), self.root, self.notes)
+        return self._with(draw_references(self.table, self.root, count, seed))
 
     def slices(
         self,
@@ -297,12 +330,15 @@ class Cohort:
         table, notes = slice_table(list(self), cells, first, last, step, axis, progress)
         table = normalise(table, "The slices")
         more = only_healthy_trains(table)
-        return self._of(table, self.root, [*self.notes, *notes, *more])
+        return self._with(table, [*notes, *more])
 
     def digest(self) -> str:
         """Return a hash of what the table says of the scans that a detector may learn from."""
         part = self.table[self.table["split"].isin(["train", "val", "extra"])]
-        return hashlib.sha256(part.to_csv(index=False).encode()).hexdigest()
+        told = part.to_csv(index=False)
+        if self.auxiliary is not None:
+            told += self.auxiliary.digest()
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def require_healthy(self) -> None:
         """Refuse a cohort that nothing healthy can be learnt from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +127,27 @@ def copies(table: pd.DataFrame, root: Path) -> list[tuple[str, ...] | None]:
         _hashes(paths) if counts[key] > 1 and min(key) >= 0 else None
         for paths, key in zip(rows, sizes, strict=True)
     ]
+
+
+def shared_copy(one: tuple[pd.DataFrame, Path], other: tuple[pd.DataFrame, Path]) -> str | None:
+    """Return the name of a scan in the other table whose files are exact copies of one in the first.
+
+    Args:
+        one: a table and the root of its paths.
+        other: likewise.
+    """
+    import pandas as pd
+
+    tables = []
+    for table, root in (one, other):
+        columns = [c for c in table.columns if c == "path" or c.startswith("path_")]
+        tables.append(
+            table[columns].map(lambda p, root=root: os.path.abspath(root / p) if p else "")
+        )
+    keys = copies(pd.concat(tables, ignore_index=True).fillna(""), Path())
+    held = {key for key in keys[: len(one[0])] if key is not None}
+    names = zip(keys[len(one[0]) :], other[0]["scan"], strict=True)
+    return next((str(name) for key, name in names if key in held), None)
 
 
 def _size(path: Path) -> int:

@@ -105,6 +105,7 @@ class Detector(State):
         workers: int = 1,
         resume: bool = False,
         progress: bool = False,
+        auxiliary: Cohort | str | os.PathLike[str] | None = None,
     ) -> Detector:
         """Learn what healthy looks like, then set the thresholds on healthy validation scans.
 
@@ -119,6 +120,7 @@ class Detector(State):
             workers: processes that prepare scans; the result is the same for any number.
             resume: go on from the checkpoint in ``out``.
             progress: show progress on stderr.
+            auxiliary: a second cohort, for methods that learn from two domains.
 
         Returns:
             Itself.
@@ -136,6 +138,8 @@ class Detector(State):
                 raise ArgumentError(f"'{self.card.id}' learns from scans: give it a cohort.")
             cohort = Cohort.empty()
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
+        if auxiliary is not None:
+            cohort = cohort.with_auxiliary(auxiliary)
         folder = None if out is None else Path(out)
         with Progress(progress) as bar:
             machine = (device, devices, precision)

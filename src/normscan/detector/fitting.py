@@ -214,6 +214,8 @@ def prepare(
     train, val = list(cohort.part("train")), list(cohort.part("val"))
     method = built(state)
     parts = {name: select_part(cohort, name) for name in _parts(state)}
+    if cohort.auxiliary is not None and "auxiliary" not in parts:
+        raise ArgumentError(f"method '{state.card.id}' learns from no auxiliary cohort.")
     parts = {name: part for name, part in parts.items() if len(part)}
     for name, part in parts.items():
         check_companions(part, name, method.companions(name))

@@ -132,8 +132,8 @@ class Phase:
         batch_size: samples in a step, over all processes.
         part: part of the cohort that the batches are drawn from: ``healthy``, ``unlabelled`` (all
             of ``extra``, its labels hidden), ``anomalous`` (what is lesioned in ``extra``, with
-            masks), ``labelled`` (the same without masks), or several with a plus between, mixed in
-            proportion to their sizes.
+            masks), ``labelled`` (the same without masks), ``auxiliary`` (another cohort), or
+            several with a plus between, mixed in proportion to their sizes.
         balanced: draw as many samples of each part, whatever their sizes.
         validate_every: steps between looks at the healthy validation loss, or once an ``epoch``;
             0 for none (the loss of an adversarial phase says nothing).

@@ -281,6 +281,8 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
     """
     if name in ("healthy", "val"):
         return cohort.part("train" if name == "healthy" else "val")
+    if name == "auxiliary":
+        return _auxiliary(cohort)
     extra = cohort.part("extra")
     if name in ("anomalous", "labelled"):
         extra = extra.select((extra.table["label"] == 1).fillna(False))
@@ -291,6 +293,22 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
             "split 'extra' in its table; none of their subjects may be in test."
         )
     return extra
+
+
+def _auxiliary(cohort: Cohort) -> Cohort:
+    other = cohort.auxiliary
+    if other is None:
+        raise CohortError(
+            "this method also learns from a second cohort. Name it: --auxiliary PATH, or "
+            "fit(cohort, auxiliary=...) in Python."
+        )
+    other = other.select(other.table["split"].isin(["train", "extra"]))
+    if not len(other):
+        raise CohortError(
+            "the auxiliary cohort has no scans to learn from. Give them the split 'train', or "
+            "'extra' where they are anomalous or unlabelled."
+        )
+    return other
 
 
 def check_companions(part: Cohort, name: str, needed: Sequence[str]) -> None:
@@ -392,6 +410,8 @@ def _plain(value: Any) -> Any:
 
 def _label(part: str, row: CohortRow, lesion: np.ndarray | None, samples: int) -> int:
     """What a sample is told to be: of a lesioned volume only the slices with lesion are so."""
+    if part == "auxiliary" and row.label is not None:
+        return row.label
     if part not in ("anomalous", "labelled"):
         return 0 if part == "healthy" else -1
     if row.mask is not None and samples > 1 and lesion is not None:
