@@ -69,6 +69,11 @@ class Card:
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
     @property
+    def may_stay_open(self) -> bool:
+        """Whether it works without healthy scans for a threshold; then it takes no decision."""
+        return self.regime in ("few-shot", "zero-shot")
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The arguments with the article's values."""
         return {p.name: p.default for p in inspect.signature(self.build).parameters.values()}
@@ -133,7 +138,8 @@ def register(
     released code does the same, or there is none, the method's record in ``tests/golden`` says.
 
     Raises:
-        ValueError: the name is taken, the regime is unknown, or a preset names no argument.
+        ValueError: the name is taken, the regime is unknown or lacks its argument (``shots`` of
+            ``few-shot``), or a preset names no argument.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,6 +161,8 @@ def register(
             smallest_component=smallest_component,
             preprocess=preprocess or {},
         )
+        if regime == "few-shot" and "shots" not in card.defaults:
+            raise ValueError(f"method '{id}' learns from a few references: give it 'shots'")
         known = {*card.defaults, *DETECTOR_KEYS}
         for name, changes in card.presets.items():
             unknown = set(changes) - known

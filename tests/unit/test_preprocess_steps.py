@@ -404,7 +404,7 @@ def test_samples_are_the_same_bits_for_any_number_of_processes(rng, tmp_path):
         )  # fmt: skip
         assert len(done) == 6
     assert sets[0].failures == sets[1].failures and sets[0].failures[0][0] == "gone"
-    for name in ("images.raw", "masks.raw", "index.json"):
+    for name in ("images.raw", "foregrounds.raw", "index.json"):
         first, second = (tmp_path / n / name for n in "12")
         assert first.read_bytes() == second.read_bytes(), name
     assert len(sets[0]) > 5 * 5

@@ -172,7 +172,7 @@ def test_labels_and_lesions_of_a_part(tmp_path, rng):
     np.testing.assert_array_equal(batch.lesion[1, 0], mask)
     assert not batch.lesion[0].any()
     hidden = part_of(tmp_path, "unlabelled", {"a": 1}, {"a": mask})
-    assert hidden.batch([0], Rng(0)).label.tolist() == [-1] and hidden.lesions is None
+    assert hidden.batch([0], Rng(0)).label.tolist() == [-1] and not hidden.beside
     assert make(tmp_path).batch([0], Rng(0)).label.tolist() == [0]
 
 
@@ -181,7 +181,7 @@ def test_slices_without_lesion_of_a_lesioned_volume_are_healthy(tmp_path):
     mask[1, 1, 3] = True
     data = part_of(tmp_path, "anomalous", {"a": 1}, {"a": mask}, (4, 3, 5), slices=True)
     assert data.labels.tolist() == [0, 0, 0, 1, 0]
-    assert data.lesions.sum() == 1 and data.lesions[3, 1, 1]
+    assert data.beside["lesion"].sum() == 1 and data.beside["lesion"][3, 0, 1, 1]
 
 
 def test_joined_parts_are_their_samples_in_order(tmp_path, rng):

@@ -230,6 +230,7 @@ def joined(cohorts: list[Cohort], source: str, names: list[str] | None = None) -
     import pandas as pd
 
     from normscan.cohort import Cohort
+    from normscan.cohort.table import holds_files
 
     tables = []
     for number, cohort in enumerate(cohorts):
@@ -237,10 +238,8 @@ def joined(cohorts: list[Cohort], source: str, names: list[str] | None = None) -
         channels = [c for c in table.columns if c.startswith("path_")]
         if len(channels) == 1:
             table = table.rename(columns={channels[0]: "path"})
-        for column in ("path", "mask", "foreground", *channels):
-            if column in table:
-                full = [os.path.abspath(cohort.root / p) if p else "" for p in table[column]]
-                table[column] = full
+        for column in filter(holds_files, table.columns):
+            table[column] = [os.path.abspath(cohort.root / p) if p else "" for p in table[column]]
         for column in ("scan", "subject"):
             table[column] = prefix + "-" + table[column].astype(str)
         tables.append(table)

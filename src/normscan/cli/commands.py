@@ -21,7 +21,7 @@ from normscan.cli.federated import federate as federate
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cohort import Cohort
-from normscan.errors import NormscanError, OutputError, ScanError
+from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
 from normscan.progress import Progress
 
 
@@ -31,8 +31,8 @@ def _command_line() -> str:
 
 def fit(
     method: str,
-    cohort: str,
     out: str,
+    cohort: str | None = None,
     root: str | None = None,
     preset: str = "paper",
     preprocess: dict[str, Any] | None = None,
@@ -50,14 +50,16 @@ def fit(
     resume: bool = False,
     gate: bool = True,
     wrappers: list[str] | None = None,
+    auxiliary: str | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
 
     Args:
         method: id of the method.
-        cohort: table (CSV, TSV, Parquet) or folder.
         out: run folder, new; log, checkpoint and detector go there.
+        cohort: table (CSV, TSV, Parquet) or folder; a zero-shot method needs none, and takes
+            decisions only with healthy scans.
         root: folder of the table's relative paths.
         preset: paper (the article), code (its released code), laptop (minutes on two cores), ...
         preprocess: settings to change, such as '{"preset": "brain-mri", "size": 128}' or
@@ -76,6 +78,7 @@ def fit(
         resume: go on with the run in the folder.
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
         wrappers: what is put around the method, such as '["ensemble=3"]' or '["monte_carlo=20"]'.
+        auxiliary: table or folder of a second cohort, for methods that learn from two domains.
         arguments: of the method.
     """
     from torch import cuda
@@ -90,8 +93,10 @@ def fit(
     )  # fmt: skip
     bar = Progress()
     finished = resume and (Path(out) / DETECTOR).exists()
-    table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    table = None
+    if cohort is not None:
+        table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
+    if table is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         bar.say(str(table.summary(bar.track)))
         if preset in ("paper", "code") and device in ("auto", "cpu") and not cuda.is_available():
             bar.say(
@@ -107,13 +112,17 @@ def fit(
         workers=workers,
         resume=resume,
         progress=True,
+        auxiliary=auxiliary,
     )
-    if detector.scan_threshold is None:  # a helper process of several
+    if "calibration" not in detector.training:  # a helper process of several
         return
     seconds = detector.training["seconds"]["total"]
     done = "was trained before" if finished else f"is trained ({seconds:.0f} s)"
     print(f"{method} {done}. {detector.training['calibration']}")
-    print(f"detector: {out}\nnext: normscan evaluate {out} --cohort {cohort}")
+    after = f"predict {out} SCAN --out FOLDER"
+    if cohort is not None:
+        after = f"evaluate {out} --cohort {cohort}"
+    print(f"detector: {out}\nnext: normscan {after}")
 
 
 def predict(
@@ -123,6 +132,7 @@ def predict(
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
+    target: list[str] | None = None,
 ) -> None:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -133,6 +143,8 @@ def predict(
         device: auto, cpu or cuda.
         overwrite: replace the findings of an earlier prediction.
         force: score scans that the quality gate refuses, too.
+        target: for methods that compare a scan with further ones of the same subject: these, one
+            for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
     """
     from normscan.cohort.table import unique_names
     from normscan.detector import load
@@ -144,6 +156,7 @@ def predict(
     if not all(scans):
         raise ScanError("an empty name stands among the scans. Name a file.")
     files = [[p] if Path(p).exists() else p.split(",") for p in scans]
+    beside = _beside(len(files), target=target)
     names = unique_names([parts[0] for parts in files])
     taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
     if taken and not overwrite:
@@ -152,23 +165,36 @@ def predict(
         )
     failures = 0
     bar = Progress()
-    for name, parts in zip(names, bar.track(files, "predict", len(files)), strict=True):
+    tracked = bar.track(files, "predict", len(files))
+    for name, parts, companions in zip(names, tracked, beside, strict=True):
         try:
-            finding = detector.predict(parts if len(parts) > 1 else parts[0], force=force)
+            scan = parts if len(parts) > 1 else parts[0]
+            finding = detector.predict(scan, force=force, companions=companions)
             finding.save(folder, name)
         except NormscanError as error:
             failures += 1
             print(f"{name}: left out: {error}", file=sys.stderr)
             continue
-        verdict = "anomalous" if finding.anomalous else "within healthy range"
         p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
-        print(f"{name}: score {finding.score:.5g}{p_value}  {verdict}")
+        print(f"{name}: score {finding.score:.5g}{p_value}  {finding.decision}")
         doubts = finding.quality.reasons if finding.quality else ()
         for note in (*doubts, *finding.notes):
             print(f"  note: {note}")
     if failures == len(scans):
         raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
     print(f"results: {folder}")
+
+
+def _beside(count: int, **given: list[str] | None) -> list[dict[str, str | list[str]]]:
+    """Return what stands beside each scan."""
+    beside: list[dict[str, str | list[str]]] = [{} for _ in range(count)]
+    for name, paths in given.items():
+        if paths is not None and len(paths) != count:
+            raise ArgumentError(f"--{name} names {len(paths)} files for {count} scans.")
+        for companions, path in zip(beside, paths or [], strict=False):
+            several = "," in path and not Path(path).exists()
+            companions[name] = path.split(",") if several else path
+    return beside
 
 
 def evaluate(

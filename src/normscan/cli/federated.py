@@ -21,6 +21,7 @@ def federate(
     device: str = "auto",
     precision: str = "32-true",
     workers: int = 1,
+    auxiliary: str | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method at several sites that share parameters and no scans: on one machine, for study.
@@ -40,12 +41,14 @@ def federate(
         device: auto, cpu, cuda, ...
         precision: 32-true, bf16-mixed, 16-mixed, ...
         workers: processes that prepare scans.
+        auxiliary: table or folder of a second cohort, the same for all sites.
         arguments: of the method and of the detector, such as '{"width": 16, "fpr": 0.1}'.
     """
     from normscan.cohort import Cohort
     from normscan.federated import run
 
     table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
+    table = table if auxiliary is None else table.with_auxiliary(auxiliary)
     done = run.federate(
         method, table, out, by, rounds, local_epochs, preset, seed, clients, device, precision,
         workers, progress=True, **(arguments or {}),

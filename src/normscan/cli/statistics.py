@@ -41,6 +41,12 @@ def compare(
     tables, dropped = _common([_table(run) for run in runs], runs)
     labels, subjects = tables[0]["label"].to_numpy(), tables[0]["subject"].tolist()
     scores = [t["score"].to_numpy(float) for t in tables]
+    for name, table in zip(names, tables, strict=True):
+        if table["anomalous"].isna().all():
+            raise ArgumentError(
+                f"{name}: its decision is open, since it was not calibrated on healthy scans. "
+                "Calibrate it to compare decisions."
+            )
     each = []
     for name, table, score in zip(names, tables, scores, strict=True):
         decided = decision_metrics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,20 @@ from normscan.bids.read import bids_table
 from normscan.cohort.archive import archive_table
 from normscan.cohort.layouts import read_layout
 from normscan.cohort.row import CohortRow
-from normscan.cohort.splits import assign_splits, check_subjects, only_healthy_trains
+from normscan.cohort.splits import (
+    assign_splits,
+    check_subjects,
+    draw_references,
+    only_healthy_trains,
+    shared_copy,
+)
 from normscan.cohort.summary import CohortSummary, Progress, summarise
 from normscan.cohort.table import (
     COLUMNS,
     SPLITS,
     TABLES,
     find_root,
+    holds_files,
     normalise,
     read_table,
     write_table,
@@ -45,6 +52,8 @@ class Cohort:
     label           0 healthy, 1 anomalous, empty unknown
     mask            lesion mask, or empty
     foreground      mask of the anatomy (for example the brain), or empty
+    target          a further scan of the same subject on the same grid, or empty
+    target_<name>   instead of ``target``: several of them, for example target_t2, target_flair
     split           train, val, test, extra or empty; made if the column is absent or all empty
     site            where it was taken, or empty
     others          kept as they are (age, sex, scanner, ...)
@@ -57,6 +66,7 @@ class Cohort:
         table: the rows, as above.
         root: folder of relative paths.
         notes: what was decided when the cohort was read.
+        auxiliary: another cohort that some methods learn from besides, or None.
 
     Example:
         >>> cohort = Cohort.read("brain_mri/")  # doctest: +SKIP
@@ -86,6 +96,7 @@ class Cohort:
         check_subjects(self.table, "The table")
         self.root = Path(root)
         self.notes = list(notes)
+        self.auxiliary: Cohort | None = None
 
     @classmethod
     def read(
@@ -149,6 +160,14 @@ class Cohort:
         return cls._make(table, [Path(root)], seed, fractions, [], "The table")
 
     @classmethod
+    def empty(cls) -> Cohort:
+        """Return a cohort without scans, for methods that need none."""
+        import pandas as pd
+
+        table = pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
+        return cls._of(table.astype({"label": "Int64"}), Path(), [])
+
+    @classmethod
     def _read_folder(
         cls,
         folder: Path,
@@ -193,6 +212,13 @@ class Cohort:
         """Wrap a table that is checked already."""
         cohort = object.__new__(cls)
         cohort.table, cohort.root, cohort.notes = table, root, list(notes)
+        cohort.auxiliary = None
+        return cohort
+
+    def _with(self, table: pd.DataFrame, notes: Iterable[str] = ()) -> Cohort:
+        """Return the cohort with another table that is checked already."""
+        cohort = self._of(table, self.root, [*self.notes, *notes])
+        cohort.auxiliary = self.auxiliary
         return cohort
 
     def __len__(self) -> int:
@@ -237,8 +263,39 @@ class Cohort:
 
     def select(self, rows: Any) -> Cohort:
         """Return the scans for which ``rows`` (booleans, one per scan) is true."""
-        table = self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True)
-        return self._of(table, self.root, self.notes)
+        return self._with(self.table[np.asarray(rows, dtype=bool)].reset_index(drop=True))
+
+    def with_auxiliary(self, other: Cohort | str | os.PathLike[str]) -> Cohort:
+        """Return the cohort with another one beside it, for methods of two domains.
+
+        They learn from its scans in train and extra. A table or folder without splits is all train,
+        but for what is labelled anomalous: that is test, and left out.
+
+        Args:
+            other: a cohort, or the path of its table or folder.
+
+        Raises:
+            CohortError: as ``read``; it holds an exact copy of a scan in val or test.
+        """
+        if not isinstance(other, Cohort):
+            other = Cohort.read(other, fractions=(1.0, 0.0, 0.0))
+        held = self.select(self.table["split"].isin(["val", "test"]))
+        if name := shared_copy((held.table, held.root), (other.table, other.root)):
+            raise CohortError(
+                f"The scan '{name}' of the auxiliary cohort is an exact copy of one in val or test, "
+                "so the test would measure memory. Leave it out."
+            )
+        cohort = self._with(self.table)
+        cohort.auxiliary = other
+        return cohort
+
+    def references(self, count: int, seed: int) -> Cohort:
+        """Return the cohort with so many training scans; see ``draw_references``.
+
+        Raises:
+            CohortError: it has fewer training subjects.
+        """
+        return self._with(draw_references(self.table, self.root, count, seed))
 
     def slices(
         self,
@@ -277,12 +334,15 @@ class Cohort:
         table, notes = slice_table(list(self), cells, first, last, step, axis, progress)
         table = normalise(table, "The slices")
         more = only_healthy_trains(table)
-        return self._of(table, self.root, [*self.notes, *notes, *more])
+        return self._with(table, [*notes, *more])
 
     def digest(self) -> str:
         """Return a hash of what the table says of the scans that a detector may learn from."""
         part = self.table[self.table["split"].isin(["train", "val", "extra"])]
-        return hashlib.sha256(part.to_csv(index=False).encode()).hexdigest()
+        told = part.to_csv(index=False)
+        if self.auxiliary is not None:
+            told += self.auxiliary.digest()
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def require_healthy(self) -> None:
         """Refuse a cohort that nothing healthy can be learnt from.
@@ -317,7 +377,9 @@ class Cohort:
     def _row(self, cells: dict[Any, Any]) -> CohortRow:
         named = {c: cells[f"path_{c}"] for c in self.channels if cells[f"path_{c}"]}
         files = list(named.values()) or [cells.get("path", "")]
-        free = {k: v for k, v in cells.items() if k not in COLUMNS and not k.startswith("path_")}
+        free = {k: v for k, v in cells.items() if k not in COLUMNS and not holds_files(k)}
+        further = {k[7:]: v for k, v in cells.items() if k == "target" or k.startswith("target_")}
+        further = further if all(further.values()) else {}
         label = cells["label"]
         return CohortRow(
             scan=cells["scan"],
@@ -331,4 +393,6 @@ class Cohort:
             site=cells["site"],
             columns=free,
             missing=tuple(c for c in self.channels if named and c not in named),
+            targets=tuple(self.root / p for p in further.values()),
+            target_channels=tuple(filter(None, further)),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io import MaskReport, read_mask, read_scan
+from normscan.io import MaskReport, content_hash, read_companion, read_mask, read_scan
 from normscan.scan import Scan
 
 
@@ -29,6 +29,8 @@ class CohortRow:
         site: where it was taken, or an empty string.
         columns: the free columns (age, sex, scanner, ...).
         missing: channels of the cohort that this scan has no file for.
+        targets: further scans of the subject, one file per channel; empty where one lacks.
+        target_channels: their names, or an empty tuple where the file names them.
     """
 
     scan: str
@@ -42,6 +44,17 @@ class CohortRow:
     site: str = ""
     columns: dict[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    targets: tuple[Path, ...] = ()
+    target_channels: tuple[str, ...] = ()
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """What stands beside the scan, by name; see ``normscan.io.COMPANIONS``."""
+        return ("target",) if self.targets else ()
+
+    def content(self) -> list[str]:
+        """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``."""
+        return [content_hash(path) for path in self.paths]
 
     def load(self) -> Scan:
         """Read the scan.
@@ -76,6 +89,18 @@ class CohortRow:
         if self.mask is not None:
             return read_mask(self.mask, scan, threshold, report)
         return np.zeros(scan.shape, dtype=bool) if self.label == 0 else None
+
+    def load_companion(self, name: str, scan: Scan) -> np.ndarray | None:
+        """Read what stands beside the scan, (C, *scan.shape), or None where there is nothing.
+
+        Raises:
+            ScanError: as ``read_companion`` does, for example another grid.
+        """
+        if name not in self.companions:
+            return None
+        several = len(self.targets) > 1 or bool(self.target_channels)
+        given = self.targets if several else self.targets[0]
+        return read_companion(name, given, scan, self.target_channels or None)
 
     def load_foreground(self, scan: Scan) -> np.ndarray | None:
         """Read the foreground mask as booleans, or None where there is no file.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan.cohort.table import holds_files
 from normscan.errors import CohortError, ScanError
 from normscan.io.files import check_file
 from normscan.io.masks import MaskReport
@@ -84,7 +85,7 @@ def _slices(
     for k in numbers:
         one = {**cells, "scan": f"{row.scan}_slice{k:03d}", "slice": k}
         for name, value in cells.items():
-            if value and (name in ("path", "mask", "foreground") or str(name).startswith("path_")):
+            if value and holds_files(str(name)):
                 one[name] = f"{value}#slice={k}" + (f"&axis={axis}" if axis != 2 else "")
         if lesioned is not None:
             one["label"] = int(lesioned[k])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +129,27 @@ def copies(table: pd.DataFrame, root: Path) -> list[tuple[str, ...] | None]:
     ]
 
 
+def shared_copy(one: tuple[pd.DataFrame, Path], other: tuple[pd.DataFrame, Path]) -> str | None:
+    """Return the name of a scan in the other table whose files are exact copies of one in the first.
+
+    Args:
+        one: a table and the root of its paths.
+        other: likewise.
+    """
+    import pandas as pd
+
+    tables = []
+    for table, root in (one, other):
+        columns = [c for c in table.columns if c == "path" or c.startswith("path_")]
+        tables.append(
+            table[columns].map(lambda p, root=root: os.path.abspath(root / p) if p else "")
+        )
+    keys = copies(pd.concat(tables, ignore_index=True).fillna(""), Path())
+    held = {key for key in keys[: len(one[0])] if key is not None}
+    names = zip(keys[len(one[0]) :], other[0]["scan"], strict=True)
+    return next((str(name) for key, name in names if key in held), None)
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -140,6 +162,43 @@ def _hashes(paths: tuple[Path, ...]) -> tuple[str, ...] | None:
         return tuple(content_hash(p) for p in paths)
     except ScanError:
         return None  # the summary reports it, and so does the loop that reads it
+
+
+def draw_references(table: pd.DataFrame, root: Path, count: int, seed: int) -> pd.DataFrame:
+    """Return the table with so many training scans, each of another subject, drawn by a seed.
+
+    The other subjects of train go to val, since nothing is learnt of them. Further scans of the
+    drawn subjects, and exact copies, belong to no part.
+
+    Args:
+        table: a normalised table with splits.
+        root: folder of its relative paths.
+        count: of references, or 0.
+        seed: of the draw.
+
+    Raises:
+        CohortError: it has fewer training subjects.
+    """
+    table = table.copy()
+    group = groups(table, root) if count else list(table["subject"])
+    rows: dict[str, list[str]] = {}
+    for name, scan, split in zip(group, table["scan"], table["split"], strict=True):
+        if split == "train":
+            rows.setdefault(name, []).append(scan)
+    if len(rows) < count:
+        raise CohortError(
+            f"{count} healthy references were asked for (shots), and train has scans of "
+            f"{len(rows)} subjects. Ask for fewer, or give more."
+        )
+    generator = np.random.default_rng(seed)
+    drawn = sorted(rows)
+    drawn = [drawn[i] for i in generator.permutation(len(drawn))[:count]]
+    chosen = {sorted(rows[name])[generator.integers(len(rows[name]))] for name in drawn}
+    table["split"] = [
+        split if split != "train" or scan in chosen else "" if name in drawn else "val"
+        for name, scan, split in zip(group, table["scan"], table["split"], strict=True)
+    ]
+    return table
 
 
 def _divide(table: pd.DataFrame, root: Path, seed: int, fractions: list[float]) -> list[str]:

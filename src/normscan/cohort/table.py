@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 COLUMNS = ("scan", "subject", "path", "label", "mask", "foreground", "split", "site")
 SPLITS = ("train", "val", "test", "extra")
+FILES = ("path", "target", "mask", "foreground")
 TABLES = (".csv", ".tsv", ".parquet")
 EXAMPLE = (
     "Describe it in a CSV with the columns path, label (0 healthy, 1 anomalous, empty unknown) "
     "and, where there are any, subject, mask, foreground, split (train, val, test), site."
 )
 _LABELS = {"": None, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
+
+
+def holds_files(column: str) -> bool:
+    """Whether the cells of a column are paths."""
+    return column in FILES or column.startswith(("path_", "target_"))
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -91,7 +97,8 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     cells["subject"] = [
         subject or scan for subject, scan in zip(cells["subject"], cells["scan"], strict=True)
     ]
-    standard = [c for c in ("scan", "subject", *paths, *COLUMNS[3:]) if c in cells]
+    beside = [name for name in cells if holds_files(name) and name not in (*paths, *COLUMNS)]
+    standard = [c for c in ("scan", "subject", *paths, *COLUMNS[3:], *beside) if c in cells]
     result = pd.DataFrame({c: pd.Series(cells[c], dtype=object) for c in standard})
     result["label"] = pd.array(labels, dtype="Int64")
     for name in cells:
@@ -113,9 +120,10 @@ def _check_columns(names: list[str], source: str) -> None:
             f"{source}: has no column {' and no column '.join(missing)}, only "
             f"{', '.join(names) or 'none at all'}.{hints}{empty} {EXAMPLE}"
         )
-    free = [n for n in names if n not in COLUMNS and not n.startswith("path_")]
+    known = dict.fromkeys((*COLUMNS, *FILES))
+    free = [n for n in names if n not in known and not holds_files(n)]
     for name in free:
-        meant = [c for c in COLUMNS if c not in names and _is_slip(name, c)]
+        meant = [c for c in known if c not in names and _is_slip(name, c)]
         if meant:
             raise CohortError(
                 f"{source}: the column '{name}' would be ignored. Did you mean '{meant[0]}'? "
@@ -255,7 +263,7 @@ def write_table(table: pd.DataFrame, root: Path, path: Path) -> Path:
     out = table.copy()
     folder = os.path.abspath(path.parent)
     for name in out.columns:
-        if name in ("path", "mask", "foreground") or name.startswith("path_"):
+        if holds_files(name):
             out[name] = [_relative(root / p, folder) if p else "" for p in out[name]]
     with atomic_path(path) as temporary:
         if suffix == ".parquet":

@@ -16,6 +16,7 @@ from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.state import State, ask
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, NormscanError, OutputError
+from normscan.io import Given
 from normscan.progress import Progress
 from normscan.scan import Scan
 
@@ -95,7 +96,7 @@ class Detector(State):
 
     def fit(
         self,
-        cohort: Cohort | str | os.PathLike[str],
+        cohort: Cohort | str | os.PathLike[str] | None,
         out: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
@@ -104,11 +105,13 @@ class Detector(State):
         workers: int = 1,
         resume: bool = False,
         progress: bool = False,
+        auxiliary: Cohort | str | os.PathLike[str] | None = None,
     ) -> Detector:
         """Learn what healthy looks like, then set the thresholds on healthy validation scans.
 
         Args:
-            cohort: a cohort, or the path of its table or folder.
+            cohort: a cohort, or the path of its table or folder; None for a zero-shot method
+                without healthy scans, which then takes no decisions.
             out: run folder for log, checkpoint and the finished detector; None keeps everything in
                 memory and a temporary folder.
             device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
@@ -117,6 +120,7 @@ class Detector(State):
             workers: processes that prepare scans; the result is the same for any number.
             resume: go on from the checkpoint in ``out``.
             progress: show progress on stderr.
+            auxiliary: a second cohort, for methods that learn from two domains.
 
         Returns:
             Itself.
@@ -124,11 +128,18 @@ class Detector(State):
         Raises:
             CohortError: no healthy scans to train on or to set the threshold with.
             OutputError: ``out`` exists and ``resume`` is False, or it holds another configuration.
-            ArgumentError: a value that the method can't be built with, or no such device.
+            ArgumentError: a value that the method can't be built with, no such device, or no cohort
+                for a method that learns.
         """
         if out is None and devices > 1:
             raise ArgumentError("several processes need a run folder to share: give out.")
+        if cohort is None:
+            if self.card.regime != "zero-shot":
+                raise ArgumentError(f"'{self.card.id}' learns from scans: give it a cohort.")
+            cohort = Cohort.empty()
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
+        if auxiliary is not None:
+            cohort = cohort.with_auxiliary(auxiliary)
         folder = None if out is None else Path(out)
         with Progress(progress) as bar:
             machine = (device, devices, precision)
@@ -148,6 +159,7 @@ class Detector(State):
         details: bool = True,
         force: bool = False,
         columns: Mapping[str, Any] | None = None,
+        companions: Mapping[str, Given] | None = None,
     ) -> Finding:
         """Score a scan and map where it departs from healthy.
 
@@ -158,13 +170,15 @@ class Detector(State):
             details: also bring the restoration back to the scan's grid.
             force: score it whatever the quality gate says.
             columns: what the cohort says of it (age, sex, ...), for methods that use it.
+            companions: what stands beside it on its grid, by name, for methods that use it:
+                ``{"target": "t2.nii.gz"}``; a path, one path a channel, a scan, or an array.
 
         Raises:
             ScanError: the scan can't be read, doesn't fit the detector, or the quality gate refuses
                 it as damaged or of another kind than the training scans.
             ArgumentError: the detector was not fitted.
         """
-        return predict(self, scan, foreground, details, force, columns)
+        return predict(self, scan, foreground, details, force, columns, companions)
 
     def predict_cohort(
         self, rows: Iterable[CohortRow], details: bool = False, force: bool = False

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 RASTER_MAP = ".tif"
 
+UNDECIDED = (
+    "Not calibrated: there were no healthy scans to set a threshold, so the decision is left open. "
+    "Scans get a map and a raw score, but no p-value, decision or segmentation."
+)
+
 
 @dataclass(eq=False)
 class Finding:
@@ -32,7 +37,7 @@ class Finding:
         score: of the whole scan.
         p_value: share of healthy scans that score as high, by the conformal rule; None before the
             detector was calibrated.
-        anomalous: whether the score is above the threshold.
+        anomalous: whether the score is above the threshold; None where it has none.
         threshold: of the score.
         pixel_threshold: of the map; above it lies the segmentation.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
@@ -71,6 +76,13 @@ class Finding:
             return None
         above = np.asarray(self.map > self.pixel_threshold)
         return drop_small(above, self.smallest_component) if self.smallest_component else above
+
+    @property
+    def decision(self) -> str:
+        """The decision in words; ``open`` where no healthy scans set a threshold."""
+        if self.anomalous is None:
+            return "decision open, not calibrated on healthy scans"
+        return "anomalous" if self.anomalous else "within healthy range"
 
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
@@ -112,6 +124,7 @@ class Finding:
             "score": self.score,
             "p_value": self.p_value,
             "anomalous": self.anomalous,
+            "decision": self.decision,
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
             "components": self.components(),

@@ -16,11 +16,11 @@ import torch
 
 from normscan.cohort import Cohort
 from normscan.decide import PixelThreshold, ScanThreshold
-from normscan.detector.finding import Finding
+from normscan.detector.finding import UNDECIDED, Finding
 from normscan.detector.prediction import predict_rows
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
-from normscan.detector.survey import Survey, survey
+from normscan.detector.survey import Survey, survey, unseen
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.io.values import read_json, tupled, write_json
 from normscan.methods.base import Method
@@ -28,7 +28,7 @@ from normscan.preprocess.settings import build_preprocess
 from normscan.progress import Progress
 from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
-from normscan.training.data import PreparedSet, prepare_sets, select_part
+from normscan.training.data import PreparedSet, check_companions, prepare_sets, select_part
 from normscan.training.fabric import launch_fabric
 from normscan.training.folder import CACHE, DETECTOR, claim_folder, tidied
 from normscan.training.loop import Trainer, closed_form
@@ -66,7 +66,7 @@ def fit(
     Returns:
         The fitted state; in a process that isn't the first of several, without thresholds.
     """
-    check(cohort)
+    cohort = admit(asked, cohort)
     with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
         folder = Path(temporary) if out is None else out
         if out is not None:
@@ -89,17 +89,24 @@ def fit(
     return state
 
 
-def check(cohort: Cohort) -> None:
-    """Refuse a cohort without healthy scans in train or in val.
+def admit(asked: State, cohort: Cohort) -> Cohort:
+    """Return the cohort as the regime of the method may see it.
 
     Raises:
-        CohortError: says which and how to mend it.
+        CohortError: it has no healthy scans in train or in val, or fewer than ``shots``; says which
+            and how to mend it.
     """
+    if asked.card.regime == "zero-shot":
+        return cohort.references(0, 0)
     cohort.require_healthy()
-    if not len(cohort.part("val")):
+    if asked.card.regime == "few-shot":
+        seed = derive_seed(asked.seed, "references")
+        cohort = cohort.references(asked.arguments["shots"], seed)
+    if not len(cohort.part("val")) and not asked.card.may_stay_open:
         raise CohortError(
             "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
         )
+    return cohort
 
 
 def _begin_everywhere(
@@ -134,7 +141,12 @@ def begin(
     """
     train = list(cohort.part("train"))
     # The method is built before the scans are prepared: a wrong argument shows at once.
-    seen = survey(train, asked.preprocess, asked.cache)
+    # Without training scans the others show what kind of scans they are.
+    looked = train or list(cohort.part("val")) or list(cohort)
+    if looked:
+        seen = survey(looked, asked.preprocess, asked.cache)
+    else:
+        seen = unseen(asked.arguments["dims"] or asked.card.dims[0], asked.preprocess)
     state, sets = prepare(build(asked, seen), cohort, folder, workers, bar)
     write_json(folder / SURVEY, vars(seen))
     return state, sets
@@ -143,7 +155,10 @@ def begin(
 def join(asked: State, folder: Path) -> tuple[State, Sets]:
     """Return what ``begin`` did in another process."""
     state = build(asked, Survey(**tupled(read_json(folder / SURVEY))))
-    return state, {p: PreparedSet.open(folder / p, state.patch) for p in _parts(built(state))}
+    method = built(state)
+    there = [p for p in _parts(state) if (folder / p).is_dir()]
+    sets = {p: PreparedSet.open(folder / p, state.patch, method.context) for p in there}
+    return state, sets
 
 
 def built(state: State) -> Method:
@@ -171,6 +186,8 @@ def build(asked: State, seen: Survey) -> State:
             "patches of the slices of volumes are not supported: leave out patch, or use dims=3."
         )
     arguments = asked.arguments | {"dims": dims, "channels": len(seen.channels)}
+    if seen.targets and "targets" in arguments:
+        arguments["targets"] = len(seen.targets)
     try:
         with seeded(derive_seed(asked.seed, "weights")):
             method = wrap(card, arguments, asked.wrappers)
@@ -179,6 +196,11 @@ def build(asked: State, seen: Survey) -> State:
         raise ArgumentError(
             f"method '{card.id}' can't be built with these arguments: {reason}"
         ) from error
+    if method.context and (dims > 2 or asked.patch is not None):
+        raise ArgumentError(
+            f"method '{card.id}' looks at {method.context} slices on each side: it needs whole "
+            "slices, dims=2 without patch."
+        )
     preprocess = build_preprocess({**asked.preprocess.to_dict(), "colour": seen.colour})
     return asked.changed(
         arguments=arguments, preprocess=preprocess, channels=seen.channels, method=method
@@ -190,18 +212,27 @@ def prepare(
 ) -> tuple[State, Sets]:
     """Let the steps learn, prepare every scan that the method draws from, learn the gate."""
     train, val = list(cohort.part("train")), list(cohort.part("val"))
-    parts = {name: select_part(cohort, name) for name in _parts(built(state))}
+    method = built(state)
+    parts = {name: select_part(cohort, name) for name in _parts(state)}
+    if cohort.auxiliary is not None and "auxiliary" not in parts:
+        raise ArgumentError(f"method '{state.card.id}' learns from no auxiliary cohort.")
+    parts = {name: part for name, part in parts.items() if len(part)}
+    for name, part in parts.items():
+        check_companions(part, name, method.companions(name))
     state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
-    sets = prepare_sets(folder, parts, state.preparation(), state.patch, workers, bar)
-    if state.gated:
+    preparation = state.preparation()
+    sets = prepare_sets(folder, parts, preparation, state.patch, method, workers, bar)
+    if state.gated and train:
         track = partial(bar.track, name="quality gate")
         state = state.changed(gate=Gate.of_cohort(train, val, workers, track))
     return state, sets
 
 
-def _parts(method: Method) -> list[str]:
-    """The parts of the cohort that the method draws from, and the one for the threshold."""
-    asked = {name for phase in method.phases() for name in phase.part.split("+")}
+def _parts(state: State) -> list[str]:
+    """The parts of the cohort that the method learns from, and the one for its validation loss."""
+    if state.card.regime == "zero-shot":
+        return []
+    asked = {name for phase in built(state).phases() for name in phase.part.split("+")}
     return ["healthy", "val", *sorted(asked - {"healthy"})]
 
 
@@ -216,10 +247,10 @@ def train(
     method, name = built(state), state.card.id
     named = {"healthy": "training", "val": "validation"}
     numbers = ", ".join(f"{len(s)} {named.get(part, part)}" for part, s in sets.items())
-    bar.say(f"{name}: {numbers} samples")
-    if need := method.need(len(sets["healthy"])):
+    bar.say(f"{name}: {numbers or 'no training'} samples")
+    if sets and (need := method.need(len(sets["healthy"]))):
         bar.say(f"{name}: {need}")
-    return Trainer(method, sets, sets["val"], folder, fabric, state.seed, bar.update).run()
+    return Trainer(method, sets, sets.get("val"), folder, fabric, state.seed, bar.update).run()
 
 
 def fit_closed_form(
@@ -235,7 +266,7 @@ def fit_closed_form(
         device: where it ran.
     """
     method = built(state).requires_grad_(False).eval()
-    if method.fits:
+    if method.fits and sets:
         started = time.monotonic()
         closed_form(method, sets["healthy"], device, state.seed)
         seconds["fit"] = time.monotonic() - started
@@ -249,17 +280,27 @@ def fit_closed_form(
         "left_out": [scan for s in sets.values() for scan, _ in s.failures],
         "seconds": {k: round(v, 3) for k, v in seconds.items()},
         "device": str(device),
-        **method.found(sets["healthy"].scans, sets["healthy"].subjects),
     }
+    if sets:
+        training |= method.found(sets["healthy"].scans, sets["healthy"].subjects)
+    if state.card.regime == "few-shot":
+        training["references"] = [
+            {"scan": row.scan, "sha256": row.content()}
+            for row in scans["train"] if row.scan in sets["healthy"].scans
+        ]  # fmt: skip
     return state.changed(training=training)
 
 
 def calibrate(state: State, healthy: Cohort, bar: Progress) -> State:
     """Set the scan and the pixel threshold on healthy scans that did not train.
 
+    Without any, a method that may do without leaves the decision open.
+
     Raises:
         CohortError: none of them can be predicted.
     """
+    if not len(healthy) and state.card.may_stay_open:
+        return state.changed(training={**state.training, "calibration": UNDECIDED})
     pixels = PixelThreshold(state.pixel_fpr)
     scores, subjects = [], []
     rows = bar.track(healthy, "calibrate", len(healthy))

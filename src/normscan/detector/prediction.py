@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from normscan.cohort import CohortRow
 from normscan.detector.finding import Finding
 from normscan.detector.state import State
 from normscan.errors import ArgumentError, NormscanError, ScanError
+from normscan.io.companions import COMPANIONS, Given, read_companion
 from normscan.io.read import check_array, read_scan
 from normscan.methods.base import Batch, Maps, Method
 from normscan.preprocess import Prepared
@@ -51,11 +52,12 @@ class Stitched:
 
 @dataclass(frozen=True)
 class Sample:
-    """A piece of a prepared scan: where it lies and where in the subject that is."""
+    """A piece of a prepared scan: where it lies, where in the subject that is, its neighbours."""
 
     place: tuple[slice | int, ...]
     position: float
     key: int
+    around: tuple[tuple[slice | int, ...], ...] = ()
 
 
 class Predictor:
@@ -106,17 +108,27 @@ class Predictor:
 
     def _samples(self, prepared: Prepared) -> list[Sample]:
         if self.slices:
-            places = split_slices(prepared)
-            whole = (slice(None), slice(None))
-            return [Sample((*whole, k), position, k) for k, position in places]
+            kept = split_slices(prepared)
+            places = [(slice(None), slice(None), k) for k, _ in kept]
+            around = self._around(places)
+            return [Sample(places[i], at, k, around[i]) for i, (k, at) in enumerate(kept)]
         if self.patch is None:
-            return [Sample((slice(None),) * len(prepared.grid.shape), 0.5, 0)]
+            place = (slice(None),) * len(prepared.grid.shape)
+            return [Sample(place, 0.5, 0, self._around([place])[0])]
         corners = list(self._corners(prepared.grid.shape, self.patch))
         last = max(1, len(corners) - 1)
         return [
             Sample(tuple(slice(c, c + self.patch) for c in corner), i / last, i)
             for i, corner in enumerate(corners)
         ]
+
+    def _around(self, places: Sequence[tuple[slice | int, ...]]) -> list[tuple[Any, ...]]:
+        """Each place among its neighbours, as ``Batch.context`` has them."""
+        n, last = self.method.context, len(places) - 1
+        if not n:
+            return [()] * len(places)
+        reach = range(-n, n + 1)
+        return [tuple(places[min(max(i + d, 0), last)] for d in reach) for i in range(last + 1)]
 
     @staticmethod
     def _corners(shape: tuple[int, ...], patch: int) -> Iterator[tuple[int, ...]]:
@@ -132,11 +144,21 @@ class Predictor:
     def _batch(self, prepared: Prepared, samples: list[Sample]) -> Batch:
         images = np.stack([prepared.image[(slice(None), *s.place)] for s in samples])
         masks = np.stack([prepared.foreground[s.place] for s in samples])
+        beside: dict[str, Any] = {
+            name: torch.from_numpy(np.stack([array[(slice(None), *s.place)] for s in samples]))
+            for name, array in prepared.companions.items()
+        }
+        context = None
+        if self.method.context:
+            stacks = [[prepared.image[(slice(None), *p)] for p in s.around] for s in samples]
+            context = torch.from_numpy(np.stack([np.stack(s, axis=1) for s in stacks]))
         return Batch(
             image=torch.from_numpy(np.ascontiguousarray(images)),
             foreground=torch.from_numpy(np.ascontiguousarray(masks))[:, None],
             rng=Rng([derive_seed(self.seed, "predict", s.key) for s in samples]),
             position=torch.tensor([s.position for s in samples], dtype=torch.float32),
+            context=context,
+            **beside,
         ).to(self.device)
 
     def _run(self, batch: Batch) -> Maps:
@@ -193,6 +215,7 @@ def predict(
     details: bool = True,
     force: bool = False,
     columns: Mapping[str, Any] | None = None,
+    companions: Mapping[str, Given] | None = None,
 ) -> Finding:
     """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
     if state.method is None:
@@ -209,7 +232,7 @@ def predict(
             "Use force (--force) to score it all the same."
         )
     preparation = state.preparation()
-    prepared = preparation.of(scan, foreground)
+    prepared = preparation.of(scan, foreground, _companions(state.method, scan, companions or {}))
     size = BATCH if state.arguments["dims"] == 2 else 1
     slices = preparation.slices(prepared)
     predictor = Predictor(state.method, slices, state.patch, size, state.seed)
@@ -235,6 +258,25 @@ def predict(
     return finding
 
 
+def _companions(method: Method, scan: Scan, given: Mapping[str, Given]) -> dict[str, np.ndarray]:
+    """What the method uses of what stands beside a scan.
+
+    Raises:
+        ArgumentError: it is of a kind that nobody knows.
+        ScanError: it lies on another grid, or something that is needed isn't there.
+    """
+    if unknown := set(given) - set(COMPANIONS):
+        raise ArgumentError(f"'{min(unknown)}' can't stand beside a scan; {COMPANIONS[0]} can.")
+    used = {name: use for name, use in method.uses.items() if use.at_prediction}
+    for name, use in used.items():
+        if use.prediction == "needed" and name not in given:
+            raise ScanError(
+                f"{scan.name}: this detector compares a scan with its {name}, and none was given. "
+                f"Fill the column '{name}' of the cohort, or give --{name} (companions in Python)."
+            )
+    return {name: read_companion(name, given[name], scan) for name in used if name in given}
+
+
 def predict_rows(
     state: State, rows: Iterable[CohortRow], details: bool = False, force: bool = False
 ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
@@ -243,7 +285,10 @@ def predict_rows(
         try:
             scan = row.load()
             foreground = row.load_foreground(scan)
-            yield row, predict(state, scan, foreground, details, force, row.columns)
+            used = {} if state.method is None else state.method.uses
+            found = {n: row.load_companion(n, scan) for n, use in used.items() if use.at_prediction}
+            beside = {name: array for name, array in found.items() if array is not None}
+            yield row, predict(state, scan, foreground, details, force, row.columns, beside)
         except NormscanError as error:
             yield row, error
         except OSError as error:

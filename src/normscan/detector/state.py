@@ -95,7 +95,10 @@ class State:
 
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
-        return Preparation(self.preprocess, self.arguments["dims"], self.channels, self.cache)
+        return Preparation(
+            self.preprocess, self.arguments["dims"], self.channels, self.cache,
+            targets=self.arguments.get("targets"),
+        )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
         """Who made a finding."""
@@ -149,7 +152,7 @@ def ask(
             most = f"1..{prepared.size}, the size that scans are brought to"
             raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
         values["size"] = patch
-    for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0)):
+    for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0), ("shots", 1)):
         count = values.get(name)
         if isinstance(count, int) and count < least:
             raise ArgumentError(f"{name} is {count}; it must be {least} or more.")

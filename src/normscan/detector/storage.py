@@ -50,7 +50,7 @@ def write_state(state: State, folder: Path) -> State:
         OutputError: it was not fitted, or the folder can't be written.
     """
     method, threshold = state.method, state.scan_threshold
-    if method is None or threshold is None:
+    if method is None or (threshold is None and not state.card.may_stay_open):
         raise OutputError("this detector was not fitted, so there is nothing to save.")
     write_tensors(folder / WEIGHTS, _plain(method.state_dict()))
     state = state.changed(fingerprint=content_hash(folder / WEIGHTS))
@@ -58,7 +58,7 @@ def write_state(state: State, folder: Path) -> State:
         "format": FORMAT,
         "configuration": state.configuration(),
         "channels": list(state.channels),
-        "scan_threshold": threshold.to_dict(),
+        "scan_threshold": None if threshold is None else threshold.to_dict(),
         "pixel_threshold": state.pixel_threshold,
         "training": state.training,
         "gate": None if state.gate is None else state.gate.to_dict(),
@@ -124,11 +124,12 @@ def read_state(folder: Path, device: str = "auto") -> State:
             wrappers=setup.get("wrappers", ()),
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
+        threshold = about["scan_threshold"]
         state = asked.changed(
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
             channels=tuple(about["channels"]),
-            scan_threshold=ScanThreshold.from_dict(about["scan_threshold"]),
+            scan_threshold=None if threshold is None else ScanThreshold.from_dict(threshold),
             pixel_threshold=None if pixel is None else float(pixel),
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
@@ -186,7 +187,13 @@ def model_card(state: State) -> str:
         f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
         f"- Trained on: {training['cohort_size']['train']} healthy scans of "
         f"{training['subjects']['train']} subjects; threshold from "
-        f"{training['cohort_size']['val']} more of {training['subjects']['val']}.",
+        f"{training['cohort_size']['val']} {'more' if training['samples'] else 'scans'} of "
+        f"{training['subjects']['val']}.",
+        *(
+            [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]
+            if "references" in training
+            else []
+        ),
         f"- Wrappers: {', '.join(state.wrappers) or 'none'}",
         f"- Quality gate: {_gate_line(state)}",
         f"- Operating point: {training.get('calibration', 'not calibrated')}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from normscan.cohort import CohortRow
 from normscan.errors import ArgumentError, CohortError, NormscanError
+from normscan.io import read_scan
 from normscan.preprocess import Preprocess
 
 PROBED_SCANS = 50
@@ -15,11 +17,25 @@ RGB = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class Survey:
-    """Attributes: spatial axes of the scans, ``keep`` or ``grey``, and the channels that result."""
+    """What kind of scans a cohort holds.
+
+    Attributes:
+        dims: spatial axes.
+        colour: ``keep`` or ``grey``.
+        channels: that result.
+        targets: channels of the targets that stand beside the scans.
+    """
 
     dims: int
     colour: str
     channels: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+
+
+def unseen(dims: int, preprocess: Preprocess) -> Survey:
+    """What is settled without any scan: one channel, as which colours are read unless kept."""
+    colour = "keep" if preprocess.colour == "keep" else "grey"
+    return Survey(dims, colour, ("grey",))
 
 
 def survey(rows: Sequence[CohortRow], preprocess: Preprocess, cache: bool = True) -> Survey:
@@ -61,4 +77,16 @@ def survey(rows: Sequence[CohortRow], preprocess: Preprocess, cache: bool = True
         # Grey pictures and colour pictures side by side, or one channel under several names.
         mixed = len(kinds) > 1 and (RGB in kinds or all(len(k) == 1 for k in kinds))
         colour = "grey" if mixed else "keep"
-    return Survey(dims, colour, ("grey",) if colour == "grey" else channels or first)
+    channels = ("grey",) if colour == "grey" else channels or first
+    return Survey(dims, colour, channels, _targets(rows))
+
+
+def _targets(rows: Sequence[CohortRow]) -> tuple[str, ...]:
+    """Channels of the first target that can be read; a cohort without any has none."""
+    for row in rows:
+        if row.target_channels:
+            return row.target_channels
+        if row.targets:
+            with contextlib.suppress(NormscanError, OSError):
+                return read_scan(row.targets[0]).channels
+    return ()

@@ -92,6 +92,8 @@ def restoring(detector: Detector) -> Restore:
     method = detector.method
     if method is None or len(detector.channels) != 1:
         raise ArgumentError("the experiments need a fitted detector of one channel.")
+    if method.context or any(use.prediction == "needed" for use in method.uses.values()):
+        raise ArgumentError("the experiments show single images; this method needs more to see.")
     method.eval()
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
     seed = derive_seed(detector.seed, "predict", 0)

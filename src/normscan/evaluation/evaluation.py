@@ -105,9 +105,7 @@ def _results(
             "fpr": detector.pixel_fpr,
             "region": "whole image" if region == "whole" else "foreground",
         }
-    card, threshold = detector.card, detector.scan_threshold
-    assert threshold is not None
-    low, high = threshold.fpr_interval()
+    card = detector.card
     seconds = [r["seconds"] for r in scores.rows]
     return {
         "method": {
@@ -124,24 +122,36 @@ def _results(
             "notes": list(dict.fromkeys([*cohort.notes, *scores.masks.notes()])),
         },
         "metrics": metrics,
-        "decision": {
-            "threshold": threshold.threshold,
-            "fpr_wanted": threshold.fpr,
-            "fpr_expected": threshold.expected_fpr,
-            "fpr_low": low,
-            "fpr_high": high,
-            "n_validation": threshold.n,
-            "warning": None if threshold.certified else threshold.describe(),
-            "flagged_anomalous": _flagged(scores, 1),
-            "flagged_healthy": _flagged(scores, 0),
-            "calibration": _calibration(scores),
-        },
+        "decision": _decision(detector, scores),
         "pixels": pixels,
         "quality_gate": _gate_counts(scores),
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
         "seconds": {"predict_per_scan": float(np.mean(seconds))},
+    }
+
+
+def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
+    """The operating point and who was flagged; what is left open is None."""
+    threshold = detector.scan_threshold
+    if threshold is None:
+        names = ("threshold", "fpr_wanted", "fpr_expected", "fpr_low", "fpr_high", "n_validation",
+                 "flagged_anomalous", "flagged_healthy", "calibration")  # fmt: skip
+        return {**dict.fromkeys(names), "open": True, "warning": detector.training["calibration"]}
+    low, high = threshold.fpr_interval()
+    return {
+        "threshold": threshold.threshold,
+        "fpr_wanted": threshold.fpr,
+        "fpr_expected": threshold.expected_fpr,
+        "fpr_low": low,
+        "fpr_high": high,
+        "n_validation": threshold.n,
+        "open": False,
+        "warning": None if threshold.certified else threshold.describe(),
+        "flagged_anomalous": _flagged(scores, 1),
+        "flagged_healthy": _flagged(scores, 0),
+        "calibration": _calibration(scores),
     }
 
 

@@ -157,10 +157,13 @@ def text_summary(results: dict[str, Any]) -> str:
         lines.append(line + ("(" + ", ".join(beside) + ")" if beside else ""))
     decision = results["decision"]
     split = results["cohort"]["counts"].get(results["cohort"]["split"], {})
-    lines.append(
-        f"  {'flagged':<{width}}{decision['flagged_anomalous']} of {split.get('anomalous', 0)} anomalous, "
-        f"{decision['flagged_healthy']} of {split.get('healthy', 0)} healthy scans"
-    )
+    flagged = "nothing: the decision is open"
+    if not decision["open"]:
+        flagged = (
+            f"{decision['flagged_anomalous']} of {split.get('anomalous', 0)} anomalous, "
+            f"{decision['flagged_healthy']} of {split.get('healthy', 0)} healthy scans"
+        )
+    lines.append(f"  {'flagged':<{width}}{flagged}")
     if decision["warning"]:
         lines.append(f"  {'note':<{width}}{decision['warning']}")
     gate = results["quality_gate"]

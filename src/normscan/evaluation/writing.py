@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector
+from normscan.errors import NormscanError
 from normscan.evaluation.scoring import Scores
 from normscan.io import atomic_path
 
@@ -31,6 +32,8 @@ def choose(table: pd.DataFrame) -> dict[str, list[str]]:
     anomalous = table[table["label"] == 1].sort_values("score", ascending=False, kind="stable")
     healthy = table[table["label"] == 0].sort_values("score", ascending=False, kind="stable")
     ranked = table.sort_values("score", ascending=False, kind="stable")
+    if table["anomalous"].isna().all():  # no decision, so neither misses nor false alarms
+        return {"Most anomalous scans": [str(s) for s in ranked["scan"].head(PICTURES)]}
     missed = anomalous[~anomalous["anomalous"].astype(bool)].iloc[::-1]
     alarms = healthy[healthy["anomalous"].astype(bool)]
     sections = {
@@ -54,9 +57,10 @@ def write_page(
     sections = choose(table)
     for name in dict.fromkeys(s for names in sections.values() for s in names):
         row = by_name[name]
-        scan = row.load()
-        finding = detector.predict(scan, row.load_foreground(scan), force=True)
-        mask = row.load_mask(scan) if row.mask else None
+        ((_, finding),) = detector.predict_cohort([row], details=True, force=True)
+        if isinstance(finding, NormscanError):
+            raise finding
+        mask = row.load_mask(finding.scan) if row.mask else None
         drawn[name] = finding.picture(mask, row.label, name)
     write_report(
         path,

@@ -46,8 +46,7 @@ class Client:
     ) -> None:  # fmt: skip
         self.site, self.folder, self.fabric, self.bar = site, folder, fabric, bar
         self.order: list[int] = []
-        self.cohort = cohort
-        fitting.check(cohort)
+        self.cohort = cohort = fitting.admit(asked, cohort)
         claim_folder(folder, {**asked.configuration(), "cohort": cohort.digest()}, resume=False)
         self.state, self.sets = fitting.begin(asked, cohort, folder / CACHE, workers, bar)
         self.method = fitting.built(self.state)

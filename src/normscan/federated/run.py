@@ -118,6 +118,8 @@ def federate(
     asked = [
         Detector(method, preset=preset, seed=seed + k, **options).asked() for k in range(len(sites))
     ]
+    if asked[0].card.regime == "zero-shot":
+        raise ArgumentError(f"'{method}' trains nothing, so there is nothing to federate.")
     folder = Path(out)
     check_folder(folder)
     if folder.exists() and any(folder.iterdir()):

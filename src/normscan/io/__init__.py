@@ -1,14 +1,17 @@
 """Read and write images: NIfTI, PNG, JPEG, BMP, TIFF and NumPy files."""
 
 from normscan.io.atomic import atomic_path, check_folder
+from normscan.io.companions import COMPANIONS, Given, read_companion
 from normscan.io.files import EXTENSIONS, Header, extension, stem
 from normscan.io.masks import MaskReport
 from normscan.io.read import content_hash, probe, read_mask, read_scan
 from normscan.io.write import MAP_EXTENSIONS, write_map
 
 __all__ = [
+    "COMPANIONS",
     "EXTENSIONS",
     "MAP_EXTENSIONS",
+    "Given",
     "Header",
     "MaskReport",
     "atomic_path",
@@ -16,6 +19,7 @@ __all__ = [
     "content_hash",
     "extension",
     "probe",
+    "read_companion",
     "read_mask",
     "read_scan",
     "stem",

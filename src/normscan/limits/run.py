@@ -137,7 +137,9 @@ def _described(detector: Detector) -> dict[str, Any]:
     """What the picture and the page say of the detector and its operating point."""
     threshold = detector.scan_threshold
     if threshold is None:
-        raise ArgumentError("this detector has no threshold; fit it first.")
+        raise ArgumentError(
+            "this detector has no threshold: fit it first, or calibrate it on healthy scans."
+        )
     return {
         "method": detector.card.id,
         "paper": detector.card.paper,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,24 +25,34 @@ class Batch:
         foreground: (B, 1, *spatial) bool.
         rng: source of all randomness.
         position: (B,) place of the slice or patch in its subject, 0 to 1.
+        context: (B, C, 2 n + 1, *spatial) the slice in the middle of its neighbours, of which the
+            method asks for n on each side (``Method.context``), else None. Neighbours are slices
+            that show anatomy; beyond the first and the last one these are repeated, and a scan that
+            is no volume repeats itself.
         label: (B,) 0 healthy, 1 anomalous, -1 not told; in training.
         lesion: (B, 1, *spatial) bool, where the phase draws from ``anomalous``; empty where the
             label is not 1 or nobody drew one.
         index: (B,) number of each sample in the part that the phase draws from; in training.
         subject: (B,) number of each sample's subject in that part; in training.
+        part: (B,) which of the parts of its phase a sample is from, counted from 0; in training.
         columns: the cohort's columns, one dictionary per sample; empty ones for a scan that comes
             without a cohort.
+        target: (B, T, *spatial) further scans of the subject, scaled as the image; where the method
+            uses them (``Method.uses``), else None.
     """
 
     image: Tensor
     foreground: Tensor
     rng: Rng
     position: Tensor
+    context: Tensor | None = None
     label: Tensor | None = None
     lesion: Tensor | None = None
     index: Tensor | None = None
     subject: Tensor | None = None
+    part: Tensor | None = None
     columns: list[dict[str, Any]] = field(default_factory=list)
+    target: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -121,7 +132,9 @@ class Phase:
         batch_size: samples in a step, over all processes.
         part: part of the cohort that the batches are drawn from: ``healthy``, ``unlabelled`` (all
             of ``extra``, its labels hidden), ``anomalous`` (what is lesioned in ``extra``, with
-            masks), or several with a plus between, mixed in proportion to their sizes.
+            masks), ``labelled`` (the same without masks), ``auxiliary`` (another cohort), or
+            several with a plus between, mixed in proportion to their sizes.
+        balanced: draw as many samples of each part, whatever their sizes.
         validate_every: steps between looks at the healthy validation loss, or once an ``epoch``;
             0 for none (the loss of an adversarial phase says nothing).
         keep: ``last`` or ``best`` by validation loss.
@@ -136,6 +149,7 @@ class Phase:
     batch_size: int = 16
     batches: int = 1
     part: str = "healthy"
+    balanced: bool = False
     validate_every: int | Literal["epoch"] = 0
     keep: Literal["last", "best"] = "last"
     patience: int | None = None
@@ -148,16 +162,39 @@ class Phase:
         return (self.epochs or 0) * max(1, -(-samples // self.batch_size)) // self.batches
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a method uses what stands beside a scan, such as its ``target``.
+
+    Attributes:
+        parts: parts of the cohort whose scans must have it, see ``Phase.part``.
+        prediction: a scan without it is refused (``needed``) or predicted without it (``welcome``);
+            ``unused``: it is not even read.
+    """
+
+    parts: tuple[str, ...] = ("healthy", "val")
+    prediction: Literal["needed", "welcome", "unused"] = "unused"
+
+    @property
+    def at_prediction(self) -> bool:
+        """Whether it is read at prediction."""
+        return self.prediction != "unused"
+
+
 class Method(nn.Module):
     """What is learnt and how a map comes out of it; see the class attributes and four calls.
 
     Attributes:
         card: set by the registry.
         needs_grad: whether ``maps`` needs gradients.
+        context: neighbouring slices on each side that it sees, see ``Batch.context``.
+        uses: what it uses of that which may stand beside a scan, by name: ``target``.
     """
 
     card: Card
     needs_grad = False
+    context: int = 0
+    uses: Mapping[str, Use] = MappingProxyType({})
 
     def phases(self) -> list[Phase]:
         """The stages of training; none for a method that trains nothing."""
@@ -176,6 +213,10 @@ class Method(nn.Module):
         It is shown before training begins; empty where it doesn't grow with them.
         """
         return ""
+
+    def companions(self, part: str) -> tuple[str, ...]:
+        """What the scans of a part of the cohort must have beside them."""
+        return tuple(name for name, use in self.uses.items() if part in use.parts)
 
     @property
     def fits(self) -> bool:

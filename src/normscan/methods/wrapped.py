@@ -22,6 +22,7 @@ class Wrapped(Method):
         super().__init__()
         self.inner = inner
         self.needs_grad = inner.needs_grad
+        self.context, self.uses = inner.context, inner.uses
         self.uncertain: bool = getattr(inner, "uncertain", False)
 
     def phases(self) -> list[Phase]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
+from normscan.cohort.table import holds_files
 from normscan.errors import NormscanError, OutputError
 from normscan.io import atomic_path, write_map
 from normscan.io.values import finite
@@ -46,22 +47,30 @@ class Writer:
             scan = row.load()
             foreground = row.load_foreground(scan)
             mask = None if row.mask is None else row.load_mask(scan)
+            beside = {n: row.load_companion(n, scan) for n in row.companions}
             about = self.out / "transforms" / f"{row.scan}.json"
-            key = self._key(scan, foreground, mask)
+            key = self._key(scan, foreground, mask, *beside.values())
             found = self._done(about, key)
             if found is not None:
                 return found, True
             working = self.preprocess.stepped(scan, foreground, self.cache)
-            found = {"key": key, **self._write(row.scan, working, mask)}
+            found = {"key": key, **self._write(row, working, mask, beside)}
             with atomic_path(about) as temporary:  # the last file: where it is, the rest is whole
                 temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             return found, False
         except (NormscanError, OSError) as error:
             return error
 
-    def _key(self, scan: Scan, foreground: np.ndarray | None, mask: np.ndarray | None) -> str:
-        """Hash what goes into the files: the scan, its masks and the steps."""
+    def _key(
+        self,
+        scan: Scan,
+        foreground: np.ndarray | None,
+        mask: np.ndarray | None,
+        *beside: np.ndarray | None,
+    ) -> str:
+        """Hash what goes into the files: the scan, its masks, what stands beside it, the steps."""
         lesion = b"" if mask is None else np.packbits(mask).tobytes()
+        lesion += b"".join(array.tobytes() for array in beside if array is not None)
         content = digest(Working.of(scan, foreground))
         return hashlib.sha256(
             json.dumps([FORMAT, content, describe(self.preprocess.steps)]).encode() + lesion
@@ -76,9 +85,15 @@ class Writer:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def _write(self, name: str, working: Working, mask: np.ndarray | None) -> dict[str, Any]:
-        """Write image, masks and their description; return the description."""
-        scan = working.scan
+    def _write(
+        self,
+        row: CohortRow,
+        working: Working,
+        mask: np.ndarray | None,
+        beside: Mapping[str, np.ndarray | None],
+    ) -> dict[str, Any]:
+        """Write image, masks, companions and their description; return the description."""
+        name, scan = row.scan, working.scan
         nifti = scan.dims == 3 or "nifti" in scan.extra or not _is_picture(scan.affine)
         image, flat = (".nii.gz",) * 2 if nifti else (".tif", ".png")
         # Without a spacing of its own a TIFF is read with one of 1.
@@ -101,6 +116,9 @@ class Writer:
                 notes.append("nothing of the lesion mask is left in the prepared scan")
             cells["mask"] = f"lesions/{name}{flat}"
             write_map(self.out / cells["mask"], onto, like)
+        for column, values in _columns(row, working, beside):
+            cells[column] = f"beside/{name}_{_safe(column)}{image}"
+            write_map(self.out / cells[column], values, like)
         return {
             "files": cells,
             "bytes": {file: (self.out / file).stat().st_size for file in cells.values()},
@@ -113,6 +131,21 @@ class Writer:
             "notes": notes,
             "facts": finite({k: float(v) for k, v in working.facts.items()}),
         }
+
+
+def _columns(
+    row: CohortRow, working: Working, beside: Mapping[str, np.ndarray | None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the columns of what stands beside a scan, each with its values on the new grid."""
+    for name, array in beside.items():
+        if array is not None:
+            low = array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
+            moved = working.onward(array - low, order=1) + low
+            names = row.target_channels or (
+                ("",) if len(moved) == 1 else map(str, range(len(moved)))
+            )
+            for channel, values in zip(names, moved, strict=True):
+                yield f"{name}_{channel}" if channel else name, values
 
 
 def _is_picture(affine: np.ndarray) -> bool:
@@ -226,8 +259,8 @@ def _write_table(cohort: Cohort, cells: list[dict[str, str] | None], out: Path) 
     """Write the table of the scans that there are, with everything else that was known of them."""
     good = [files for files in cells if files]
     table = cohort.select([files is not None for files in cells]).table
-    table = table[[c for c in table.columns if c != "path" and not c.startswith("path_")]].copy()
-    paths = dict.fromkeys(name for files in good for name in files if name.startswith("path"))
-    for name in (*paths, "mask", "foreground"):
+    table = table[[c for c in table.columns if not holds_files(c)]].copy()
+    written = dict.fromkeys(name for files in good for name in files)
+    for name in dict.fromkeys((*written, "mask", "foreground")):
         table[name] = [files.get(name, "") for files in good]
     Cohort(table, out).write(out / TABLE)

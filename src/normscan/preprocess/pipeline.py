@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -38,12 +38,15 @@ class Prepared:
         grid: the way back to the grid that the steps left.
         working: the scan after the steps, with the way back to the scan as it came in; None where
             there were no steps.
+        companions: what stands beside the scan, (C, *grid.shape) by name, see
+            ``normscan.io.COMPANIONS``; scans scaled as the image.
     """
 
     image: np.ndarray
     foreground: np.ndarray
     grid: Grid
     working: Working | None = None
+    companions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def back(self, array: np.ndarray) -> np.ndarray:
         """Bring (C, *grid.shape) onto the grid of the scan as it came in; outside it is zero."""
@@ -52,9 +55,13 @@ class Prepared:
 
     def onward(self, mask: np.ndarray) -> np.ndarray:
         """Bring booleans on the grid of the scan as it came in, such as a lesion, onto this one."""
-        array = mask[None].astype(np.float32)
-        array = array if self.working is None else self.working.onward(array)
-        return np.asarray(self.grid.forward(array)[0] > 0.5)
+        return np.asarray(self.onto(mask[None], order=0)[0] > 0.5)
+
+    def onto(self, array: np.ndarray, order: int = 1) -> np.ndarray:
+        """Bring (C, *shape of the scan as it came in) onto this grid; outside it is zero."""
+        array = array.astype(np.float32)
+        array = array if self.working is None else self.working.onward(array, order)
+        return self.grid.forward(array)
 
     @property
     def voxel(self) -> float:

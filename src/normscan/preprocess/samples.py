@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,15 +20,15 @@ EMPTY_SLICE = 0.01
 
 
 class Sample(NamedTuple):
-    """Attributes: image (C, *size), foreground (*size), place in the volume from 0 to 1, lesion.
+    """Attributes: image (C, *size), foreground (*size), place in the volume from 0 to 1, ``beside``.
 
-    ``lesion`` (*size) is None where it was not asked for.
+    ``beside`` are (C, *size) by name: the companions, and the ``lesion`` where it was asked for.
     """
 
     image: np.ndarray
     foreground: np.ndarray
     position: float
-    lesion: np.ndarray | None = None
+    beside: dict[str, np.ndarray]
 
 
 def split_slices(prepared: Prepared) -> list[tuple[int, float]]:
@@ -53,20 +53,44 @@ class Preparation:
         dims: number of spatial axes that the method works on.
         channels: that it was, or is to be, trained on.
         cache: keep the results of steps on disk.
+        companions: names of what a row must have beside its scan.
+        targets: number of channels of the target; None for any.
     """
 
     preprocess: Preprocess
     dims: int
     channels: tuple[str, ...]
     cache: bool = True
+    companions: tuple[str, ...] = ()
+    targets: int | None = None
 
     def __call__(self, row: CohortRow) -> Prepared:
-        """Read and prepare a scan of a cohort."""
-        scan = row.load()
-        return self.of(scan, row.load_foreground(scan))
+        """Read and prepare a scan of a cohort and what must stand beside it.
 
-    def of(self, scan: Scan, foreground: np.ndarray | None = None) -> Prepared:
+        Raises:
+            ScanError: as ``of``; nothing stands beside it.
+        """
+        scan = row.load()
+        beside = {}
+        for name in self.companions:
+            found = row.load_companion(name, scan)
+            if found is None:
+                raise ScanError(f"{scan.name}: it has no {name}. Fill its column '{name}'.")
+            beside[name] = found
+        return self.of(scan, row.load_foreground(scan), beside)
+
+    def of(
+        self,
+        scan: Scan,
+        foreground: np.ndarray | None = None,
+        companions: Mapping[str, np.ndarray] | None = None,
+    ) -> Prepared:
         """Prepare a scan.
+
+        Args:
+            scan: as it was read.
+            foreground: (*scan.shape) bool; computed if not given.
+            companions: (C, *scan.shape) by name.
 
         Raises:
             ScanError: as ``Preprocess``; another number of channels than the detector's.
@@ -77,7 +101,23 @@ class Preparation:
                 f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
                 f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
             )
-        return prepared
+        beside = {
+            name: self._beside(name, array, prepared) for name, array in (companions or {}).items()
+        }
+        return replace(prepared, companions=beside) if beside else prepared
+
+    def _beside(self, name: str, array: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Bring a companion onto the grid of its scan; targets are scaled as the scan was.
+
+        Steps that change intensities act on the scan alone.
+        """
+        if self.targets is not None and len(array) != self.targets:
+            raise ScanError(
+                f"a {name} with {len(array)} channels; the detector learns from {self.targets}."
+            )
+        low = array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
+        moved = prepared.onto(array - low) + low
+        return self.preprocess.scale(moved, prepared.foreground, self.slices(prepared))
 
     def slices(self, prepared: Prepared) -> bool:
         """Whether the scan is a volume that is cut into slices."""
@@ -106,15 +146,16 @@ class Sampling:
         except (NormscanError, OSError) as error:
             return error
         image, foreground = prepared.image, prepared.foreground
-        lesion = None
+        beside = dict(prepared.companions)
         if self.lesions:
             lesion = np.zeros(foreground.shape, bool) if mask is None else prepared.onward(mask)
+            beside["lesion"] = lesion[None]
         if not self.slices(prepared):
-            return [Sample(image, foreground, 0.5, lesion)]
+            return [Sample(image, foreground, 0.5, beside)]
         return [
             Sample(
                 image[..., k], foreground[..., k], position,
-                None if lesion is None else lesion[..., k],
+                {name: array[..., k] for name, array in beside.items()},
             )
             for k, position in split_slices(prepared)
         ]  # fmt: skip

@@ -90,7 +90,12 @@ class Working:
 
     def onward(self, array: np.ndarray, order: int = 0) -> np.ndarray:
         """Bring (C, *origin_shape), such as a lesion mask, onto the present grid."""
-        return sample(array, np.linalg.inv(self.index_map), self.scan.shape, order)
+        index_map = np.linalg.inv(self.index_map)
+        if order:
+            # A voxel reaches beyond its centre: at the border its value holds on.
+            array = np.pad(array, [(0, 0), *[(1, 1)] * (array.ndim - 1)], mode="edge")
+            index_map[: array.ndim - 1, 3] += 1
+        return sample(array, index_map, self.scan.shape, order)
 
 
 def sample(

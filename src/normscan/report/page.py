@@ -208,8 +208,8 @@ def _charts(scans: pd.DataFrame, test: pd.DataFrame, decision: Mapping[str, Any]
             validation["score"].to_numpy(dtype=float),
             threshold if summary.known(threshold) else None,
         ),
-        "roc": charts.roc_chart(labels, scores, flagged),
-        "pr": charts.pr_chart(labels, scores, flagged),
+        "roc": charts.roc_chart(labels, scores, None if decision.get("open") else flagged),
+        "pr": charts.pr_chart(labels, scores, None if decision.get("open") else flagged),
     }
     # Only numbers and our own words are in the drawings, so they may pass unescaped.
     return {name: Markup(svg) if svg else None for name, svg in drawn.items()}

@@ -78,6 +78,10 @@ class Outcome:
 def outcome_of(test: pd.DataFrame, results: Mapping[str, Any]) -> Outcome:
     """Count the flagged scans; the decision's own counts come first."""
     decision = results["decision"]
+    if decision.get("open"):
+        label = test["label"]
+        sick, healthy, unknown = (int(n.sum()) for n in (label == 1, label == 0, label.isna()))
+        return Outcome(sick, healthy, unknown, None, None, None)
     if test.empty:
         counts = ((results.get("cohort") or {}).get("counts") or {}).get("test", {})
         return Outcome(
@@ -114,6 +118,13 @@ def sentences(outcome: Outcome, decision: Mapping[str, Any]) -> list[str]:
             f"{alarms}. There are no anomalous test scans, so nothing can be said about what the "
             "detector finds."
         )
+    if decision.get("open"):
+        total = outcome.anomalous + outcome.healthy + outcome.unlabelled
+        return [
+            f"{total} scan{_s(total)} {'was' if total == 1 else 'were'} scored and mapped. The "
+            "detector was not calibrated on healthy scans, so the decision is left open: no scan "
+            "is flagged, and scores only rank."
+        ]
     if outcome.unlabelled:
         said.append(f"{_clause(outcome.flagged_unlabelled, outcome.unlabelled, 'unlabelled')}.")
     if not said:

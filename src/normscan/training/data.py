@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from normscan.errors import CohortError, ScanError
-from normscan.methods.base import Batch
+from normscan.io.companions import MEANINGS
+from normscan.methods.base import Batch, Method
 from normscan.parallel import each
 from normscan.preprocess import Prepared
 from normscan.preprocess.samples import EMPTY_SLICE, Preparation, Sampling, split_slices
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from normscan.cohort import Cohort, CohortRow
 
 __all__ = ["EMPTY_SLICE", "Draws", "PreparedSet", "prepare_sets", "select_part", "split_slices"]
+
+
+# How the arrays of a set are stored, by the names of their files.
+TYPES = {"images": "<f4", "foregrounds": "?", "lesion": "?", "target": "<f4"}
 
 
 class Stack:
@@ -59,9 +65,11 @@ class PreparedSet:
         failures: (scan, reason) of scans that could not be prepared.
         patch: side of random patches that training draws; None for whole samples.
         labels: (N,) 0 healthy, 1 anomalous, -1 not told.
-        lesions: (N, *size) bool, memory-mapped, or None.
+        beside: (N, C, *size) by name of the field of ``Batch``, memory-mapped: lesions, companions.
         scans: id of each scan.
         subjects: number of each scan's subject, counted as they come.
+        context: neighbouring slices on each side that batches bring, see ``Batch.context``.
+        sizes: samples of each of the parts that were joined; empty for one part.
     """
 
     images: np.ndarray | Stack
@@ -72,9 +80,11 @@ class PreparedSet:
     failures: list[tuple[str, str]]
     patch: int | None = None
     labels: np.ndarray | None = None
-    lesions: np.ndarray | Stack | None = None
+    beside: Mapping[str, np.ndarray | Stack] = field(default_factory=dict)
     scans: list[str] = field(default_factory=list)
     subjects: list[int] = field(default_factory=list)
+    context: int = 0
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,6 +100,7 @@ class PreparedSet:
         workers: int = 1,
         track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
         part: str = "healthy",
+        context: int = 0,
     ) -> PreparedSet:
         """Prepare scans and write them one at a time; a bad scan is noted and passed over.
 
@@ -101,7 +112,8 @@ class PreparedSet:
             patch: see the attribute.
             workers: processes that prepare; the files are the same for any number.
             track: passes scans on as they are done and shows their number.
-            part: what the rows are: ``healthy``, ``unlabelled``, or ``anomalous`` with lesions.
+            part: what the rows are, see ``Phase.part``; ``anomalous`` ones bring their lesions.
+            context: see the attribute.
 
         Raises:
             ScanError: none of the scans could be prepared.
@@ -110,14 +122,13 @@ class PreparedSet:
         folder.mkdir(parents=True)
         rows = list(rows)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
-        index |= {"labels": [], "scans": [], "subjects": []}
+        index |= {"labels": [], "scans": [], "subjects": [], "beside": {}}
         drawn, numbers = part == "anomalous", dict[str, int]()
         shape: tuple[int, ...] | None = None
-        with (
-            (folder / "images.raw").open("wb") as images,
-            (folder / "masks.raw").open("wb") as masks,
-            (folder / "lesions.raw").open("wb") as lesions,
-        ):
+        with contextlib.ExitStack() as stack:
+            files = {
+                name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in TYPES
+            }
             results = track(each(Sampling(prepare, slices, drawn), rows, workers))
             for row, samples in zip(rows, results, strict=True):
                 if isinstance(samples, Exception):
@@ -130,11 +141,12 @@ class PreparedSet:
                     index["failures"].append((row.scan, reason))
                     continue
                 shape = samples[0][0].shape
-                for image, foreground, position, lesion in samples:
-                    images.write(np.ascontiguousarray(image, "<f4").tobytes())
-                    masks.write(np.ascontiguousarray(foreground, bool).tobytes())
-                    if lesion is not None:
-                        lesions.write(np.ascontiguousarray(lesion, bool).tobytes())
+                for image, foreground, position, beside in samples:
+                    arrays = {"images": image, "foregrounds": foreground, **beside}
+                    for name, array in arrays.items():
+                        files[name].write(np.ascontiguousarray(array, TYPES[name]).tobytes())
+                    index["beside"] |= {name: len(array) for name, array in beside.items()}
+                    lesion = beside.get("lesion")
                     index["positions"].append(position)
                     index["rows"].append(len(index["columns"]))
                     index["labels"].append(_label(part, row, lesion, len(samples)))
@@ -146,26 +158,30 @@ class PreparedSet:
             raise ScanError(f"no scan of this part of the cohort could be prepared: {first}")
         index["shape"] = shape
         (folder / "index.json").write_text(json.dumps(index))
-        return cls.open(folder, patch)
+        return cls.open(folder, patch, context)
 
     @classmethod
-    def open(cls, folder: Path, patch: int | None = None) -> PreparedSet:
+    def open(cls, folder: Path, patch: int | None = None, context: int = 0) -> PreparedSet:
         """Open a folder that ``create`` wrote."""
         index = json.loads((folder / "index.json").read_text())
         n, shape = len(index["positions"]), tuple(index["shape"])
-        drawn = (folder / "lesions.raw").stat().st_size > 0
+
+        def mapped(name: str, *size: int) -> np.memmap:
+            return np.memmap(folder / f"{name}.raw", TYPES[name], "r", shape=(n, *size))
+
         return cls(
-            np.memmap(folder / "images.raw", "<f4", "r", shape=(n, *shape)),
-            np.memmap(folder / "masks.raw", bool, "r", shape=(n, *shape[1:])),
+            mapped("images", *shape),
+            mapped("foregrounds", *shape[1:]),
             np.asarray(index["positions"], dtype=np.float32),
             np.asarray(index["rows"]),
             index["columns"],
             [(scan, reason) for scan, reason in index["failures"]],
             patch,
             np.asarray(index["labels"]),
-            np.memmap(folder / "lesions.raw", bool, "r", shape=(n, *shape[1:])) if drawn else None,
+            {name: mapped(name, c, *shape[1:]) for name, c in index["beside"].items()},
             index["scans"],
             index["subjects"],
+            context,
         )
 
     @classmethod
@@ -174,16 +190,13 @@ class PreparedSet:
         if len(sets) == 1:
             return sets[0]
         starts = np.cumsum([0, *(len(s.columns) for s in sets)])
-        lesions = None
-        if any(s.lesions is not None for s in sets):
+        beside = {}
+        for name in dict.fromkeys(name for s in sets for name in s.beside):
+            shape = next(s.beside[name].shape[1:] for s in sets if name in s.beside)
             # Zeros that take no room: a broadcast value.
-            nothing = [np.broadcast_to(np.False_, s.foregrounds.shape) for s in sets]
-            lesions = Stack(
-                [
-                    none if s.lesions is None else s.lesions
-                    for s, none in zip(sets, nothing, strict=True)
-                ]
-            )
+            nothing = np.zeros((), TYPES[name])
+            empty = [np.broadcast_to(nothing, (len(s), *shape)) for s in sets]
+            beside[name] = Stack([s.beside.get(name, e) for s, e in zip(sets, empty, strict=True)])
         return cls(
             Stack([s.images for s in sets]),
             Stack([s.foregrounds for s in sets]),
@@ -193,10 +206,18 @@ class PreparedSet:
             [f for s in sets for f in s.failures],
             sets[0].patch,
             np.concatenate([s.told for s in sets]),
-            lesions,
+            beside,
             [name for s in sets for name in s.scans],
             [n + int(start) for s, start in zip(sets, starts, strict=False) for n in s.subjects],
+            sets[0].context,
+            tuple(map(len, sets)),
         )
+
+    @property
+    def parts(self) -> np.ndarray:
+        """(N,) which of the joined parts each sample is from."""
+        sizes = self.sizes or (len(self),)
+        return np.repeat(np.arange(len(sizes)), sizes)
 
     @property
     def told(self) -> np.ndarray:
@@ -207,33 +228,43 @@ class PreparedSet:
         """Return samples by number; random patches of them where ``patch`` is set."""
         indices = np.asarray(indices)
         images, masks, rows = self.images[indices], self.foregrounds[indices], self.rows[indices]
-        lesions = None if self.lesions is None else self.lesions[indices]
+        arrays = {"image": images, "foreground": masks[:, None]}
+        arrays |= {name: array[indices] for name, array in self.beside.items()}
         if self.patch and crop:
-            images, masks, lesions = self._crop(images, masks, lesions, rng)
+            arrays = self._crop(arrays, rng)
         return Batch(
-            image=torch.from_numpy(np.array(images)),
-            foreground=torch.from_numpy(np.array(masks))[:, None],
+            **{name: torch.from_numpy(np.array(array)) for name, array in arrays.items()},
             rng=rng,
             position=torch.from_numpy(self.positions[indices]),
+            context=self._context(indices) if self.context else None,
             label=torch.from_numpy(self.told[indices]),
-            lesion=None if lesions is None else torch.from_numpy(np.array(lesions))[:, None],
             index=torch.from_numpy(indices),
             subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
+            part=torch.from_numpy(self.parts[indices]),
             columns=[self.columns[r] for r in rows],
         )
 
-    def _crop(
-        self, images: np.ndarray, masks: np.ndarray, lesions: np.ndarray | None, rng: Rng
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _context(self, indices: np.ndarray) -> torch.Tensor:
+        """Slices with their neighbours; samples of one scan lie side by side."""
+        own = self.rows[indices]
+        first, last = (np.searchsorted(self.rows, own, side) for side in ("left", "right"))
+        around = indices[:, None] + np.arange(-self.context, self.context + 1)
+        around = np.clip(around, first[:, None], last[:, None] - 1)
+        slices = self.images[around.ravel()]
+        stacks = slices.reshape(*around.shape, *slices.shape[1:])
+        return torch.from_numpy(np.ascontiguousarray(stacks.swapaxes(1, 2)))
+
+    def _crop(self, arrays: dict[str, np.ndarray], rng: Rng) -> dict[str, np.ndarray]:
+        """Cut one random window out of all arrays of a sample."""
         assert self.patch is not None
+        images = arrays["image"]
         room = np.maximum(np.array(images.shape[2:]) - self.patch, 0)
         corners = (rng.uniform((len(images), len(room))).numpy() * (room + 1)).astype(int)
         windows = [tuple(slice(c, c + self.patch) for c in corner) for corner in corners]
-
-        def cut(arrays: np.ndarray) -> np.ndarray:
-            return np.stack([a[(..., *w)] for a, w in zip(arrays, windows, strict=True)])
-
-        return cut(images), cut(masks), None if lesions is None else cut(lesions)
+        return {
+            name: np.stack([a[(..., *w)] for a, w in zip(array, windows, strict=True)])
+            for name, array in arrays.items()
+        }
 
     def passes(self, batch_size: int, seed: int) -> Iterator[Batch]:
         """One pass over all samples in order."""
@@ -250,15 +281,48 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
     """
     if name in ("healthy", "val"):
         return cohort.part("train" if name == "healthy" else "val")
+    if name == "auxiliary":
+        return _auxiliary(cohort)
     extra = cohort.part("extra")
-    if name == "anomalous":
+    if name in ("anomalous", "labelled"):
         extra = extra.select((extra.table["label"] == 1).fillna(False))
     if not len(extra):
+        word = "anomalous" if name == "labelled" else name
         raise CohortError(
-            f"this method also learns from {name} scans, and the cohort has none. Give them the "
+            f"this method also learns from {word} scans, and the cohort has none. Give them the "
             "split 'extra' in its table; none of their subjects may be in test."
         )
     return extra
+
+
+def _auxiliary(cohort: Cohort) -> Cohort:
+    other = cohort.auxiliary
+    if other is None:
+        raise CohortError(
+            "this method also learns from a second cohort. Name it: --auxiliary PATH, or "
+            "fit(cohort, auxiliary=...) in Python."
+        )
+    other = other.select(other.table["split"].isin(["train", "extra"]))
+    if not len(other):
+        raise CohortError(
+            "the auxiliary cohort has no scans to learn from. Give them the split 'train', or "
+            "'extra' where they are anomalous or unlabelled."
+        )
+    return other
+
+
+def check_companions(part: Cohort, name: str, needed: Sequence[str]) -> None:
+    """Refuse a part of a cohort where nothing stands beside any scan.
+
+    Raises:
+        CohortError: says which column to fill.
+    """
+    for companion in needed:
+        if not any(companion in row.companions for row in part):
+            raise CohortError(
+                f"this method learns from the {companion} of {name} scans, and none of them has "
+                f"one. Fill the column '{companion}' of the cohort: {MEANINGS[companion]}."
+            )
 
 
 def prepare_sets(
@@ -266,6 +330,7 @@ def prepare_sets(
     parts: Mapping[str, Cohort],
     preparation: Preparation,
     patch: int | None,
+    method: Method,
     workers: int,
     bar: Progress,
 ) -> dict[str, PreparedSet]:
@@ -274,34 +339,67 @@ def prepare_sets(
     for name, part in parts.items():
         track = partial(bar.track, name=f"prepare {name}", total=len(part))
         kind = "healthy" if name == "val" else name
+        prepare = replace(preparation, companions=method.companions(name))
         made = PreparedSet.create(
-            folder / name, part, preparation, preparation.slices, patch, workers, track, kind
-        )
+            folder / name, part, prepare, prepare.slices, patch, workers, track, kind,
+            method.context,
+        )  # fmt: skip
         sets[name] = made
         for scan, reason in made.failures:
             bar.say(f"left out {scan}: {reason}")
     return sets
 
 
-class Draws:
-    """Batches by number: an endless row of shuffled passes, so that any step can be drawn again."""
+class Passes:
+    """An endless row of shuffled passes over some samples, of which any place can be asked for."""
 
-    def __init__(self, data: PreparedSet, batch_size: int, seed: int) -> None:
+    def __init__(self, samples: np.ndarray, *seed: int | str) -> None:
+        self.samples, self.seed = samples, seed
+        self._epoch, self._order = -1, np.empty(0, int)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Sample numbers at some places of the row."""
+        result = np.empty(len(places), dtype=int)
+        for i, (epoch, at) in enumerate(zip(*divmod(places, len(self.samples)), strict=True)):
+            if epoch != self._epoch:
+                generator = np.random.default_rng(derive_seed(*self.seed, "order", int(epoch)))
+                self._epoch, self._order = int(epoch), generator.permutation(self.samples)
+            result[i] = self._order[at]
+        return result
+
+
+class Draws:
+    """Batches by number, so that any step can be drawn again.
+
+    Args:
+        data: to draw from.
+        batch_size: samples in a draw.
+        seed: of the order.
+        balanced: take turns between the parts of ``data``, each with passes of its own.
+    """
+
+    def __init__(
+        self, data: PreparedSet, batch_size: int, seed: int, balanced: bool = False
+    ) -> None:
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
-        self._epoch, self._order = -1, np.empty(0, int)
+        self.rows = [Passes(np.arange(len(data)), seed)]
+        if balanced:
+            parts = data.parts
+            self.rows = [Passes(np.flatnonzero(parts == k), seed, k) for k in np.unique(parts)]
 
     def indices(self, draw: int) -> np.ndarray:
         """Sample numbers of a draw."""
         places = np.arange(draw * self.batch_size, (draw + 1) * self.batch_size)
+        if len(self.rows) == 1:
+            return self.rows[0].at(places)
+        turns = places % len(self.rows)
         result = np.empty(self.batch_size, dtype=int)
-        for i, (epoch, at) in enumerate(zip(*divmod(places, len(self.data)), strict=True)):
-            if epoch != self._epoch:
-                generator = np.random.default_rng(derive_seed(self.seed, "order", int(epoch)))
-                self._epoch, self._order = int(epoch), generator.permutation(len(self.data))
-            result[i] = self._order[at]
-        return result
+        for k, row in enumerate(self.rows):
+            result[turns == k] = row.at(places[turns == k] // len(self.rows))
+        # Several processes share a draw: none must get one part alone.
+        return np.random.default_rng(derive_seed(self.seed, "mix", draw)).permutation(result)
 
 
 def _plain(value: Any) -> Any:
@@ -312,7 +410,9 @@ def _plain(value: Any) -> Any:
 
 def _label(part: str, row: CohortRow, lesion: np.ndarray | None, samples: int) -> int:
     """What a sample is told to be: of a lesioned volume only the slices with lesion are so."""
-    if part != "anomalous":
+    if part == "auxiliary" and row.label is not None:
+        return row.label
+    if part not in ("anomalous", "labelled"):
         return 0 if part == "healthy" else -1
     if row.mask is not None and samples > 1 and lesion is not None:
         return int(lesion.any())

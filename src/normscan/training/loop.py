@@ -105,7 +105,8 @@ class Trainer:
         elif phase.ema:
             self.memory["ema"] = cpu_state(self.method)
         wrapped = {n: self.fabric.setup_optimizers(o) for n, o in optimizers.items()}
-        data = Draws(part, phase.batch_size, derive_seed(self.seed, index, "data"))
+        seed = derive_seed(self.seed, index, "data")
+        data = Draws(part, phase.batch_size, seed, phase.balanced)
         epoch = max(1, len(part) // phase.batch_size)
         every = epoch if phase.validate_every == "epoch" else phase.validate_every
         self._roles(phase)

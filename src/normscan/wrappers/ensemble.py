@@ -31,6 +31,8 @@ class Ensemble(Method):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.needs_grad = any(m.needs_grad for m in self)
+        first = next(iter(self))
+        self.context, self.uses = first.context, first.uses
 
     def __iter__(self) -> Iterator[Method]:
         for member in self.members:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.monte_carlo import dropout_layers, monte_carlo_dropout
 from normscan.methods.wrapped import Wrapped, averaged
 from normscan.wrappers.kinds import Build, whole, wrapper
+
+Record = TypeVar("Record", Batch, Maps)
 
 
 class MonteCarlo(Wrapped):
@@ -76,18 +79,22 @@ class Flips(Wrapped):
             )
 
     def _mirrored(self, batch: Batch) -> Iterator[Maps]:
+        dims = batch.image.ndim - 2
         for n in range(len(self.axes) + 1):
             for axes in itertools.combinations(self.axes, n):
-                places = [axis + 1 for axis in axes]
-                image = batch.image.flip(places)
-                foreground = batch.foreground.flip(places)
-                maps = self.inner.maps(replace(batch, image=image, foreground=foreground))
-                back = {k: v.flip(places) for k, v in vars(maps).items() if _spatial(v)}
-                yield replace(maps, **back)
+                maps = self.inner.maps(_flipped(batch, axes, dims))
+                yield _flipped(maps, axes, dims)
 
 
-def _spatial(value: Tensor | None) -> bool:
-    return value is not None and value.ndim > 1
+def _flipped(record: Record, axes: Sequence[int], dims: int) -> Record:
+    """Mirror every image of a batch or of maps along spatial axes, counted from 1."""
+    places = [axis - 1 - dims for axis in axes]
+    images: dict[str, Any] = {
+        name: value.flip(places)
+        for name, value in vars(record).items()
+        if isinstance(value, Tensor) and value.ndim >= dims + 2
+    }
+    return replace(record, **images)
 
 
 class Normalised(Wrapped):

@@ -1,0 +1,58 @@
+"""What stands beside a scan, on its grid: further scans of the same subject."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from normscan.errors import ScanError
+from normscan.io.read import grid_distance, read_scan
+from normscan.scan import Scan
+
+MEANINGS = {
+    "target": "paths of further scans of the same subjects on the same grid, or a column "
+    "target_<name> for each of several",
+}
+COMPANIONS = tuple(MEANINGS)
+
+Given = np.ndarray | Scan | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def read_companion(
+    name: str, given: Given, like: Scan, channels: tuple[str, ...] | None = None
+) -> np.ndarray:
+    """Return what stands beside a scan as an array (C, *like.shape).
+
+    Args:
+        name: one of ``COMPANIONS``. ``target``: one or several further scans, float32.
+        given: an array (C, *like.shape) or (*like.shape), a scan, a path, or one path a channel.
+        like: the scan that it stands beside.
+        channels: names of the files.
+
+    Raises:
+        ScanError: it can't be read, or lies on another grid.
+    """
+    if isinstance(given, np.ndarray):
+        array = given if given.ndim == like.data.ndim else given[None]
+        if array.shape[1:] != like.shape:
+            raise ScanError(_elsewhere(name, "an array", f"has the shape {given.shape}", like))
+        return np.asarray(array, np.float32)
+    scan = given if isinstance(given, Scan) else read_scan(given, channels)
+    who = str(scan.source or scan.name)
+    if scan.shape != like.shape:
+        raise ScanError(_elsewhere(name, who, f"has the shape {scan.shape}", like))
+    off = grid_distance(like.affine, scan.affine, like.shape)
+    if off > 0.1:
+        raise ScanError(_elsewhere(name, who, f"lies up to {off:.2g} voxels away", like))
+    return scan.data
+
+
+def _elsewhere(name: str, who: str, what: str, like: Scan) -> str:
+    where = f"its scan {Path(like.source) if like.source else like.name}"
+    return (
+        f"{who}: the {name} {what}, {where} has {like.shape}. A {name} lies on the grid of its "
+        "scan: register and resample it first."
+    )
