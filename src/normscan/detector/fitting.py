@@ -1,12 +1,12 @@
 """How a detector is fitted, from top to bottom.
 
-``check -> survey -> build -> prepare -> train -> fit_closed_form -> calibrate -> write``: each step
-takes plain values and returns plain values; ``fit`` puts them in a row.
+``survey -> build -> prepare -> train -> fit_closed_form -> score_healthy -> decided``: each step takes
+plain values and returns plain values; ``fit`` puts them in a row. ``detector.run`` claims the run
+folder before and writes the detector after it.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from normscan.cohort import Cohort
-from normscan.decide import PixelThreshold, ScanThreshold
-from normscan.detector.finding import Finding
-from normscan.detector.prediction import predict_rows
+from normscan.detector.healthy import Healthy, decided, score_healthy
 from normscan.detector.state import State
-from normscan.detector.storage import read_state, write_state
 from normscan.detector.survey import Survey, survey
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.io.values import read_json, tupled, write_json
@@ -29,8 +26,7 @@ from normscan.progress import Progress
 from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
 from normscan.training.data import PreparedSet, prepare_sets, select_part
-from normscan.training.fabric import launch_fabric
-from normscan.training.folder import CACHE, DETECTOR, claim_folder, tidied
+from normscan.training.folder import CACHE
 from normscan.training.loop import Trainer, closed_form
 from normscan.wrappers import wrap
 
@@ -43,63 +39,43 @@ SURVEY = "survey.json"
 Sets = dict[str, PreparedSet]
 
 
-def fit(
-    asked: State,
-    cohort: Cohort,
-    out: Path | None,
-    machine: tuple[str, int, str],
-    workers: int,
-    resume: bool,
-    bar: Progress,
-) -> State:
-    """Fit a detector to a cohort; see ``Detector.fit``.
-
-    Args:
-        asked: unfitted.
-        cohort: with healthy scans in train and val.
-        out: run folder, or None for a temporary one.
-        machine: device, number of processes, precision.
-        workers: processes that prepare scans.
-        resume: go on with the run in ``out``.
-        bar: shows progress.
-
-    Returns:
-        The fitted state; in a process that isn't the first of several, without thresholds.
-    """
-    check(cohort)
-    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
-        folder = Path(temporary) if out is None else out
-        if out is not None:
-            about = {"cohort": cohort.digest(), "precision": machine[2]}
-            claim_folder(out, {**asked.configuration(), **about}, resume)
-            if resume and (out / DETECTOR).exists():
-                return read_state(out)
-        with tidied(folder):
-            fabric = launch_fabric(*machine)
-            begun = time.monotonic()
-            state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
-            seconds = train(state, sets, folder, fabric, bar)
-            state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
-            # Of several processes only the first calibrates and writes.
-            if fabric.is_global_zero:
-                state = calibrate(state, cohort.part("val"), bar)
-            state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
-            if out is not None and fabric.is_global_zero:
-                state = write_state(state, out)
-    return state
-
-
-def check(cohort: Cohort) -> None:
-    """Refuse a cohort without healthy scans in train or in val.
+def check(cohort: Cohort, kind: str = "split") -> None:
+    """Refuse a cohort without healthy scans in train or, for a split, in val.
 
     Raises:
         CohortError: says which and how to mend it.
     """
     cohort.require_healthy()
-    if not len(cohort.part("val")):
+    if kind == "split" and not len(cohort.part("val")):
         raise CohortError(
             "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
         )
+
+
+def fit(
+    asked: State, cohort: Cohort, folder: Path, fabric: Fabric, workers: int, bar: Progress
+) -> tuple[State, Healthy]:
+    """Train on the healthy scans of train, then decide by those of val.
+
+    Args:
+        asked: unfitted.
+        cohort: with healthy scans in train and val.
+        folder: of the run.
+        fabric: device, precision, processes.
+        workers: processes that prepare scans.
+        bar: shows progress.
+
+    Returns:
+        The fitted state and the scored scans of val; in a process that isn't the first of several,
+        without thresholds and scores.
+    """
+    state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
+    seconds = train(state, sets, folder, fabric, bar)
+    state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
+    if not fabric.is_global_zero:
+        return state, Healthy()
+    healthy = score_healthy(state, cohort.part("val"), bar)
+    return decided(state, healthy), healthy
 
 
 def _begin_everywhere(
@@ -143,7 +119,7 @@ def begin(
 def join(asked: State, folder: Path) -> tuple[State, Sets]:
     """Return what ``begin`` did in another process."""
     state = build(asked, Survey(**tupled(read_json(folder / SURVEY))))
-    return state, {p: PreparedSet.open(folder / p, state.patch) for p in _parts(built(state))}
+    return state, {p: PreparedSet.open(folder / p, state.patch) for p in parts_of(built(state))}
 
 
 def built(state: State) -> Method:
@@ -190,7 +166,7 @@ def prepare(
 ) -> tuple[State, Sets]:
     """Let the steps learn, prepare every scan that the method draws from, learn the gate."""
     train, val = list(cohort.part("train")), list(cohort.part("val"))
-    parts = {name: select_part(cohort, name) for name in _parts(built(state))}
+    parts = {name: select_part(cohort, name) for name in parts_of(built(state))}
     state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
     sets = prepare_sets(folder, parts, state.preparation(), state.patch, workers, bar)
     if state.gated:
@@ -199,7 +175,7 @@ def prepare(
     return state, sets
 
 
-def _parts(method: Method) -> list[str]:
+def parts_of(method: Method) -> list[str]:
     """The parts of the cohort that the method draws from, and the one for the threshold."""
     asked = {name for phase in method.phases() for name in phase.part.split("+")}
     return ["healthy", "val", *sorted(asked - {"healthy"})]
@@ -234,12 +210,8 @@ def fit_closed_form(
         seconds: of each phase.
         device: where it ran.
     """
-    method = built(state).requires_grad_(False).eval()
-    if method.fits:
-        started = time.monotonic()
-        closed_form(method, sets["healthy"], device, state.seed)
-        seconds["fit"] = time.monotonic() - started
-    method.eval().requires_grad_(False)
+    method = built(state)
+    closed_form_part(method, sets["healthy"], seconds, device, state.seed)
     scans = {name: cohort.part(name) for name in ("train", "val")}
     names = {"healthy": "train"}
     training: dict[str, Any] = {
@@ -254,29 +226,22 @@ def fit_closed_form(
     return state.changed(training=training)
 
 
+def closed_form_part(
+    method: Method, healthy: PreparedSet, seconds: dict[str, float], device: torch.device, seed: int
+) -> None:
+    """Run the closed-form part, if there is one; the method ends frozen, in evaluation mode."""
+    method.requires_grad_(False).eval()
+    if method.fits:
+        started = time.monotonic()
+        closed_form(method, healthy, device, seed)
+        seconds["fit"] = time.monotonic() - started
+    method.eval().requires_grad_(False)
+
+
 def calibrate(state: State, healthy: Cohort, bar: Progress) -> State:
     """Set the scan and the pixel threshold on healthy scans that did not train.
 
     Raises:
         CohortError: none of them can be predicted.
     """
-    pixels = PixelThreshold(state.pixel_fpr)
-    scores, subjects = [], []
-    rows = bar.track(healthy, "calibrate", len(healthy))
-    for row, result in predict_rows(state, rows, force=True):
-        if isinstance(result, Finding):
-            scores.append(result.score)
-            subjects.append(row.subject)
-            if result.map is not None:
-                pixels.add(result.map)
-    if not scores:
-        raise CohortError("no healthy validation scan could be predicted: no threshold.")
-    threshold = ScanThreshold.fit(scores, state.fpr, subjects)
-    training = {**state.training, "calibration": threshold.describe()}
-    if len(pixels):
-        training["pixel_threshold"] = pixels.to_dict()
-    return state.changed(
-        scan_threshold=threshold,
-        pixel_threshold=pixels.threshold if len(pixels) else None,
-        training=training,
-    )
+    return decided(state, score_healthy(state, healthy, bar))

@@ -186,6 +186,13 @@ class Method(nn.Module):
         """Anomaly maps and scores of a batch."""
         raise TypeError(f"{type(self).__name__} doesn't say how a map comes out of it")
 
+    def each(self, batch: Batch) -> list[Maps]:
+        """Maps and scores of a batch by each member of a detector that calibrates on all scans.
+
+        A method by itself is its only member.
+        """
+        return [self.maps(batch)]
+
     def found(self, scans: Sequence[str], subjects: Sequence[int]) -> dict[str, Any]:
         """What training found out about healthy scans, by id and subject; for ``training``."""
         return {}

@@ -261,6 +261,25 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
     return extra
 
 
+def healthy_folds(cohort: Cohort, count: int, seed: int) -> list[Cohort]:
+    """Part the healthy scans of train and val, by subject, into folds of nearly equal size.
+
+    Args:
+        cohort: whose split between train and val is forgotten.
+        count: folds, at most as many as there are subjects.
+        seed: of the order of the subjects.
+    """
+    table = cohort.table
+    healthy = cohort.select(
+        table["split"].isin(["train", "val"]) & (table["label"] == 0).fillna(False)
+    )
+    subjects = list(dict.fromkeys(row.subject for row in healthy))
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    fold = {subjects[place]: i % count for i, place in enumerate(order)}
+    numbers = np.array([fold[row.subject] for row in healthy])
+    return [healthy.select(numbers == k) for k in range(count)]
+
+
 def prepare_sets(
     folder: Path,
     parts: Mapping[str, Cohort],
@@ -273,7 +292,7 @@ def prepare_sets(
     sets = {}
     for name, part in parts.items():
         track = partial(bar.track, name=f"prepare {name}", total=len(part))
-        kind = "healthy" if name == "val" else name
+        kind = "healthy" if name == "val" or name.startswith("fold") else name
         made = PreparedSet.create(
             folder / name, part, preparation, preparation.slices, patch, workers, track, kind
         )

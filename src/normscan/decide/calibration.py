@@ -1,0 +1,76 @@
+"""Which healthy scans set the threshold, and what rate they can promise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from normscan.errors import ArgumentError
+
+Kind = Literal["auto", "split", "cross"]
+KINDS = ("auto", "split", "cross")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the decision is calibrated.
+
+    Attributes:
+        kind: ``split`` takes the healthy scans of val; ``cross`` all healthy scans of train and
+            val, each scored by a detector that didn't see its subject; ``auto`` a split where the
+            threshold then is at least the second largest of val's scores, else ``cross``.
+        folds: detectors that ``cross`` fits, each without one part of the healthy subjects.
+        refit: keep one detector fitted to all healthy scans, rather than the folds' together.
+    """
+
+    kind: Kind = "auto"
+    folds: int = 5
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ArgumentError(f"calibration is '{self.kind}'; it is one of {', '.join(KINDS)}.")
+        if self.folds < 2:
+            raise ArgumentError(f"folds is {self.folds}; cross-calibration needs 2 or more.")
+
+    def settled(self, val: int, healthy: int, fpr: float, processes: int = 1) -> Calibration:
+        """Return what it is for a cohort, ``split`` or ``cross``.
+
+        Args:
+            val: healthy subjects in val.
+            healthy: healthy subjects in train and val.
+            fpr: wanted false-positive rate.
+            processes: that train together; ``cross`` needs one.
+
+        Raises:
+            ArgumentError: ``cross`` was asked for and can't be had.
+        """
+        if self.kind == "cross" and processes > 1:
+            raise ArgumentError("calibration cross works in one process: leave out devices.")
+        if self.kind == "cross" and healthy < 2:
+            raise ArgumentError("calibration cross needs two healthy subjects or more.")
+        supported = val > 0 and rank(val, fpr) >= 2
+        if self.kind == "split" or (self.kind == "auto" and (supported or processes > 1)):
+            return Calibration("split", self.folds, self.refit)
+        if healthy < 2 or (self.kind == "auto" and rank(healthy, fpr) <= rank(val, fpr) and val):
+            return Calibration("split", self.folds, self.refit)
+        return Calibration("cross", min(self.folds, healthy), self.refit)
+
+
+SPLIT = Calibration("split")
+
+
+def rank(n: int, fpr: float) -> int:
+    """Return which of n healthy scores, counted from the highest, is the threshold."""
+    # 0.29 * 100 is 28.999...: the slack makes it the 29 that is meant.
+    return min(max(1, math.floor(fpr * (n + 1) + 1e-9)), max(1, n))
+
+
+def promise(n: int, fpr: float) -> str:
+    """Say what rate n healthy subjects can promise, such as ``4.8 %, by the highest 3 of 62``."""
+    if n < 1:
+        return "nothing, there are none"
+    k = rank(n, fpr)
+    what = "the highest of" if k == 1 else f"the {k} highest of"
+    return f"{k / (n + 1):.1%}, set by {what} {n} score{'' if n == 1 else 's'}"
