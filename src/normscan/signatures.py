@@ -45,6 +45,14 @@ class Options:
             raise ValueError(f"the shared options have no {sorted(unknown)}")
         return Options(self.types, {**self.defaults, **defaults}, self.descriptions)
 
+    def __or__(self, other: Options) -> Options:
+        """Return both groups as one; where they share a name, the other's counts."""
+        return Options(
+            {**self.types, **other.types},
+            {**self.defaults, **other.defaults},
+            {**self.descriptions, **other.descriptions},
+        )
+
 
 def described(build: Callable[..., Any]) -> dict[str, str]:
     """Return the ``Args`` of a Google docstring by name, each as one line."""

@@ -15,11 +15,13 @@ from normscan.methods.base import Batch
 from normscan.methods.features.dino import (
     AnomalyDINO,
     PatchMixture,
+    References,
     pca_foreground,
     rotated,
     tail_mean,
     unit_patches,
 )
+from normscan.methods.features.memory import Bank
 from normscan.rng import Rng
 from normscan.scores.dpmm import DirichletMixture
 
@@ -52,7 +54,8 @@ def images():
 
 
 def memory(backbone, shots=None, rotations=1, masked=False, largest=10_000):
-    return AnomalyDINO(backbone, shots, rotations, masked, largest, size=20)
+    references = References(shots, rotations, largest)
+    return AnomalyDINO(backbone, 20, references, Bank(sum(backbone.channels)), masked)
 
 
 def test_scores_are_cosine_distances_to_the_memory(backbone, images):

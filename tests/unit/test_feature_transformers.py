@@ -236,7 +236,7 @@ def test_stable_adamw_by_hand(rng):
     start, gradients = rng.normal(size=6), rng.normal(size=(4, 6)) * [[1], [30], [0.1], [5]]
     lr, decay, eps = 0.01, 0.1, 1e-10
     p = nn.Parameter(torch.tensor(start))
-    optimizer = stable_adamw(lr, decay, eps=eps)([p])
+    optimizer = stable_adamw([p], lr, weight_decay=decay, eps=eps)
     x, m, v, largest, clipped = start.copy(), 0, 0, np.zeros(6), 0
     for t, g in enumerate(gradients, start=1):
         p.grad = torch.tensor(g)

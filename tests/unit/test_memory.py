@@ -16,7 +16,10 @@ from normscan.errors import ArgumentError
 from normscan.io.read import check_array
 from normscan.methods.base import Batch
 from normscan.methods.features.memory import (
+    Kept,
+    Patch,
     PatchCore,
+    Scoring,
     patch_features,
 )
 from normscan.registry import card
@@ -89,8 +92,8 @@ def patchcore(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return PatchCore(
-            TinyBackbone(), 3, 12, 16, coreset, memory, largest, neighbours, reweighted, squared,
-            pooling, "auto",
+            TinyBackbone(), 16, Patch(3, 12, pooling), Kept(coreset, memory, largest),
+            Scoring(neighbours, reweighted, squared),
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 from skimage.transform import downscale_local_mean
 
@@ -35,7 +36,7 @@ def whole(scan):
 
 def own_grid(scan, upright=False):
     """The working grid that has the scan's own voxels."""
-    return fit_grid(scan, whole(scan), (None,) * scan.dims, None, False, upright)
+    return fit_grid(scan, whole(scan), (None,) * scan.dims, None, "pad", upright)
 
 
 def rotated_affine(spacing=(1.0, 1.5, 2.0)):
@@ -109,7 +110,7 @@ def test_a_ramp_in_millimetres_survives_resampling(rng, code, spacing):
     scan = volume(rng, code, (40, 30, 24), (1.0, 2.0, 3.0))
     scan = scan.with_data(ramp(scan.affine, scan.shape)[None])
     n = int(40 / spacing)
-    grid = fit_grid(scan, whole(scan), (n, n, n), spacing, False, False)
+    grid = fit_grid(scan, whole(scan), (n, n, n), spacing, "pad", False)
     values = grid.forward(scan.data)[0]
     expected = ramp(grid.affine(scan.affine), grid.shape)
     margin = 1 + int(np.ceil(3 / spacing)) * 2
@@ -121,7 +122,7 @@ def test_a_ramp_in_millimetres_survives_resampling(rng, code, spacing):
 
 def test_the_way_back_keeps_millimetres():
     scan = Scan.from_array(np.zeros((40, 31, 22)), affine=rotated_affine())
-    grid = fit_grid(scan, whole(scan), (26, 26, 26), None, False, False)
+    grid = fit_grid(scan, whole(scan), (26, 26, 26), None, "pad", False)
     back = grid.backward(ramp(grid.affine(scan.affine), grid.shape)[None].astype(np.float32))[0]
     inner = (slice(4, -4),) * 3
     np.testing.assert_allclose(back[inner], ramp(scan.affine, scan.shape)[inner], atol=2e-4)
@@ -129,7 +130,7 @@ def test_the_way_back_keeps_millimetres():
 
 def test_an_oblique_scan_keeps_its_angles_in_the_affine():
     scan = Scan.from_array(np.zeros((20, 20, 20)), affine=rotated_affine())
-    grid = fit_grid(scan, whole(scan), (16, 16, 16), 2.5, False, False)
+    grid = fit_grid(scan, whole(scan), (16, 16, 16), 2.5, "pad", False)
     affine = grid.affine(scan.affine)
     cosines = affine[:3, :3] / 2.5
     np.testing.assert_allclose(cosines, scan.affine[:3, :3] / scan.spacing, atol=1e-12)
@@ -151,7 +152,7 @@ def test_halving_equals_a_triangle_filter():
 def test_downsampling_does_not_alias(size):
     board = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.float32)
     scan = Scan.from_array(board)
-    grid = fit_grid(scan, whole(scan), (size, size), None, False, True)
+    grid = fit_grid(scan, whole(scan), (size, size), None, "pad", True)
     small = grid.forward(scan.data)[0][1:-1, 1:-1]
     np.testing.assert_allclose(small, 0.5, atol=0.02)
 
@@ -159,7 +160,7 @@ def test_downsampling_does_not_alias(size):
 def test_downsampling_is_close_to_block_means(rng):
     smooth = ndimage.gaussian_filter(rng.normal(size=(64, 64)), 4)
     scan = Scan.from_array(smooth)
-    small = fit_grid(scan, whole(scan), (16, 16), None, False, True).forward(scan.data)[0]
+    small = fit_grid(scan, whole(scan), (16, 16), None, "pad", True).forward(scan.data)[0]
     expected = downscale_local_mean(smooth, (4, 4))
     assert np.abs(small - expected)[1:-1, 1:-1].mean() < 0.08 * smooth.std()
 
@@ -167,7 +168,7 @@ def test_downsampling_is_close_to_block_means(rng):
 @pytest.mark.parametrize(("dims", "upright"), [(2, True), (3, False)])
 def test_the_identity_grid_is_the_identity(rng, dims, upright):
     scan = Scan.from_array(rng.normal(size=(12,) * dims))
-    grid = fit_grid(scan, whole(scan), (12,) * dims, None, False, upright)
+    grid = fit_grid(scan, whole(scan), (12,) * dims, None, "pad", upright)
     np.testing.assert_array_equal(grid.forward(scan.data), scan.data)
     np.testing.assert_array_equal(grid.backward(scan.data), scan.data)
     np.testing.assert_array_equal(grid.affine(scan.affine), scan.affine)
@@ -175,7 +176,7 @@ def test_the_identity_grid_is_the_identity(rng, dims, upright):
 
 def test_padding_keeps_proportions_in_millimetres():
     scan = Scan.from_array(np.ones((20, 10)), spacing=(1.0, 3.0))
-    grid = fit_grid(scan, whole(scan), (30, 30), None, False, True)
+    grid = fit_grid(scan, whole(scan), (30, 30), None, "pad", True)
     # The image is 20 mm by 30 mm: the second axis fills the grid, the first two thirds of it.
     assert np.linalg.norm(grid.affine(scan.affine)[:3, :2], axis=0) == pytest.approx([1, 1])
     filled = grid.forward(scan.data)[0] > 0
@@ -184,14 +185,48 @@ def test_padding_keeps_proportions_in_millimetres():
 
 def test_stretching_fills_the_grid():
     scan = Scan.from_array(np.ones((20, 10)), spacing=(1.0, 3.0))
-    grid = fit_grid(scan, whole(scan), (30, 30), None, True, True)
+    grid = fit_grid(scan, whole(scan), (30, 30), None, "stretch", True)
     assert (grid.forward(scan.data) > 0).all()
     np.testing.assert_allclose(np.abs(grid.step), [20 / 30, 10 / 30])
 
 
+@pytest.mark.parametrize("shape", [(512, 640), (600, 300)])
+def test_the_shorter_edge_resized_and_the_middle_cropped_as_pillow_does(rng, shape):
+    """256 pixels of which the middle 224 are kept, as picture benchmarks have it."""
+    picture = ndimage.gaussian_filter(rng.uniform(0, 255, shape), 3).astype(np.float32)
+    settings = Preprocess(size=224, crop=224 / 256, fit="cover", scaling="none", foreground="all")
+    scan = Scan.from_array(picture)
+    prepared = settings(scan, 2)
+    ratio = 256 / min(shape)
+    h, w = (round(n * ratio) for n in shape)
+    resized = Image.fromarray(picture).resize((w, h), Image.Resampling.BILINEAR)
+    top, left = (h - 224) // 2, (w - 224) // 2
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)))
+    assert np.abs(prepared.image[0] - expected).max() < 0.02 * np.ptp(picture)
+    # The map comes back to where it was; what was cut off gets none.
+    back = prepared.back(np.ones((1, 224, 224), np.float32))[0] > 0.5
+    margin = [round((n - 224 / ratio) / 2) for n in shape]
+    assert bounding_box(back) == tuple((m, n - m) for m, n in zip(margin, shape, strict=True))
+
+
+def test_a_share_of_a_stretched_picture(rng):
+    scan = Scan.from_array(rng.uniform(size=(40, 80)))
+    prepared = Preprocess(size=20, crop=0.5, fit="stretch", scaling="none")(scan, 2)
+    np.testing.assert_allclose(np.abs(prepared.grid.step), [1, 2])
+    np.testing.assert_allclose(prepared.grid.start, [10, 20.5])
+
+
+def test_a_share_leaves_the_slices_of_a_volume(rng):
+    scan = Scan.from_array(rng.uniform(size=(16, 16, 7)))
+    prepared = Preprocess(size=8, crop=0.5, fit="cover", scaling="none")(scan, 2)
+    assert prepared.grid.shape == (8, 8, 7)
+    upright = scan.data[0, 4:12, 4:12][:, ::-1].transpose(1, 0, 2)
+    np.testing.assert_allclose(prepared.image[0], upright, atol=1e-6)
+
+
 def test_a_box_is_cropped():
     scan = Scan.from_array(np.arange(200.0).reshape(20, 10))
-    grid = fit_grid(scan, ((4, 12), (1, 9)), (8, 8), None, False, True)
+    grid = fit_grid(scan, ((4, 12), (1, 9)), (8, 8), None, "pad", True)
     np.testing.assert_array_equal(grid.forward(scan.data)[0], scan.data[0, 4:12, 1:9])
     back = grid.backward(scan.data[:, 4:12, 1:9])[0]
     outside = np.ones((20, 10), bool)
@@ -202,7 +237,7 @@ def test_a_box_is_cropped():
 
 def test_spacing_in_millimetres_sets_the_step(rng):
     scan = volume(rng, "SAL", (20, 20, 20), (1.0, 2.0, 3.0))
-    grid = fit_grid(scan, whole(scan), (8, 8, 8), 1.5, False, False)
+    grid = fit_grid(scan, whole(scan), (8, 8, 8), 1.5, "pad", False)
     steps = np.linalg.norm(grid.affine(scan.affine)[:3, :3], axis=0)
     np.testing.assert_allclose(steps, 1.5)
 
@@ -271,7 +306,10 @@ def test_a_slice_is_no_volume():
         Preprocess(size=16)(Scan.from_array(np.eye(20)), 3)
 
 
-@pytest.mark.parametrize("change", [{"size": 4}, {"spacing": 0.0}, {"percentile": 10.0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 4}, {"spacing": 0.0}, {"percentile": 10.0}, {"crop": 0.0}, {"range": ((1.0, 1.0),)}],
+)
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ArgumentError, match=f"preprocess.{next(iter(change))}"):
         Preprocess(**change)

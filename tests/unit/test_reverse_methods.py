@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch
-from normscan.methods.features.contrast import masked_distance
+from normscan.methods.features.urd import masked_distance
 from normscan.objectives.cosine import global_loss, point_distance
 from normscan.registry import card
 from normscan.rng import Rng
@@ -252,7 +252,7 @@ def test_textures_come_from_their_folder(tmp_path, channels: int):
     (folder / "notes.txt").write_text("no image")
     method = build("urd", channels=channels, textures=str(tmp_path / "textures"))
     method.phases()
-    texture = method.texture(batch(channels=channels).image, Rng(0))
+    texture = method.textures.like(batch(channels=channels).image, Rng(0))
     assert texture.shape == (2, channels, 64, 64)
     small = (picture.astype(np.float32) - picture.min()) / float(np.ptp(picture))
     x = torch.from_numpy(small).permute(2, 0, 1)[None]

@@ -54,6 +54,13 @@ def test_defaults_reach_the_function_and_can_be_changed():
     assert made(2, steps=7)["steps"] == 7 and made(2)["channels"] == 2
 
 
+def test_two_groups_in_one():
+    site = Options({"place": str, "lr": float}, {"place": "x", "lr": 9.0}, {"place": "where."})
+    made = completed(build, site | pace(lr=0.5))
+    assert made() == {"channels": 1, "depth": 3, "place": "x", "lr": 0.5, "steps": None}
+    assert list(described(made)) == ["channels", "depth", "place", "lr", "steps"]
+
+
 def test_own_descriptions_win():
     def other(channels: int = 1, **training: Unpack[Pace]) -> None:
         """Do.

@@ -84,6 +84,7 @@ def phase(
     clip: float | None = None,
     keep: Literal["best", "last"] | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    rhythm: Callable[[int, int], float] | None = None,
 ) -> Phase:
     """One phase in which Adam trains the modules, by the shared arguments.
 
@@ -97,6 +98,7 @@ def phase(
             the best with ``patience`` or ``steps``, else the last, as after a fixed number of
             epochs.
         optimizer: Adam or a relative of it.
+        rhythm: learning-rate factor as a function of (step, steps).
     """
     lr, decay, betas = training["lr"], training["weight_decay"], (training["beta1"], 0.999)
     steps, patience = training["steps"], training["patience"]
@@ -104,6 +106,7 @@ def phase(
         "network",
         modules if isinstance(modules, list) else [modules],
         lambda p: optimizer(p, lr=lr, betas=betas, weight_decay=decay),
+        schedule=rhythm,
         clip=clip,
     )
     return Phase(

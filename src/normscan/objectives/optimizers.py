@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 
 def stable_adamw(
-    lr: float, weight_decay: float = 1e-4, beta1: float = 0.9, eps: float = 1e-10
-) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    """Return a builder of StableAdamW with AMSGrad, as Dinomaly trains with.
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 1e-4, eps: float = 1e-10,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Return StableAdamW with AMSGrad, as Dinomaly trains with.
 
     AdamW whose step is divided by the root mean square of gradient over denominator in a tensor,
     where that is above 1 (update clipping; Wortsman et al., NeurIPS 2023).
 
     Args:
+        parameters: that it trains.
         lr: learning rate.
+        betas: both momenta.
         weight_decay: decoupled; not clipped.
-        beta1: first momentum; the second is 0.999.
         eps: added to the denominator.
     """
     from normscan.networks.backbones import import_timm
@@ -28,12 +31,27 @@ def stable_adamw(
     import_timm()
     from timm.optim import AdamWLegacy
 
-    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = AdamWLegacy(
-            parameters, lr=lr, betas=(beta1, 0.999), eps=eps, weight_decay=weight_decay,
-            amsgrad=True, clipping_threshold=1.0,
-        )  # fmt: skip
-        return optimizer
+    optimizer: torch.optim.Optimizer = AdamWLegacy(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=True,
+        clipping_threshold=1.0,
+    )  # fmt: skip
+    return optimizer
+
+
+def adamw_with(module: nn.Module, **changes: float) -> Callable[..., torch.optim.AdamW]:
+    """Return a form of AdamW that trains one of the modules with options of its own.
+
+    Args:
+        module: such as an encoder that learns slowly.
+        **changes: of its options.
+    """
+    mine = {id(p) for p in module.parameters()}
+
+    def build(parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.AdamW:
+        known = list(parameters)
+        own: dict[str, Any] = {"params": [p for p in known if id(p) in mine], **changes}
+        rest: dict[str, Any] = {"params": [p for p in known if id(p) not in mine]}
+        return torch.optim.AdamW([own, rest], **options)
 
     return build
 

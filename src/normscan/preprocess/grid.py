@@ -8,6 +8,7 @@ axis. The same object brings a map back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from normscan.scan import Scan
 # upright: rows run down, columns to the right of the picture.
 RAS = ((0, 1), (1, 1), (2, 1))
 UPRIGHT_SLICES = ((1, -1), (0, 1), (2, 1))
+
+Fit = Literal["pad", "cover", "stretch"]
 
 
 def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
@@ -134,8 +137,9 @@ def fit_grid(
     box: tuple[tuple[int, int], ...],
     size: tuple[int | None, ...],
     spacing: float | None,
-    stretch: bool,
+    fit: Fit,
     upright: bool,
+    share: float = 1.0,
 ) -> Grid:
     """Lay a working grid of a given size over a box of the scan.
 
@@ -144,13 +148,16 @@ def fit_grid(
         box: first and last+1 index of the region of interest, per source axis.
         size: voxels per working axis; None keeps the scan's own slices along that axis.
         spacing: millimetres per working voxel; None scales the box to fill the grid.
-        stretch: scale each axis on its own, instead of all alike with padding.
+        fit: ``stretch`` scales each axis on its own; ``pad`` all alike, so that the longest fills the
+            grid; ``cover`` so that the shortest does, and the others reach beyond it.
         upright: see ``orient``.
+        share: of each scaled axis, about its middle, that fills the grid.
     """
     axes, signs = orient(scan, upright)
     extent = [box[a][1] - box[a][0] for a in axes]
     mm = [scan.spacing[a] for a in axes]
-    fitted = [e * m / n for e, m, n in zip(extent, mm, size, strict=True) if n]
+    fitted = [share * e * m / n for e, m, n in zip(extent, mm, size, strict=True) if n]
+    common = min(fitted) if fit == "cover" else max(fitted, default=0.0)
     start, step, shape = [], [], []
     for i, n in enumerate(size):
         if n is None:
@@ -158,7 +165,7 @@ def fit_grid(
         elif spacing is not None:
             scale = spacing / mm[i]
         else:
-            scale = extent[i] / n if stretch else max(fitted) / mm[i]
+            scale = share * extent[i] / n if fit == "stretch" else common / mm[i]
         middle = (box[axes[i]][0] + box[axes[i]][1] - 1) / 2
         start.append(middle - signs[i] * scale * (n - 1) / 2)
         step.append(signs[i] * scale)

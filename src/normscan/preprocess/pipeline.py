@@ -12,8 +12,9 @@ from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError
 from normscan.parallel import each
 from normscan.preprocess.cache import run_cached
 from normscan.preprocess.chain import parse_steps, plain_steps
+from normscan.preprocess.file_range import equalised, file_range
 from normscan.preprocess.foreground import bounding_box, foreground_mask
-from normscan.preprocess.grid import Grid, fit_grid
+from normscan.preprocess.grid import Fit, Grid, fit_grid
 from normscan.preprocess.steps import Working
 from normscan.scan import Scan
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Scans that a step learns from.
 LEARNING_SCANS = 50
+
+Scaling = Literal["auto", "percentile", "median", "minmax", "zscore", "file", "equalise", "none"]
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,20 @@ class Preprocess:
         size: pixels along each axis of the working grid. A volume that is cut into slices has this
             size in the plane and keeps its own slices.
         spacing: millimetres per working voxel; None scales the foreground to fill the grid.
-        crop: ``foreground`` centres the grid on the box around the foreground; ``none`` on the
-            whole image.
-        fit: ``pad`` keeps the proportions, ``stretch`` fills the grid on each axis.
+        crop: ``foreground`` lays the grid over the box around the foreground, ``none`` over the whole
+            image; a number such as 0.875 (256 pixels of which the middle 224 are kept) over that
+            share of each axis, about its middle. What lies outside gets a map of zero.
+        fit: ``pad`` keeps the proportions; so does ``cover``, which fills the grid with the shorter
+            axis and cuts the ends of the longer one; ``stretch`` fills the grid on each axis.
         scaling: ``percentile`` maps 0 (or the minimum, if negative values occur) to 0 and the upper
             percentile of the foreground to 1; ``median`` its median to 0.5; ``auto`` takes the
             percentile of a volume, as the articles do, and the median of a 2D scan, since a lesion
             may fill more than the last percent of a slice and would darken all the rest of it;
             ``minmax`` the whole range to 0..1; ``zscore`` the foreground to mean 0 and deviation 1;
-            ``none`` keeps the values.
+            ``file`` the ``range`` to 0..1, the same for all scans; ``equalise`` a value to the share
+            of the foreground that is no higher, and what lies outside to 0; ``none`` keeps the values.
+        range: what ``file`` brings to 0 and 1, for each channel; None finds it in healthy training
+            scans, see ``normscan.preprocess.file_range``.
         percentile: upper percentile of ``percentile`` scaling.
         over: take percentile, median, mean and deviation over the ``foreground``, or over the whole
             ``image``, its background counted.
@@ -97,9 +105,10 @@ class Preprocess:
     preset: str | None = None
     size: int = 128
     spacing: float | None = None
-    crop: Literal["foreground", "none"] = "foreground"
-    fit: Literal["pad", "stretch"] = "pad"
-    scaling: Literal["auto", "percentile", "median", "minmax", "zscore", "none"] = "auto"
+    crop: Literal["foreground", "none"] | float = "foreground"
+    fit: Fit = "pad"
+    scaling: Scaling = "auto"
+    range: tuple[tuple[float, float], ...] | None = None
     percentile: float = 99.0
     over: Literal["foreground", "image"] = "foreground"
     per: Literal["volume", "slice"] = "volume"
@@ -117,6 +126,10 @@ class Preprocess:
             raise ArgumentError(
                 f"preprocess.percentile is {self.percentile}; it must lie in 50..100."
             )
+        if not isinstance(self.crop, str) and not 0 < self.crop <= 1:
+            raise ArgumentError(f"preprocess.crop is {self.crop}; a share must lie in 0..1.")
+        if self.range is not None and not all(low < high for low, high in self.range):
+            raise ArgumentError(f"preprocess.range is {self.range}; low must lie below high.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -179,6 +192,8 @@ class Preprocess:
     def learn(self, rows: Sequence[CohortRow], workers: int = 1, cache: bool = True) -> Preprocess:
         """Let the steps that learn do so, each on what the steps before it make of healthy scans.
 
+        The range of the files is learnt likewise, where ``scaling`` asks for it.
+
         Args:
             rows: healthy training scans; at most 50 of them, evenly taken, are looked at, one after
                 the other.
@@ -199,7 +214,11 @@ class Preprocess:
                 before = replace(self, steps=tuple(steps[:i]))
                 learnt = found.learn(stepped_scans(before, some, workers, cache), **arguments)
                 steps[i] = {found.name: dict(learnt)}
-        return replace(self, steps=tuple(steps))
+        whole = replace(self, steps=tuple(steps))
+        if self.scaling != "file" or self.range is not None:
+            return whole
+        scans = (working.scan for working in stepped_scans(whole, some, workers, cache))
+        return replace(whole, range=file_range(scans, self.colour == "grey"))
 
     @property
     def fixed_steps(self) -> tuple[Any, ...]:
@@ -218,7 +237,8 @@ class Preprocess:
         box = bounding_box(foreground) if self.crop == "foreground" else whole
         slices = dims == 2 and scan.dims == 3
         size = (self.size,) * dims + ((None,) if slices else ())
-        grid = fit_grid(scan, box, size, self.spacing, self.fit == "stretch", upright=dims == 2)
+        share = 1.0 if isinstance(self.crop, str) else self.crop
+        grid = fit_grid(scan, box, size, self.spacing, self.fit, dims == 2, share)
         # Padding must look like background, whatever value the background has.
         low = data.min(axis=tuple(range(1, data.ndim)), keepdims=True)
         image = grid.forward(data - low) + low
@@ -239,6 +259,13 @@ class Preprocess:
     def _scale_part(self, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
         if self.scaling == "none":
             return image
+        if self.scaling == "equalise":
+            return np.stack([equalised(values, inside) for values in image])
+        if self.scaling == "file" and self.range is None:
+            raise ArgumentError(
+                "preprocess.scaling 'file' has no range. It is learnt when a detector is fitted; to "
+                "use it alone give one, such as range=[[0, 4095]]."
+            )
         median = self.scaling == "median" or (self.scaling == "auto" and inside.ndim == 2)
         scaled = np.empty_like(image)
         for channel, values in enumerate(image):
@@ -248,6 +275,10 @@ class Preprocess:
                 shift, scale = float(part.mean()), float(part.std())
             elif self.scaling == "minmax":
                 shift, scale = float(values.min()), float(np.ptp(values))
+            elif self.range is not None and self.scaling == "file":
+                # A scan with more channels than the training scans is refused later.
+                shift, high = self.range[min(channel, len(self.range) - 1)]
+                scale = high - shift
             else:
                 shift = min(0.0, float(values.min()))
                 scale = float(np.percentile(part, 50 if median else self.percentile)) - shift

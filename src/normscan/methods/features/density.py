@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
+from normscan.methods.features.common import (
+    LAPTOP,
+    RESNET18,
+    SMOOTH,
+    TINY_SMOOTH,
+    WIDE_RESNET50,
+    Tapped,
+    backbone_of,
+    middle,
+    tapped,
+)
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
@@ -49,46 +61,40 @@ class PaDiM(Method):
     paper="Defard 2021",
     dims=(2,),
     presets={
-        "wide": {"backbone": "wide_resnet50_2.tv_in1k", "dim": 550},
-        "laptop": {"size": 128},
+        "wide": {"backbone": WIDE_RESNET50, "dim": 550},
+        "laptop": LAPTOP,
     },
-    postprocess=("smooth=4",),
+    postprocess=SMOOTH,
     reduction="max",
-    preprocess={"scaling": "percentile"},
-    tiny={
-        "weights": "random", "size": 64, "taps": ("layer1", "layer2"), "dim": 30,
-        "postprocess": ("smooth=1",),
-    },
-)  # fmt: skip
+    preprocess=middle(224, 256),
+    tiny={**TINY_SMOOTH, "dim": 30},
+    options=tapped(size=224, backbone=RESNET18),
+)
 def padim(
     dims: int = 2,
     channels: int = 1,
-    size: int = 224,
-    backbone: str = "resnet18.tv_in1k",
-    taps: tuple[str, ...] = ("layer1", "layer2", "layer3"),
-    weights: str = "hub",
     dim: int = 100,
     ridge: float = 0.01,
+    **options: Unpack[Tapped],
 ) -> Method:
     """Mahalanobis distance to a Gaussian at each position of a feature map (PaDiM).
 
-    The stages of a frozen network, enlarged to the first one's grid, and a fixed random choice of
-    their channels; mean and covariance of the healthy at each position. The map is the distance,
-    smoothed, the image score its largest value. Defard et al., ICPR workshops 2021.
-
-    The article takes 100 of ResNet-18's 448 channels, the default, or 550 of WideResNet-50-2's
-    1792 (``wide``). It compares like positions, so the scans should be aligned; those of varying
-    pose suit ``patchcore`` better. The article resizes to 256 and crops to 224 pixels; here the
-    foreground fills 224.
+    Defard et al., ICPR workshops 2021: the stages of a frozen network, enlarged to the first one's
+    grid, and a fixed random choice of their channels, 100 of ResNet-18's 448 or 550 of
+    WideResNet-50-2's 1792 (``wide``); mean and covariance of the healthy at each position. The map is
+    the distance, smoothed, the image score its largest value. Pictures are resized to 256 and cropped
+    to 224 pixels. Like positions are compared, so the scans should be aligned; those of varying pose
+    suit ``patchcore`` better.
 
     Memory: size**2 / 16 matrices of dim**2 numbers, in training, in use and in the saved detector.
     That is 125 MB by default, 3.8 GB for ``wide`` and 41 MB for ``laptop``.
 
+    Departures:
+        scores: not stretched to 0..1 over the test set, as in the unofficial code that is the only
+            one.
+
     Args:
-        size: pixels along each axis.
-        backbone: timm name with the tag of its weights.
-        taps: stages whose features are used, the finest first.
         dim: feature channels that are kept, chosen at random.
         ridge: added to the diagonal of each covariance.
     """
-    return PaDiM(Backbone(backbone, taps, weights, channels=channels), dim, ridge)
+    return PaDiM(backbone_of(options, channels), dim, ridge)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
 import torch
 from torch import Tensor
@@ -11,6 +12,15 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
+from normscan.methods.features.common import (
+    FILLED,
+    PICTURE,
+    SMOOTH,
+    TINY,
+    Tapped,
+    backbone_of,
+    tapped,
+)
 from normscan.methods.features.memory import Bank, check_room
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
@@ -18,6 +28,7 @@ from normscan.registry import register
 from normscan.rng import Rng
 from normscan.scores.dpmm import DirichletMixture, Distance
 from normscan.scores.neighbours import Search
+from normscan.signatures import Options
 
 
 def unit_patches(backbone: Backbone, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -74,24 +85,40 @@ def pca_foreground(tokens: Tensor, grid: tuple[int, int], threshold: float = 10.
     return (-F.max_pool2d(-wide, 3, 1, 1)).flatten() > 0
 
 
+@dataclass(frozen=True)
+class References:
+    """The images whose patches a memory holds.
+
+    Attributes:
+        shots: how many, drawn at random; None for all.
+        rotations: of each, evenly over the circle; 1 for none.
+        largest: patches at most, a random choice.
+    """
+
+    shots: int | None = 16
+    rotations: int = 8
+    largest: int = 1_000_000
+
+
 class AnomalyDINO(Method):
     """Nearest neighbour of unit patches in a memory; see ``anomaly_dino``."""
 
     def __init__(
-        self, backbone: Backbone, shots: int | None, rotations: int, masked: bool, largest: int,
-        size: int, search: Search = "auto", memory: float = 4.0,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        size: int,
+        references: References,
+        bank: Bank,
+        masked: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.shots, self.rotations = shots, rotations
-        self.masked, self.largest, self.size = masked, largest, size
-        self.bank = Bank(sum(backbone.channels), search, memory)
-        # Something to look at before it is fitted.
-        self.bank.vectors = F.normalize(torch.randn(1, sum(backbone.channels)), dim=1)
+        self.backbone, self.size, self.bank, self.masked = backbone, size, bank, masked
+        self.references = references
 
     def _references(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Rng]]:
         """Images for the memory, and a source of randomness: all, or so many at random."""
-        if self.shots is None:
+        shots = self.references.shots
+        if shots is None:
             yield from ((batch.image, batch.rng) for batch in batches)
             return
         kept: list[tuple[float, Tensor]] = []
@@ -99,21 +126,23 @@ class AnomalyDINO(Method):
         for batch in batches:
             rng = batch.rng
             kept += zip(rng.uniform((len(batch),)).tolist(), batch.image, strict=True)
-            kept = sorted(kept, key=lambda pair: pair[0])[: self.shots]
+            kept = sorted(kept, key=lambda pair: pair[0])[:shots]
         for start in range(0, len(kept), 16):
             yield torch.stack([image for _, image in kept[start : start + 16]]), rng
 
     def need(self, samples: int) -> str:
         """Memory or disk of the patches of all references."""
-        images = samples if self.shots is None else min(samples, self.shots)
+        wanted = self.references
+        images = samples if wanted.shots is None else min(samples, wanted.shots)
         cells = (-(-self.size // self.backbone.strides[0])) ** 2
-        return self.bank.need(images * self.rotations * cells, self.largest)
+        return self.bank.need(images * wanted.rotations * cells, wanted.largest)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        memory = self.bank.reservoir(self.largest)
+        memory = self.bank.reservoir(self.references.largest)
+        rotations = self.references.rotations
         for images, rng in self._references(batches):
-            for i in range(self.rotations):
-                turned = rotated(images, i * 360 / self.rotations)
+            for i in range(rotations):
+                turned = rotated(images, i * 360 / rotations)
                 memory.add(unit_patches(self.backbone, turned)[0].flatten(0, 1), rng)
         if not memory.seen:
             raise ArgumentError("anomaly_dino needs at least one training image.")
@@ -132,48 +161,57 @@ class AnomalyDINO(Method):
         return Maps(map=scores.reshape(-1, 1, *grid), score=tail_mean(scores))
 
 
+# Proportions stay and nothing is cut off.
+PADDED: dict[str, Any] = {**PICTURE, "fit": "pad"}
+DINOV2 = tapped(size=448, backbone="vit_small_patch14_dinov2.lvd142m", taps=("norm",))
+
+
 @register(
     "anomaly_dino",
     paper="Damm 2025",
     dims=(2,),
     presets={
         "full_shot": {"shots": None, "rotations": 1},
-        "laptop": {"size": 224, "shots": 64, "rotations": 1, "largest": 20_000},
+        "laptop": {
+            "size": 224, "shots": 64, "rotations": 1, "largest": 20_000, "preprocess": FILLED,
+        },
     },
-    postprocess=("smooth=4",),
-    preprocess={"scaling": "percentile"},
+    postprocess=SMOOTH,
+    preprocess=PADDED,
     # Cosines of a random network of rectified linear units can't tell how bright a patch is.
     tiny={
-        "backbone": "resnet18.tv_in1k", "taps": ("layer1",), "weights": "random", "size": 64,
-        "shots": None, "rotations": 1, "postprocess": ("smooth=1", "erode=4"),
+        **TINY, "taps": ("layer1",), "shots": None, "rotations": 1,
+        "postprocess": ("smooth=1", "erode=4"),
     },
+    options=DINOV2,
 )  # fmt: skip
 def anomaly_dino(
     dims: int = 2,
     channels: int = 1,
-    size: int = 448,
-    backbone: str = "vit_small_patch14_dinov2.lvd142m",
-    taps: tuple[str, ...] = ("norm",),
-    weights: str = "hub",
     shots: int | None = 16,
     rotations: int = 8,
     masked: bool = False,
     largest: int = 1_000_000,
     memory: float = 4.0,
     search: Search = "auto",
+    **options: Unpack[Tapped],
 ) -> Method:
     """Nearest neighbour in a memory of patches from a few healthy images (AnomalyDINO).
 
-    Patch tokens of a frozen DINOv2 are brought to length 1; the memory holds those of the reference
-    images and of their rotations. A patch's score is its cosine distance to the nearest of them,
-    the image's the mean of its highest 1 % of patches. Damm et al., WACV 2025.
+    Damm et al., WACV 2025: patch tokens of a frozen DINOv2 ViT-S/14, the smaller edge of the picture
+    at 448 pixels, are brought to length 1; the memory holds those of 1 to 16 reference images, or of
+    all, and of their 8 rotations. A patch's score is its cosine distance to the nearest of them, the
+    image's the mean of its highest 1 % of patches. 16 random training images are its largest few-shot
+    setting; the preset ``full_shot`` takes all of them, unrotated. It learns from healthy images
+    alone, whatever their number, so its regime is ``healthy``.
 
-    The article takes 1 to 16 references or all; 16 random training images are its largest few-shot
-    setting, the preset ``full_shot`` takes all of them, unrotated. It learns from healthy images
-    alone, whatever their number, so its regime is ``healthy``. The smaller edge becomes 448 in the
-    article, the foreground fills a square of it here; rotations come after resizing. Its mask of
-    the object, which it uses for some objects only, is off. The mutual scores of a batch of test
-    images (zero-shot) are left out.
+    Departures:
+        grid: a square that the longer edge fills, padded; there it is as long as the picture.
+        rotations: after resizing, the border reflected; there before it.
+        mask: that of the object, which the article uses for some objects only, is off.
+        positions: timm interpolates their code without Meta's offset of 0.1, which at 448 pixels
+            changes cosine distances by less than 2e-4; at 518 nothing.
+        test batches: their mutual scores (zero-shot) are left out.
 
     Args:
         size: pixels along each axis, a multiple of the patch.
@@ -187,24 +225,49 @@ def anomaly_dino(
         search: of the nearest, as of ``patchcore``.
     """
     check_room("anomaly_dino", memory, largest)
-    network = Backbone(backbone, taps, weights, channels=channels)
-    return AnomalyDINO(network, shots, rotations, masked, largest, size, search, memory)
+    backbone = backbone_of(options, channels)
+    bank = Bank(sum(backbone.channels), search, memory)
+    # Something to look at before it is fitted.
+    bank.vectors = F.normalize(torch.randn(1, sum(backbone.channels)), dim=1)
+    references = References(shots, rotations, largest)
+    return AnomalyDINO(backbone, options["size"], references, bank, masked)
+
+
+class Updates(TypedDict):
+    """The training of ``anomalydino_dpmm``."""
+
+    rate: float
+    batch_size: int
+    epochs: int
+
+
+class Mixed(Tapped, Updates):
+    """The arguments of ``tapped`` and the training of ``anomalydino_dpmm``."""
+
+
+UPDATES = Options(
+    get_type_hints(Updates),
+    {"rate": 0.2, "batch_size": 12, "epochs": 40},
+    {
+        "rate": "weight of a new batch in the running averages.",
+        "batch_size": "images in an update.",
+        "epochs": "passes over the training images.",
+    },
+)
 
 
 class PatchMixture(Method):
     """Mixture model of unit patches; see ``anomalydino_dpmm``."""
 
     def __init__(
-        self, backbone: Backbone, mixture: DirichletMixture, distance: Distance, rate: float,
-        batch_size: int, epochs: int,
-    ) -> None:  # fmt: skip
+        self, backbone: Backbone, mixture: DirichletMixture, distance: Distance, updates: Updates
+    ) -> None:
         super().__init__()
-        self.backbone, self.mixture = backbone, mixture
-        self.distance, self.rate = distance, rate
-        self.batch_size, self.epochs = batch_size, epochs
+        self.backbone, self.mixture, self.distance = backbone, mixture, distance
+        self._training = updates
 
     def phases(self) -> list[Phase]:
-        rate = self.rate
+        rate = self._training["rate"]
         player = Player(
             "mixture",
             [self.mixture],
@@ -214,8 +277,8 @@ class PatchMixture(Method):
         )
         return [
             Phase(
-                "mixture", [player], epochs=self.epochs, batch_size=self.batch_size,
-                validate_every="epoch", keep="best",
+                "mixture", [player], epochs=self._training["epochs"],
+                batch_size=self._training["batch_size"], validate_every="epoch", keep="best",
             )
         ]  # fmt: skip
 
@@ -244,41 +307,36 @@ class PatchMixture(Method):
     "anomalydino_dpmm",
     paper="Schulthess 2025",
     dims=(2,),
-    presets={"laptop": {"size": 224, "components": 100, "epochs": 5}},
-    preprocess={"scaling": "percentile"},
-    tiny={
-        "backbone": "resnet18.tv_in1k", "taps": ("layer2",), "weights": "random", "size": 64,
-        "components": 40, "epochs": 1, "postprocess": ("erode=4",),
-    },
-)  # fmt: skip
+    presets={"laptop": {"size": 224, "components": 100, "epochs": 5, "preprocess": FILLED}},
+    preprocess=PADDED,
+    tiny={**TINY, "taps": ("layer2",), "components": 40, "epochs": 1, "postprocess": ("erode=4",)},
+    options=DINOV2 | UPDATES,
+)
 def anomalydino_dpmm(
     dims: int = 2,
     channels: int = 1,
-    size: int = 448,
-    backbone: str = "vit_small_patch14_dinov2.lvd142m",
-    taps: tuple[str, ...] = ("norm",),
-    weights: str = "hub",
     components: int = 500,
     covariance: Literal["diag", "full"] = "diag",
     regularisation: float | None = None,
     distance: Literal["cosine", "mahalanobis", "euclidean", "nll"] = "cosine",
-    rate: float = 0.2,
-    batch_size: int = 12,
-    epochs: int = 40,
+    **options: Unpack[Mixed],
 ) -> Method:
     """Distance of patches to the components of a Dirichlet-process mixture of healthy ones.
 
-    The unit patch tokens of a frozen DINOv2 are described by a mixture of Gaussians that decides
-    itself how many it needs; a few means replace the memory of AnomalyDINO. Learnt by online
-    expectation maximisation; the state with the least negative log likelihood of healthy validation
-    patches is kept, and components of less weight than 1e-6 are dropped. Schulthess and Konukoglu,
-    MICCAI 2025.
+    Schulthess and Konukoglu, MICCAI 2025: the unit patch tokens of a frozen DINOv2 are described by a
+    mixture of at most 500 Gaussians that decides itself how many it needs; a few means replace the
+    memory of AnomalyDINO. Learnt by online expectation maximisation, 40 passes in batches of 12; the
+    state with the least negative log likelihood of healthy validation patches is kept. The article
+    names several distances to the mixture, ``cosine`` the cheapest.
 
-    The article names several distances, ``cosine`` the cheapest. Its first means are the first
-    patches of the first batch, here random ones of it; its running averages begin at zero, here
-    the first ones are corrected for that, which leaves means and covariances the same. The image
-    score, the mean of the highest 1 % of patches as in AnomalyDINO, is our choice, and so is the
-    foreground that fills the square. Train it in one process: several would begin apart.
+    Departures:
+        means: random patches of the first batch; there its first ones.
+        averages: corrected for their start at zero, which leaves means and covariances the same.
+        components: those of less weight than 1e-6 are dropped in the end.
+        score: the mean of the highest 1 % of patches as in AnomalyDINO is our choice.
+        grid, positions: as of ``anomaly_dino``.
+
+    Train it in one process: several would begin apart.
 
     Args:
         size: pixels along each axis, a multiple of the patch.
@@ -289,12 +347,9 @@ def anomalydino_dpmm(
         regularisation: added to the variances; None for 1e-6 (``diag``) or 1e-3 (``full``).
         distance: of a patch to the mixture: ``cosine`` or ``euclidean`` to the nearest mean,
             ``mahalanobis``, or the negative log likelihood ``nll``.
-        rate: weight of a new batch in the running averages.
-        batch_size: images in an update.
-        epochs: passes over the training images.
     """
-    network = Backbone(backbone, taps, weights, channels=channels)
+    backbone = backbone_of(options, channels)
     if regularisation is None:
         regularisation = 1e-6 if covariance == "diag" else 1e-3
-    mixture = DirichletMixture(sum(network.channels), components, covariance, regularisation)
-    return PatchMixture(network, mixture, distance, rate, batch_size, epochs)
+    mixture = DirichletMixture(sum(backbone.channels), components, covariance, regularisation)
+    return PatchMixture(backbone, mixture, distance, options)

@@ -11,6 +11,14 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.methods.features.common import (
+    FILLED,
+    RESNET18,
+    TINY,
+    Trained,
+    backbone_of,
+    tapped,
+)
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.aggregation import concatenated
 from normscan.networks.backbones import Backbone
@@ -56,18 +64,10 @@ class FeatureAutoencoder(Method):
     """An autoencoder of a frozen network's features; see ``fae``."""
 
     def __init__(
-        self, backbone: Backbone, grid: int, widths: tuple[int, ...], dropout: float,
-        training: Schedule,
-    ) -> None:  # fmt: skip
+        self, backbone: Backbone, grid: int, autoencoder: nn.Sequential, training: Schedule
+    ) -> None:
         super().__init__()
-        multiple = 2 ** len(widths)
-        if grid < 5 or grid % multiple:
-            near = max(1, -(-5 // multiple), round(grid / multiple)) * multiple
-            raise ArgumentError(
-                f"grid={grid}: {len(widths)} halvings need a multiple of {multiple}. Use {near}."
-            )
-        self.backbone, self.grid = backbone, grid
-        self.autoencoder = feature_autoencoder(sum(backbone.channels), widths, dropout)
+        self.backbone, self.grid, self.autoencoder = backbone, grid, autoencoder
         self.training_options = training
 
     def phases(self) -> list[Phase]:
@@ -97,48 +97,51 @@ class FeatureAutoencoder(Method):
     "fae",
     paper="Meissen 2022",
     dims=(2,),
-    presets={"laptop": {"steps": 150, "batch_size": 4, "lr": 1e-3}},
+    presets={"laptop": {"steps": 150, "batch_size": 4, "lr": 1e-3, "preprocess": FILLED}},
     reduction="top_10_percent",
-    preprocess={"scaling": "percentile"},
+    preprocess={"scaling": "equalise", "crop": "none", "fit": "cover"},
     tiny={
-        "weights": "random", "size": 64, "taps": ("act1",), "grid": 16, "widths": (16, 24),
-        "dropout": 0.0, "steps": 60, "batch_size": 4, "lr": 5e-3,
+        **TINY, "taps": ("act1",), "grid": 16, "widths": (16, 24), "dropout": 0.0, "steps": 60,
+        "batch_size": 4, "lr": 5e-3,
     },
-    options=schedule(lr=2e-4, batch_size=32, steps=10_000),
+    options=tapped(size=128, backbone=RESNET18, taps=("act1", "layer1", "layer2"))
+    | schedule(lr=2e-4, batch_size=32, steps=10_000),
 )  # fmt: skip
 def fae(
     dims: int = 2,
     channels: int = 1,
-    size: int = 128,
-    backbone: str = "resnet18.tv_in1k",
-    taps: tuple[str, ...] = ("act1", "layer1", "layer2"),
-    weights: str = "hub",
     grid: int = 32,
     widths: tuple[int, ...] = (100, 150, 200, 300),
     dropout: float = 0.1,
-    **training: Unpack[Schedule],
+    **options: Unpack[Trained],
 ) -> Method:
     """Autoencoder of ResNet-18 features with structural similarity (FAE).
 
-    The stem's output after max-pooling and two stages of a frozen network are brought onto one
-    grid; an autoencoder learns to restore them, by their structural similarity. The map is one
-    minus that similarity, mean over the channels; the image score is the mean of its highest tenth
-    in the foreground. Meissen et al., BrainLes at MICCAI 2022.
+    Meissen et al., BrainLes at MICCAI 2022: the stem's output after max-pooling and two stages of a
+    frozen network are brought onto one grid of 32 x 32; an autoencoder learns to restore them, by
+    their structural similarity, with Adam 2e-4, batches of 32, 10,000 updates. The map is how unlike
+    they are, mean over the channels; the image score is the mean of its highest tenth in the
+    foreground. Scans are cropped to squares of 128 pixels and their histograms equalised, to 0..1.
 
     Departures:
         map: one minus the similarity; the article's is its negative, which orders alike.
         statistics: the frozen network stays in evaluation mode, which in the release is the
             autoencoder's.
         weights: those with the least healthy validation loss; the release keeps the last ones.
-        scaling: each scan's 99th percentile becomes 1; the article equalises histograms.
+        foreground: what the histogram counts; in the release it is what lies above 0.
 
     Args:
-        size: pixels along each axis.
-        backbone: timm name with the tag of its weights.
         taps: stages whose features are restored; ``act1`` is the stem, which is max-pooled.
         grid: cells along each axis of the feature map, a multiple of 2 to the number of widths.
         widths: channels of the autoencoder behind each halving.
         dropout: share of the autoencoder's channels that are dropped in training.
     """
-    network = Backbone(backbone, taps, weights, channels=channels, scaling="centred")
-    return FeatureAutoencoder(network, grid, widths, dropout, training)
+    multiple = 2 ** len(widths)
+    if grid < 5 or grid % multiple:
+        near = max(1, -(-5 // multiple), round(grid / multiple)) * multiple
+        raise ArgumentError(
+            f"grid={grid}: {len(widths)} halvings need a multiple of {multiple}. Use {near}."
+        )
+    backbone = backbone_of(options, channels, scaling="centred")
+    autoencoder = feature_autoencoder(sum(backbone.channels), widths, dropout)
+    return FeatureAutoencoder(backbone, grid, autoencoder, options)

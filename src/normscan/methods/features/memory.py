@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
+from normscan.methods.features.common import (
+    LAPTOP,
+    SMOOTH,
+    TINY_SMOOTH,
+    Tapped,
+    backbone_of,
+    middle,
+    tapped,
+)
 from normscan.networks.aggregation import concatenated, patch_features, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
@@ -117,33 +127,76 @@ def check_room(method: str, memory: float, largest: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Patch:
+    """How a patch becomes a vector.
+
+    Attributes:
+        neighbourhood: side of a patch in cells of the stage.
+        dim: numbers in the vector, where windows are pooled.
+        pooling: ``windows`` pools windows over cells and channels, ``average`` averages each channel.
+    """
+
+    neighbourhood: int = 3
+    dim: int = 1024
+    pooling: Pooling = "windows"
+
+    def numbers(self, channels: Sequence[int]) -> int:
+        """Numbers in a vector, for so many channels of the taps."""
+        return self.dim if self.pooling == "windows" else sum(channels)
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+        """Vectors (B, h * w, numbers) of stages (B, C, h, w), on the grid of the first."""
+        if self.pooling == "average":
+            return vectors(concatenated(features, pooled=self.neighbourhood))
+        return patch_features(features, self.neighbourhood, self.dim, self.dim)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of the training patches a bank keeps; see ``patchcore``."""
+
+    coreset: float = 0.1
+    memory: float = 4.0
+    largest: int = 50_000
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How distances to a bank become scores; see ``patchcore``."""
+
+    neighbours: int = 1
+    reweighted: int = 9
+    squared: bool = False
+
+
 class PatchCore(Method):
     """Nearest neighbour in a bank of healthy patch features."""
 
     def __init__(
-        self, backbone: Backbone, neighbourhood: int, dim: int, size: int, coreset: float,
-        memory: float, largest: int, neighbours: int, reweighted: int, squared: bool,
-        pooling: Pooling, search: Search,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        size: int,
+        patch: Patch,
+        kept: Kept,
+        scoring: Scoring,
+        search: Search = "auto",
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        dim = dim if pooling == "windows" else sum(backbone.channels)
-        self.neighbourhood, self.dim, self.size = neighbourhood, dim, size
-        self.coreset, self.memory, self.neighbours = coreset, memory, neighbours
-        self.reweighted, self.squared, self.pooling = reweighted, squared, pooling
+        self.backbone, self.size = backbone, size
+        self.patch, self.scoring = patch, scoring
+        self.coreset, self.memory = kept.coreset, kept.memory
+        self.dim = dim = patch.numbers(backbone.channels)
         # A vector is held with its projection, which is joined with others from time to time.
-        self.capacity = int(memory * GIB / (4 * (dim + 2 * min(dim, PROJECTION))))
-        self.bank = Bank(dim, search, memory)
-        self.whole = coreset >= 1
-        self.largest = largest if self.whole else max(1, min(largest, self.capacity // 2))
+        self.capacity = int(kept.memory * GIB / (4 * (dim + 2 * min(dim, PROJECTION))))
+        self.bank = Bank(dim, search, kept.memory)
+        self.whole = kept.coreset >= 1
+        self.largest = kept.largest if self.whole else max(1, min(kept.largest, self.capacity // 2))
 
     def patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch features (B, h * w, dim) and the grid (h, w)."""
         features = list(self.backbone(x).values())
-        grid = (features[0].shape[-2], features[0].shape[-1])
-        if self.pooling == "average":
-            return vectors(concatenated(features, pooled=self.neighbourhood)), grid
-        return patch_features(features, self.neighbourhood, self.dim, self.dim), grid
+        return self.patch(features), (features[0].shape[-2], features[0].shape[-1])
 
     def need(self, samples: int) -> str:
         """Memory of the bank and of the choice of its vectors."""
@@ -182,14 +235,14 @@ class PatchCore(Method):
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         patches, grid = self.patches(batch.image)
-        distances = self.bank.nearest(patches.flatten(0, 1), self.neighbours)
-        if not self.squared:
+        distances = self.bank.nearest(patches.flatten(0, 1), self.scoring.neighbours)
+        if not self.scoring.squared:
             distances = distances.clamp_min(0).sqrt()
         scores = distances.mean(1).reshape(len(batch), 1, *grid)
         worst, place = scores.flatten(1).max(1)
-        if self.reweighted:
+        if self.scoring.reweighted:
             farthest = patches[torch.arange(len(batch)), place].float()
-            worst = worst * novelty(farthest, self.bank.index, self.reweighted)
+            worst = worst * novelty(farthest, self.bank.index, self.scoring.reweighted)
         shape = batch.image.shape[2:]
         enlarged = F.interpolate(scores, shape, mode="bilinear", align_corners=False)
         return Maps(map=enlarged, score=worst)
@@ -220,27 +273,19 @@ def novelty(patches: Tensor, index: Neighbours, k: int) -> Tensor:
     dims=(2,),
     presets={
         "code": {"reweighted": 0, "squared": True},
-        "laptop": {
-            "backbone": "resnet18.tv_in1k", "size": 128, "pooling": "average", "largest": 10_000,
-        },
+        "laptop": {**LAPTOP, "pooling": "average", "largest": 10_000},
     },
-    postprocess=("smooth=4",),
+    postprocess=SMOOTH,
     reduction="max",
     # The backbone knows 0..1. A median at 0.5 stretches dark scans to its limit of 3, and distances
     # grow with contrast: the score would follow how dark a scan is.
-    preprocess={"scaling": "percentile"},
-    tiny={
-        "backbone": "resnet18.tv_in1k", "weights": "random", "size": 64, "dim": 32,
-        "coreset": 0.25, "taps": ("layer1", "layer2"), "postprocess": ("smooth=1",),
-    },
-)  # fmt: skip
+    preprocess=middle(224, 256),
+    tiny={**TINY_SMOOTH, "dim": 32, "coreset": 0.25},
+    options=tapped(size=224, taps=("layer2", "layer3")),
+)
 def patchcore(
     dims: int = 2,
     channels: int = 1,
-    size: int = 224,
-    backbone: str = "wide_resnet50_2.tv_in1k",
-    taps: tuple[str, ...] = ("layer2", "layer3"),
-    weights: str = "hub",
     neighbourhood: int = 3,
     dim: int = 1024,
     coreset: float = 0.1,
@@ -251,28 +296,24 @@ def patchcore(
     squared: bool = False,
     pooling: Pooling = "windows",
     search: Search = "auto",
+    **options: Unpack[Tapped],
 ) -> Method:
     """Nearest neighbour in a coreset of healthy patch features (PatchCore).
 
-    Features of a frozen network in 3 x 3 windows, pooled to one vector a patch; a tenth of them is
-    kept by greedy k-center, from a stream where all don't fit into memory; the distance to the
-    nearest is the patch's score, the image's that of its worst patch, weighted by how near the
-    neighbours of its nearest one are. Roth et al., CVPR 2022; the released code has no weight and
-    squares the distances, as ``code`` does.
+    Roth et al., CVPR 2022: features of a frozen WideResNet-50-2 in 3 x 3 windows, pooled to 1024
+    numbers a patch; a tenth of them is kept by greedy k-center; the distance to the nearest is the
+    patch's score, the image's that of its worst patch, weighted by how near the neighbours of its
+    nearest one are. The map is smoothed by a Gaussian of 4 pixels. Pictures are resized to 256 and
+    cropped to 224 pixels, over the range of the file. The released code has no weight and squares the
+    distances, as ``code`` does.
 
     Departures:
-        crop: the article resizes to 256 and crops to 224 pixels; here the foreground fills 224.
-        scaling: the article takes values over the file's range; here each scan's 99th percentile
-            becomes 1, which works for every format. Where the grey values of pictures can be
-            compared, ``full_range`` with ``"scaling": "none"`` keeps what brightness says.
+        bank: 50,000 vectors at most (``largest``), chosen from a stream where the training patches
+            don't fit into the memory; the release holds all of them.
 
     Args:
         dims: spatial axes, 2.
         channels: of the image; grey is repeated.
-        size: pixels along each axis.
-        backbone: timm name with the tag of its weights.
-        taps: stages whose features are used, the finest first.
-        weights: ``hub``, ``random``, or the path of a state dict.
         neighbourhood: side of a patch in cells of the stage.
         dim: numbers in a patch's vector, where windows are pooled.
         coreset: share of all training patches that the bank keeps; 1 keeps all, or ``largest`` of
@@ -295,6 +336,10 @@ def patchcore(
     """
     check_room("patchcore", memory, largest)
     return PatchCore(
-        Backbone(backbone, taps, weights, channels=channels), neighbourhood, dim, size, coreset,
-        memory, largest, neighbours, reweighted, squared, pooling, search,
-    )  # fmt: skip
+        backbone_of(options, channels),
+        options["size"],
+        Patch(neighbourhood, dim, pooling),
+        Kept(coreset, memory, largest),
+        Scoring(neighbours, reweighted, squared),
+        search,
+    )

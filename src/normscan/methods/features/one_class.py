@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
+from normscan.methods.features.common import FILLED, PICTURE
 from normscan.networks.lenet import UnbiasedDecoder, UnbiasedEncoder
 from normscan.objectives.optimizers import dropped
 from normscan.registry import register
@@ -48,6 +50,21 @@ class ContrastNormalisation(nn.Module):
         return (x - self.low) / (self.high - self.low)
 
 
+@dataclass(frozen=True)
+class Ball:
+    """What the one-class phase draws to the centre.
+
+    Attributes:
+        objective: ``one-class`` all images, ``soft-boundary`` those beyond a radius.
+        nu: share of the images that may lie outside the radius.
+        warm_up: passes before the radius is set.
+    """
+
+    objective: Objective = "one-class"
+    nu: float = 0.1
+    warm_up: int = 10
+
+
 class DeepSVDD(Method):
     """An encoder whose codes of healthy images lie in a small ball."""
 
@@ -57,13 +74,17 @@ class DeepSVDD(Method):
     radius: Tensor
 
     def __init__(
-        self, encoder: UnbiasedEncoder, decoder: UnbiasedDecoder, gcn: bool, latent: int,
-        objective: Objective, nu: float, warm_up: int, phases: list[Phase],
-    ) -> None:  # fmt: skip
+        self,
+        encoder: UnbiasedEncoder,
+        decoder: UnbiasedDecoder,
+        normalise: ContrastNormalisation | None,
+        latent: int,
+        ball: Ball,
+        phases: list[Phase],
+    ) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.normalise = ContrastNormalisation() if gcn else None
-        self.objective, self.nu, self.warm_up = objective, nu, warm_up
+        self.encoder, self.decoder, self.normalise = encoder, decoder, normalise
+        self.ball = ball
         self.register_buffer("centre_sum", torch.zeros(latent, dtype=torch.float64))
         # Images that the centre is the mean of, and images that were trained with since.
         self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
@@ -102,13 +123,13 @@ class DeepSVDD(Method):
             self.seen += len(batch)
             return {"size": codes.square().sum(1).mean()}
         distance = self.distance(batch.image)
-        if self.objective == "one-class":
+        if self.ball.objective == "one-class":
             return {"distance": distance.mean()}
         radius = self.radius.square()
-        outside = (distance - radius).clamp_min(0).mean() / self.nu
+        outside = (distance - radius).clamp_min(0).mean() / self.ball.nu
         if training:
-            if self.trained >= self.warm_up * self.seen:
-                self.radius.copy_(distance.detach().float().sqrt().quantile(1 - self.nu))
+            if self.trained >= self.ball.warm_up * self.seen:
+                self.radius.copy_(distance.detach().float().sqrt().quantile(1 - self.ball.nu))
             self.trained += len(batch)
         return {"outside": outside, "radius": radius}
 
@@ -124,10 +145,12 @@ class DeepSVDD(Method):
     presets={
         "laptop": {
             "size": 64, "width": 16, "gcn": False, "lr": 1e-3, "batch_size": 16, "steps": 300,
-            "pretraining_steps": 300,
+            "pretraining_steps": 300, "preprocess": {**FILLED, "scaling": "auto"},
         },
     },
+    preprocess=PICTURE,
     tiny={
+        "preprocess": FILLED,
         "width": 4, "latent": 64, "gcn": False, "lr": 2e-3, "batch_size": 8, "steps": 120,
         "pretraining_steps": 80,
     },
@@ -152,15 +175,18 @@ def deep_svdd(
 ) -> Method:
     """Deep one-class classification (Deep SVDD): healthy images are mapped near one point.
 
-    A convolutional network without biases is pre-trained as the encoder of an autoencoder; the mean
-    code of the training images becomes the centre, its entries at least 0.1 in size; then the
-    network learns to map healthy images near it. The score is the squared distance from the centre,
-    less the squared radius with ``soft-boundary``; there is no map. Ruff et al., ICML 2018. The
-    defaults are those of CIFAR-10 with 32 pixels; larger images get more convolutions. The learning
-    rate falls to a tenth after 5/7 of the pre-training and a third of the training. Departures: the
-    extremes that bring normalised images to 0..1 are those of all training images, collected during
-    the pre-training, where the released code has constants for each class; in 3D the same network
-    works on volumes.
+    Ruff et al., ICML 2018: a convolutional network without biases is pre-trained as the encoder of an
+    autoencoder (350 epochs); the mean code of the training images becomes the centre, its entries at
+    least 0.1 in size; then the network learns to map healthy images near it (150 epochs). Adam 1e-4,
+    decay 5e-7, batches of 200; the rate falls to a tenth after 5/7 of the pre-training and a third of
+    the training. The score is the squared distance from the centre, less the squared radius with
+    ``soft-boundary``; there is no map. The defaults are those of CIFAR-10 with 32 pixels; larger
+    images get more convolutions.
+
+    Departures:
+        normalisation: the extremes that bring images to 0..1 are those of all training images,
+            collected during the pre-training; the release has constants for each class.
+        third axis: ours; the same network works on volumes.
 
     Args:
         size: pixels along each axis, 4 times a power of two.
@@ -190,4 +216,5 @@ def deep_svdd(
         Phase("centre", [Player("encoder", [encoder], still)], epochs=1, batch_size=batch_size),
         Phase("one-class", [last], steps, epochs, batch_size),
     ]
-    return DeepSVDD(encoder, decoder, gcn, latent, objective, nu, warm_up, phases)
+    normalise = ContrastNormalisation() if gcn else None
+    return DeepSVDD(encoder, decoder, normalise, latent, Ball(objective, nu, warm_up), phases)

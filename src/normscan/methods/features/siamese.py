@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, Unpack
 
 import torch
@@ -36,15 +37,46 @@ def standardised(scores: Tensor, inside: Tensor) -> Tensor:
     return (centred / deviation.clamp_min(1e-6)).clamp_min(0)
 
 
-class OwnSupport(SiamesePatches):
-    """A machine for each test image, fitted to random patches of its own foreground."""
+@dataclass(frozen=True)
+class Machines:
+    """The one-class machines.
+
+    Attributes:
+        nu: share of the codes that one may leave outside.
+        samples: codes that one is fitted to at most.
+        stride: pixels between the patches at test.
+    """
+
+    nu: float = 0.03
+    samples: int = 1000
+    stride: int = 1
+
+
+class Supported(SiamesePatches):
+    """Siamese patches whose codes one-class machines score.
+
+    Args:
+        network: makes the codes.
+        machines: how they are fitted.
+        alpha: weight of the cosine between two controls' codes.
+        patches: that a pair of images gives to an update.
+        training: the shared arguments.
+    """
 
     def __init__(
-        self, network: PatchAutoencoder, alpha: float, patches: int, stride: int, nu: float,
-        samples: int, training: Schedule,
-    ) -> None:  # fmt: skip
-        super().__init__(network, alpha, patches, stride, training)
-        self.nu, self.samples = nu, samples
+        self,
+        network: PatchAutoencoder,
+        machines: Machines,
+        alpha: float,
+        patches: int,
+        training: Schedule,
+    ) -> None:
+        super().__init__(network, alpha, patches, machines.stride, training)
+        self.nu, self.samples = machines.nu, machines.samples
+
+
+class OwnSupport(Supported):
+    """A machine for each test image, fitted to random patches of its own foreground."""
 
     def scores(self, codes: Tensor, keys: Tensor) -> Tensor:
         """Anomaly (n,) of the codes (n, latent) by those with the smallest keys (n,)."""
@@ -69,22 +101,32 @@ class OwnSupport(SiamesePatches):
         return Maps(map=standardised(scores, inside))
 
 
-class VoxelSupport(SiamesePatches):
-    """A machine for each place of a grid, fitted to the controls' codes there."""
+class VoxelSupport(Supported):
+    """A machine for each place of a grid, fitted to the controls' codes there.
+
+    Args:
+        network, machines, alpha, patches, training: as of ``Supported``.
+        shape: number of places, and of the numbers in a code.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    support: Tensor
+    dual: Tensor
+    gamma: Tensor
+    offset: Tensor
 
     def __init__(
-        self, network: PatchAutoencoder, alpha: float, patches: int, stride: int, nu: float,
-        samples: int, size: int, latent: int, training: Schedule,
-    ) -> None:  # fmt: skip
-        super().__init__(network, alpha, patches, stride, training)
-        self.nu, self.samples = nu, samples
-        places = len(range(stride // 2, size, stride)) ** 2
-        self.centre: Tensor
-        self.spread: Tensor
-        self.support: Tensor
-        self.dual: Tensor
-        self.gamma: Tensor
-        self.offset: Tensor
+        self,
+        network: PatchAutoencoder,
+        machines: Machines,
+        alpha: float,
+        patches: int,
+        training: Schedule,
+        shape: tuple[int, int],
+    ) -> None:
+        super().__init__(network, machines, alpha, patches, training)
+        places, latent = shape
         self.register_buffer("centre", torch.zeros(places, latent))
         self.register_buffer("spread", torch.ones(places, latent))
         self.register_buffer("support", torch.zeros(places, 1, latent))
@@ -202,15 +244,19 @@ def siamese_ocsvm(
     drawn together; a one-class support vector machine with a Gaussian kernel on the standardised
     codes scores the patch around every pixel. Alaverdyan et al., Medical Image Analysis 2020, fit one
     for each voxel to all controls (``voxel``); Pinon et al., MIDL 2023, one for each patient to random
-    patches of that patient's own brain, where lesions are rare (``patient``). The default is
-    ``patient``: it needs no registration, without which the same voxel is not the same place. The map
-    is standardised over the foreground, and what is below its mean is 0; its largest value is the
-    image's score, and components of 10 pixels or fewer are dropped from the segmentation, where the
-    articles rank clusters by their mean (both our choice).
-    Departures: slices stand for volumes, so a machine is fitted to each slice, or to each place in the
-    plane, and a lesion that fills much of a slice passes for normal with ``patient``. The network is
-    that of the later code of Pinon et al.; the kernel's width is the median distance of the training
-    codes.
+    patches of that patient's own brain, where lesions are rare (``patient``, the default: it needs no
+    registration, without which the same voxel is not the same place). The map is standardised over
+    the foreground, and what is below its mean is 0.
+
+    Departures:
+        slices: stand for volumes, so a machine is fitted to each slice, or to each place in the
+            plane, and a lesion that fills much of a slice passes for normal with ``patient``.
+        network: 5 x 5 and 3 x 3 convolutions of ``filters``, as ``parkinson_sae``; the one released
+            repository has 5 x 5 convolutions of 4 and 8 channels, a code of 32 numbers, and draws
+            codes together by their squared difference.
+        kernel: its width is the median distance of the training codes, our choice.
+        score: the map's largest value; components of 10 pixels or fewer are dropped. The articles
+            rank clusters by their mean.
 
     Args:
         filters: of the four convolutions; the last is the length of the code.
@@ -224,6 +270,9 @@ def siamese_ocsvm(
         stride: pixels between patches at test.
     """
     network = PatchAutoencoder(channels, filters)
+    machines = Machines(nu, samples, stride)
     if fitted == "patient":
-        return OwnSupport(network, alpha, patches, stride, nu, samples, training)
-    return VoxelSupport(network, alpha, patches, stride, nu, samples, size, filters[-1], training)
+        return OwnSupport(network, machines, alpha, patches, training)
+    places = len(range(stride // 2, size, stride)) ** 2
+    shape = (places, filters[-1])
+    return VoxelSupport(network, machines, alpha, patches, training, shape)

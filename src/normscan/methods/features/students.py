@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from dataclasses import dataclass
+from typing import TypedDict, Unpack, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
+from normscan.methods.features.common import (
+    LAPTOP,
+    PICTURE,
+    RESNET18,
+    SMOOTH,
+    STAGES,
+    TINY,
+    Tapped,
+    Trained,
+    backbone_of,
+    tapped,
+)
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.backbones import Backbone
 from normscan.networks.cloner import Cloner
 from normscan.objectives.cosine import point_distance
 from normscan.registry import register
+from normscan.signatures import Options
 
 
 class PyramidMatching(Method):
@@ -47,76 +61,107 @@ class PyramidMatching(Method):
         return Maps(map=product)
 
 
+class Descent(TypedDict):
+    """The training of ``stfpm``."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    steps: int | None
+
+
+class Descended(Tapped, Descent):
+    """The arguments of ``tapped`` and the training of ``stfpm``."""
+
+
+DESCENT = Options(
+    get_type_hints(Descent),
+    {
+        "lr": 0.4,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "batch_size": 32,
+        "epochs": 100,
+        "steps": None,
+    },
+    {
+        "lr": "learning rate of stochastic gradient descent.",
+        "momentum": "of the descent.",
+        "weight_decay": "of the descent.",
+        "batch_size": "images in an update.",
+        "epochs": "passes over the training images.",
+        "steps": "number of updates instead of ``epochs``.",
+    },
+)
+
+
 @register(
     "stfpm",
     paper="Wang 2021",
     presets={
         # Twice the article's loss, which is what twice the rate and half the decay do.
         "code": {"lr": 0.8, "weight_decay": 5e-5},
-        "laptop": {"size": 128, "batch_size": 8, "steps": 100},
+        "laptop": {**LAPTOP, "batch_size": 8, "steps": 100},
     },
     reduction="max",
-    preprocess={"scaling": "percentile"},
-    tiny={
-        "backbone": "test_resnet.r160_in1k", "weights": "random", "size": 64, "batch_size": 8,
-        "taps": ("layer1", "layer2"), "steps": 40,
-    },
-)  # fmt: skip
-def stfpm(
-    dims: int = 2,
-    channels: int = 1,
-    size: int = 256,
-    backbone: str = "resnet18.tv_in1k",
-    taps: tuple[str, ...] = ("layer1", "layer2", "layer3"),
-    weights: str = "hub",
-    lr: float = 0.4,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    batch_size: int = 32,
-    epochs: int = 100,
-    steps: int | None = None,
-) -> Method:
+    preprocess=PICTURE,
+    tiny={**TINY, "backbone": "test_resnet.r160_in1k", "batch_size": 8, "steps": 40},
+    options=tapped(backbone=RESNET18) | DESCENT,
+)
+def stfpm(dims: int = 2, channels: int = 1, **options: Unpack[Descended]) -> Method:
     """Student-teacher feature pyramid matching (STFPM).
 
-    A network of the teacher's shape, with random weights, learns the direction of the teacher's
-    feature vector at each point of three stages: half the squared distance of the normalised
-    vectors, meaned over points and summed over stages. The map is the product of the stages'
-    distances on the finest stage's grid; its largest value is the image's score. Wang et al., BMVC
-    2021. The weights with the least loss on the healthy validation scans are kept, as there on a
-    fifth of the training images; the released code takes the mean of the map for it. That code also
-    leaves the half away. Each scan's 99th percentile becomes 1, where the article takes the values
-    of the file.
+    Wang et al., BMVC 2021: a network of the teacher's shape, ResNet-18, with random weights, learns
+    the direction of the teacher's feature vector at each point of three stages: half the squared
+    distance of the normalised vectors, meaned over points and summed over stages. Stochastic gradient
+    descent, 0.4, momentum 0.9, decay 1e-4, batches of 32, 100 epochs; the weights with the least loss
+    on held-out healthy images are kept. The map is the product of the stages' distances on the finest
+    stage's grid; its largest value is the image's score. Pictures have 256 pixels. The release leaves
+    the half away (``code``).
+
+    Departures:
+        validation: by the loss on the healthy validation scans; the release takes the mean of the
+            map on a fifth of the training images.
 
     Args:
         dims: spatial axes, 2.
         backbone: timm name with the tag of the teacher's weights; the student has its shape.
         taps: stages that are compared, the finest first.
-        lr: learning rate of stochastic gradient descent.
-        momentum: of the descent.
-        weight_decay: of the descent.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: number of updates instead of ``epochs``.
     """
-    teacher = Backbone(backbone, taps, weights, channels=channels)
+    teacher = backbone_of(options, channels)
     student = Backbone(
-        backbone, taps, "random", channels=channels, trainable=True, batch_norm="train"
-    )
+        options["backbone"], options["taps"], "random", channels=channels, trainable=True,
+        batch_norm="train",
+    )  # fmt: skip
+    lr, momentum, decay = options["lr"], options["momentum"], options["weight_decay"]
     player = Player(
         "student",
         [student],
-        lambda p: torch.optim.SGD(p, lr=lr, momentum=momentum, weight_decay=weight_decay),
+        lambda p: torch.optim.SGD(p, lr=lr, momentum=momentum, weight_decay=decay),
     )
+    steps = options["steps"]
     training = Phase(
         "distil",
         [player],
         steps,
-        epochs,
-        batch_size,
+        options["epochs"],
+        options["batch_size"],
         validate_every=max(1, steps // 10) if steps else "epoch",
         keep="best",
     )
     return PyramidMatching(teacher, student, training)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a cloner's discrepancy is looked at; see ``mkd``."""
+
+    mse: float = 0.5
+    scored: int = 3
+    samples: int = 0
+    noise: float = 0.15
 
 
 class Cloning(Method):
@@ -125,15 +170,11 @@ class Cloning(Method):
     needs_grad = True
 
     def __init__(
-        self, source: Backbone, pooled: bool, inputs: int, width: int, mse: float, scored: int,
-        samples: int, noise: float, training: Schedule,
-    ) -> None:  # fmt: skip
+        self, source: Backbone, pooled: bool, cloner: Cloner, look: Look, training: Schedule
+    ) -> None:
         super().__init__()
-        self.source, self.pooled = source, pooled
-        strides = [s * 2 if pooled else s for s in source.strides]
-        self.cloner = Cloner(inputs, source.channels, strides, width)
-        self.mse, self.scored, self.samples, self.noise = mse, scored, samples, noise
-        self._training = training
+        self.source, self.pooled, self.cloner = source, pooled, cloner
+        self.look, self._training = look, training
 
     def phases(self) -> list[Phase]:
         return [phase(self.cloner, self._training, "distil")]
@@ -149,7 +190,7 @@ class Cloning(Method):
         pairs = list(zip(self.targets(image), self.cloner(image), strict=True))
         for a, b in pairs[-last:]:
             cosine = cosine + 1 - F.cosine_similarity(a.flatten(1), b.flatten(1))
-            error = error + self.mse * (a - b).square().flatten(1).mean(1)
+            error = error + self.look.mse * (a - b).square().flatten(1).mean(1)
         return cosine, error
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
@@ -159,7 +200,7 @@ class Cloning(Method):
     def gradient(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The discrepancy (B,) of the scored levels and its gradient, of the image's shape."""
         x = image.detach().requires_grad_()
-        cosine, error = self.terms(x, self.scored)
+        cosine, error = self.terms(x, self.look.scored)
         discrepancy = cosine + error
         (slope,) = torch.autograd.grad(discrepancy.sum(), x)
         return discrepancy.detach(), slope
@@ -167,13 +208,14 @@ class Cloning(Method):
     def maps(self, batch: Batch) -> Maps:
         x = batch.image
         score, slope = self.gradient(x)
-        if self.samples:
-            spread = self.noise * (x.flatten(1).amax(1) - x.flatten(1).amin(1))
+        samples = self.look.samples
+        if samples:
+            spread = self.look.noise * (x.flatten(1).amax(1) - x.flatten(1).amin(1))
             spread = spread.reshape(-1, 1, 1, 1)
             slope = torch.zeros_like(x)
-            for _ in range(self.samples):
+            for _ in range(samples):
                 noisy = x + spread * batch.rng.normal(x.shape).to(x)
-                slope = slope + self.gradient(noisy)[1] / self.samples
+                slope = slope + self.gradient(noisy)[1] / samples
         return Maps(map=slope.abs().sum(1, keepdim=True), score=score)
 
 
@@ -181,54 +223,47 @@ class Cloning(Method):
     "mkd",
     paper="Salehi 2021",
     presets={
-        "laptop": {
-            "backbone": "resnet18.tv_in1k", "taps": ("layer1", "layer2", "layer3"), "scored": 2,
-            "size": 128, "batch_size": 8, "steps": 100,
-        },
+        "laptop": {**LAPTOP, "taps": STAGES, "scored": 2, "batch_size": 8, "steps": 100},
     },
-    postprocess=("smooth=4",),
+    postprocess=SMOOTH,
     reduction="max",
-    preprocess={"scaling": "percentile"},
-    tiny={
-        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1", "layer2"),
-        "scored": 2, "size": 64, "batch_size": 8, "steps": 60, "postprocess": ("smooth=2",),
-    },
-    options=schedule(lr=1e-3, batch_size=64, epochs=601),
-)  # fmt: skip
+    preprocess=PICTURE,
+    tiny={**TINY, "scored": 2, "batch_size": 8, "steps": 60, "postprocess": ("smooth=2",)},
+    options=tapped(
+        size=128,
+        backbone="vgg16.tv_in1k",
+        taps=("features.8", "features.15", "features.22", "features.29"),
+    )
+    | schedule(lr=1e-3, batch_size=64, epochs=601),
+)
 def mkd(
     dims: int = 2,
     channels: int = 1,
-    size: int = 128,
-    backbone: str = "vgg16.tv_in1k",
-    taps: tuple[str, ...] = ("features.8", "features.15", "features.22", "features.29"),
-    weights: str = "hub",
     width: int = 16,
     mse: float = 0.5,
     scored: int = 3,
     samples: int = 0,
     noise: float = 0.15,
-    **training: Unpack[Schedule],
+    **options: Unpack[Trained],
 ) -> Method:
     """Multiresolution knowledge distillation into a small cloner (MKD).
 
-    A narrow VGG learns the maps of a frozen VGG-16 behind its max-pools 2 to 5: 1 - cosine of whole
-    maps and the mean squared error. An image's score is this loss on the last three levels; the map
-    is the gradient of that score with respect to the image, absolute values summed over channels,
-    smoothed. Salehi et al., CVPR 2021. The defaults are those of MVTec; for the small pictures of
-    CIFAR-10 the released code has ``mse=0.01`` and ``epochs=201``. Both networks see values in 0..1
-    without ImageNet's statistics, as in its loaders of MVTec and of retinas. For another backbone,
-    such as a ResNet, which has no pools behind its stages, the cloner follows its channels and
-    strides.
+    Salehi et al., CVPR 2021: a narrow VGG learns the maps of a frozen VGG-16 behind its max-pools 2 to
+    5: 1 - cosine of whole maps and the mean squared error. An image's score is this loss on the last
+    three levels; the map is the gradient of that score with respect to the image, absolute values
+    summed over channels, smoothed. The defaults are those of MVTec, 128 pixels; for the small pictures
+    of CIFAR-10 the release has ``mse=0.01`` and ``epochs=201``. Both networks see values in 0..1
+    without ImageNet's statistics, as in its loaders of MVTec and of retinas.
 
     Departures:
         map: no morphological opening, no guided backpropagation, and no cut at each image's 99th
             percentile with its extremes brought to 0..1, which takes away what tells images apart.
-        scaling: each scan's 99th percentile becomes 1; the release takes the file's range.
+        other backbones: one without pools behind its stages, such as a ResNet, is tapped as it is,
+            and the cloner follows its channels and strides.
 
     Args:
         dims: spatial axes, 2.
         size: pixels along each axis, a multiple of the stride of the last level.
-        backbone: timm name with the tag of its weights.
         taps: stages that are compared, the finest first, each at half the grid of the one before;
             those of a VGG are followed by its max-pool.
         width: channels inside the cloner.
@@ -237,6 +272,8 @@ def mkd(
         samples: noisy copies whose gradients are averaged (SmoothGrad); 0 for the plain gradient.
         noise: deviation of that noise, as a share of the image's range.
     """
-    source = Backbone(backbone, taps, weights, channels=channels, scaling="none")
-    pooled = backbone.startswith("vgg")
-    return Cloning(source, pooled, channels, width, mse, scored, samples, noise, training)
+    source = backbone_of(options, channels, scaling="none")
+    pooled = options["backbone"].startswith("vgg")
+    strides = [s * 2 if pooled else s for s in source.strides]
+    cloner = Cloner(channels, source.channels, strides, width)
+    return Cloning(source, pooled, cloner, Look(mse, scored, samples, noise), options)

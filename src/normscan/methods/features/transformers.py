@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Unpack
+from collections.abc import Sequence
+from typing import NamedTuple, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.methods.features.common import (
+    FILLED,
+    LAPTOP,
+    PICTURE,
+    STAGES,
+    TINY,
+    Trained,
+    backbone_of,
+    tapped,
+)
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.aggregation import concatenated
 from normscan.networks.attention_layers import MaskedTransformer, TokenDecoder
@@ -21,43 +31,40 @@ from normscan.registry import register
 from normscan.synthesis.blur import gaussian_blur
 
 
-def _phase(
-    module: nn.Module,
-    training: Schedule,
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-    rhythm: Callable[[int, int], float],
-) -> Phase:
-    result = phase(module, training, clip=0.1)
-    result.players[0].optimizer, result.players[0].schedule = optimizer, rhythm
-    return result
-
-
 def easiest(distance: Tensor, share: float) -> Tensor:
     """The share of points of a batch with the smallest distances: bool of its shape (Dinomaly)."""
     hard = max(1, int(distance.numel() * (1 - share)))
     return distance < distance.flatten().topk(hard).values[-1]
 
 
+class Restoring(NamedTuple):
+    """Attributes: groups of taps, updates of the rising share, side of the map; see ``dinomaly``."""
+
+    groups: int = 2
+    ramp: int = 1000
+    map_size: int = 256
+
+
 class Dinomaly(Method):
     """Tokens restored through a noisy bottleneck; see ``dinomaly``."""
 
     def __init__(
-        self, backbone: Backbone, decoder: TokenDecoder, groups: int, ramp: int, map_size: int,
-        training: Schedule,
-    ) -> None:  # fmt: skip
+        self, backbone: Backbone, decoder: TokenDecoder, restoring: Restoring, training: Schedule
+    ) -> None:
         super().__init__()
         self.backbone, self.decoder = backbone, decoder
-        self.groups, self.ramp, self.map_size = groups, ramp, map_size
+        self.groups, self.ramp, self.map_size = restoring
         self._training = training
         self.seen: Tensor
         self.register_buffer("seen", torch.zeros(()))
 
     def phases(self) -> list[Phase]:
-        t = self._training
-        optimizer = stable_adamw(t["lr"], t["weight_decay"], t["beta1"])
-        result = _phase(self.decoder, t, optimizer, warm_cosine())
-        result.keep = "last"
-        return [result]
+        return [
+            phase(
+                self.decoder, self._training, clip=0.1, keep="last", optimizer=stable_adamw,
+                rhythm=warm_cosine(),
+            )
+        ]  # fmt: skip
 
     def pairs(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Features (B, C, h, w) of each group and their restorations."""
@@ -105,43 +112,46 @@ class Dinomaly(Method):
         "laptop": {
             "backbone": "vit_small_patch14_reg4_dinov2.lvd142m", "size": 112, "map_size": 112,
             "taps": ("blocks.2", "blocks.3", "blocks.4", "blocks.5"), "steps": 150, "ramp": 50,
-            "batch_size": 8,
+            "batch_size": 8, "preprocess": FILLED,
         },
     },
     reduction="top_1_percent",
-    preprocess={"scaling": "percentile"},
+    preprocess={**PICTURE, "crop": 392 / 448},
     tiny={
-        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1",), "groups": 1,
-        "size": 64, "map_size": 64, "dropout": 0.05, "steps": 120, "batch_size": 8, "lr": 1e-2,
-        "postprocess": ("erode=4",),
+        **TINY, "taps": ("layer1",), "groups": 1, "map_size": 64, "dropout": 0.05, "steps": 120,
+        "batch_size": 8, "lr": 1e-2, "postprocess": ("erode=4",),
     },
-    options=schedule(lr=2e-3, weight_decay=1e-4, steps=5000),
+    options=tapped(
+        size=392,
+        backbone="vit_base_patch14_reg4_dinov2.lvd142m",
+        taps=tuple(f"blocks.{i}" for i in range(2, 10)),
+    )
+    | schedule(lr=2e-3, weight_decay=1e-4, steps=5000),
 )  # fmt: skip
 def dinomaly(
     dims: int = 2,
     channels: int = 1,
-    size: int = 392,
-    backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m",
-    taps: tuple[str, ...] = tuple(f"blocks.{i}" for i in range(2, 10)),
-    weights: str = "hub",
     dropout: float = 0.2,
     groups: int = 2,
     ramp: int = 1000,
     map_size: int = 256,
-    **training: Unpack[Schedule],
+    **options: Unpack[Trained],
 ) -> Method:
     """Restores the tokens of a frozen transformer through a noisy bottleneck (Dinomaly).
 
-    The mean of the tapped layers, class and register tokens included, goes through dropout and two
-    linear layers, then through blocks with linear attention, which can't copy single tokens. Halves
-    of the layers are compared with halves of the blocks, by 1 - cos of whole maps in training and
-    of points in the map. The gradient at the easiest points is damped to a tenth; their share rises
-    to 0.9. StableAdamW, warm-up and cosine, gradients clipped to 0.1. Guo et al., CVPR 2025.
+    Guo et al., CVPR 2025: the mean of eight layers of a DINOv2 with registers, class and register
+    tokens included, goes through dropout and two linear layers, then through blocks with linear
+    attention, which can't copy single tokens. Halves of the layers are compared with halves of the
+    blocks, by 1 - cos of whole maps in training and of points in the map. The gradient at the easiest
+    points is damped to a tenth; their share rises to 0.9. StableAdamW, warm-up and cosine, gradients
+    clipped to 0.1; 5000 updates for one class, 10,000 for many in one model (``multi_class``).
+    Pictures are resized to 448 pixels and cropped to 392; the image score is the mean of the top 1 %
+    of the map.
 
-    The article resizes to 448 pixels and crops the middle 392; here the foreground fills 392. Its
-    image score, the mean of the top 1 % of the map, is over the foreground here. The warm-up of 100
-    updates takes a tenth of a shorter training. 10,000 updates are for many classes in one model,
-    the preset ``multi_class``.
+    Departures:
+        score: the top 1 % is of the foreground, where one is known.
+        warm-up: 100 updates, but at most a tenth of a training; the first one has a hundredth of the
+            rate, in the release none.
 
     Args:
         size: pixels along each axis, a multiple of the patch.
@@ -156,14 +166,14 @@ def dinomaly(
         beta1: its first momentum.
         weight_decay: of StableAdamW.
     """
-    network = Backbone(backbone, taps, weights, channels=channels)
-    if len(taps) % groups or len({*zip(network.channels, network.strides, strict=True)}) > 1:
+    backbone, taps = backbone_of(options, channels), options["taps"]
+    if len(taps) % groups or len({*zip(backbone.channels, backbone.strides, strict=True)}) > 1:
         raise ArgumentError(
             f"dinomaly averages its {len(taps)} taps in {groups} groups: their number must be a "
             "multiple of it, and all must have one shape, as the blocks of a transformer do."
         )
-    decoder = TokenDecoder(network.channels[0], len(taps), dropout)
-    return Dinomaly(network, decoder, groups, ramp, map_size, training)
+    decoder = TokenDecoder(backbone.channels[0], len(taps), dropout)
+    return Dinomaly(backbone, decoder, Restoring(groups, ramp, map_size), options)
 
 
 class UniAD(Method):
@@ -177,15 +187,12 @@ class UniAD(Method):
         self.jitter, self._training = jitter, training
 
     def phases(self) -> list[Phase]:
-        t = self._training
-        betas = (t["beta1"], 0.999)
-
-        def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(
-                parameters, lr=t["lr"], betas=betas, weight_decay=t["weight_decay"]
+        return [
+            phase(
+                self.network, self._training, clip=0.1, optimizer=torch.optim.AdamW,
+                rhythm=dropped(0.8),
             )
-
-        return [_phase(self.network, t, adamw, dropped(0.8))]
+        ]  # fmt: skip
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -215,28 +222,28 @@ class UniAD(Method):
     dims=(2,),
     presets={
         "laptop": {
-            "backbone": "resnet18.tv_in1k", "taps": ("layer1", "layer2", "layer3"), "size": 128,
-            "width": 128, "layers": 2, "hidden": 512, "batch_size": 8, "steps": 800, "lr": 1e-3,
+            **LAPTOP, "taps": STAGES, "width": 128, "layers": 2, "hidden": 512, "batch_size": 8,
+            "steps": 800, "lr": 1e-3,
             # Of 8 x 8 tokens 7 x 7 would leave nearly none to look at.
             "neighbours": 3,
         },
     },
     reduction="max",
-    preprocess={"scaling": "percentile"},
+    preprocess=PICTURE,
     tiny={
-        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1", "layer2"),
-        "size": 48, "width": 32, "layers": 1, "hidden": 64, "neighbours": 5, "batch_size": 8,
-        "steps": 250, "lr": 4e-3, "postprocess": ("erode=4",),
+        **TINY, "size": 48, "width": 32, "layers": 1, "hidden": 64, "neighbours": 5,
+        "batch_size": 8, "steps": 250, "lr": 4e-3, "postprocess": ("erode=4",),
     },
-    options=schedule(lr=1e-4, weight_decay=1e-4, batch_size=64, epochs=1000),
+    options=tapped(
+        size=224,
+        backbone="tf_efficientnet_b4.aa_in1k",
+        taps=("blocks.0", "blocks.1", "blocks.2", "blocks.4"),
+    )
+    | schedule(lr=1e-4, weight_decay=1e-4, batch_size=64, epochs=1000),
 )  # fmt: skip
 def uniad(
     dims: int = 2,
     channels: int = 1,
-    size: int = 224,
-    backbone: str = "tf_efficientnet_b4.aa_in1k",
-    taps: tuple[str, ...] = ("blocks.0", "blocks.1", "blocks.2", "blocks.4"),
-    weights: str = "hub",
     width: int = 256,
     layers: int = 4,
     hidden: int = 1024,
@@ -244,21 +251,24 @@ def uniad(
     dropout: float = 0.1,
     neighbours: int = 7,
     jitter: float = 20.0,
-    **training: Unpack[Schedule],
+    **options: Unpack[Trained],
 ) -> Method:
     """Restores features by a transformer that can't see a token's neighbours (UniAD).
 
-    Stages of a frozen network, joined on the grid of the last, go through an encoder and a decoder
-    whose layers have learnt queries of their own. Attention leaves out each token's neighbourhood,
-    itself included, so that copying is no way out; in training the features are jittered. The map
-    is the length of the difference, the score the largest mean of it over 16 x 16 pixels. You et
-    al., NeurIPS 2022.
+    You et al., NeurIPS 2022: stages of a frozen EfficientNet-B4, joined on the grid of the last, go
+    through an encoder and a decoder whose layers have learnt queries of their own. Attention leaves
+    out each token's neighbourhood of 7 x 7, itself included, so that copying is no way out; in
+    training the features are jittered. AdamW 1e-4, batches of 64, 1000 epochs, the rate a tenth behind
+    80 % of them. The map is the length of the difference, the score the largest mean of it over
+    16 x 16 pixels. Pictures have 224 pixels.
 
-    The article's weights are a port of TensorFlow's EfficientNet-B4; which of timm's tags they are
-    is not told, ``aa_in1k`` is our choice. The rate falls to a tenth behind 80 % of the training.
+    Departures:
+        weights: the last ones; the release keeps those with the best pixel AUROC on the test set.
+            With ``steps`` those with the least healthy validation loss.
+        backbone: a port of TensorFlow's weights; which of timm's tags they are is not told,
+            ``aa_in1k`` is our choice.
 
     Args:
-        backbone: timm name with the tag of its weights.
         taps: stages whose features are joined, the finest first.
         width: numbers in a token of the transformer.
         layers: of the encoder and of the decoder.
@@ -271,9 +281,9 @@ def uniad(
         beta1: its first momentum.
         weight_decay: of AdamW.
     """
-    network = Backbone(backbone, taps, weights, channels=channels)
-    side = -(-size // network.strides[-1])
+    backbone = backbone_of(options, channels)
+    side = -(-options["size"] // backbone.strides[-1])
     restorer = MaskedTransformer(
-        sum(network.channels), (side, side), width, layers, hidden, heads, dropout, neighbours
+        sum(backbone.channels), (side, side), width, layers, hidden, heads, dropout, neighbours
     )
-    return UniAD(network, restorer, jitter, training)
+    return UniAD(backbone, restorer, jitter, options)
