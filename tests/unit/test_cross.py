@@ -205,3 +205,45 @@ def test_a_healthy_scan_that_stands_alone_is_named():
     some = Healthy(list("abcd"), list("abcd"), scores, [0] * 4)
     assert "d is among the healthy scans and scores 9, the others at most 3" in some.doubt()
     assert Healthy(list("abcd"), list("abcd"), [1.0, 2, 3, 3.5], [0] * 4).doubt() == ""
+
+
+@pytest.mark.parametrize(("neighbours", "reweighted"), [(1, 3), (2, 0)])
+def test_a_bank_leaves_out_each_fold(neighbours, reweighted):
+    """Beside banks that hold the vectors of the other folds alone."""
+    from normscan.methods.base import Batch
+    from normscan.registry import card
+    from normscan.rng import Rng
+
+    def build():
+        options = {"neighbours": neighbours, "reweighted": reweighted, "channels": 1}
+        return card("patchcore").create(**{**card("patchcore").arguments("tiny"), **options}).eval()
+
+    def batch(n, seed):
+        images = torch.rand(n, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
+        return Batch(images, torch.ones_like(images, dtype=torch.bool), Rng(seed), torch.zeros(n))
+
+    method, scans = build(), batch(2, 9)
+    assert method.leaves_out and not build().requires_grad_(False).bank.sizes.numel()
+    method.fit_folds([[batch(3, seed)] for seed in (1, 2, 3)])
+    members = method.each(scans)
+    parts = method.bank.vectors.split(method.bank.sizes.tolist())
+    assert len(members) == len(parts) == 3
+    for k, member in enumerate(members):
+        other = build()
+        other.load_state_dict(
+            {n: v for n, v in method.state_dict().items() if "bank" not in n}, strict=False
+        )
+        other.bank.keep(torch.cat([part for j, part in enumerate(parts) if j != k]))
+        alone = other.maps(scans)
+        torch.testing.assert_close(member.map, alone.map, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(member.score, alone.score, rtol=1e-4, atol=1e-4)
+    # What is kept of a fold doesn't depend on the other folds.
+    again = build()
+    again.load_state_dict(
+        {n: v for n, v in method.state_dict().items() if "bank" not in n}, strict=False
+    )
+    again.fit_folds([[batch(3, seed)] for seed in (1, 7, 3)])
+    kept = again.bank.vectors.split(again.bank.sizes.tolist())
+    assert torch.equal(kept[0], parts[0]) and torch.equal(kept[2], parts[2])
+    method.fit([batch(3, 1)])
+    assert len(method.each(scans)) == 1

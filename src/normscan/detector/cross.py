@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,14 @@ from normscan.detector.healthy import Healthy, decided, score_healthy
 from normscan.detector.state import State
 from normscan.detector.survey import Survey, survey
 from normscan.methods.base import Method
-from normscan.methods.folds import Folds
+from normscan.methods.folds import Folds, Only
 from normscan.progress import Progress
 from normscan.quality import Gate
-from normscan.rng import derive_seed
+from normscan.rng import derive_seed, seeded
 from normscan.training.checkpoint import load_state, save_state
 from normscan.training.data import PreparedSet, healthy_folds, prepare_sets, select_part
 from normscan.training.folder import CACHE, FOLDS, MEMBER
-from normscan.training.loop import Trainer
+from normscan.training.loop import Trainer, in_order
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -75,22 +76,12 @@ def fit(
         The fitted state, and the out-of-fold scores.
     """
     work = begin(asked, cohort, folder, fabric, workers, bar)
-    count = len(work.parts)
-    members, scored, seconds = [], [], dict[str, float]()
-    for number in range(1, count + 1):
-        bar.say(f"fold {number} of {count}")
-        method, healthy, spent = member(work, number)
-        members.append(method)
-        scored.append(healthy)
-        for name, value in spent.items():
-            seconds[name] = seconds.get(name, 0.0) + value
-    healthy = Healthy.join(scored)
+    first = fitting.built(fitting.build(work.asked, work.seen))
+    method, healthy, seconds = together(work) if first.leaves_out else one_by_one(work)
     if asked.calibration.refit:
         bar.say("all healthy scans together")
         method, _, spent = member(work, 0)
         seconds |= {f"refit/{name}": value for name, value in spent.items()}
-    else:
-        method = Folds(members)
     method.eval().requires_grad_(False)
     state = fitting.build(work.asked, work.seen).changed(method=method, gate=work.asked.gate)
     state = state.changed(training=_training(work, healthy, seconds))
@@ -121,6 +112,38 @@ def begin(
         others = [row for part in parts[1:] for row in part]
         asked = asked.changed(gate=Gate.of_cohort(others, list(parts[0]), workers))
     return Work(asked.changed(preprocess=learnt), seen, parts, sets, folder, fabric, bar)
+
+
+def one_by_one(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
+    """Fit the method without each fold in turn."""
+    members, scored, seconds = [], [], dict[str, float]()
+    count = len(work.parts)
+    for number in range(1, count + 1):
+        work.bar.say(f"fold {number} of {count}")
+        method, healthy, spent = member(work, number)
+        members.append(method)
+        scored.append(healthy)
+        for name, value in spent.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    return Folds(members), Healthy.join(scored), seconds
+
+
+def together(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
+    """Fit a method once that can leave out each fold in turn."""
+    state = fitting.build(work.asked, work.seen)
+    method, device, seed = fitting.built(state), work.fabric.device, state.seed
+    method.to(device).requires_grad_(False).eval()
+    folds = [work.fold(number) for number in range(1, len(work.parts) + 1)]
+    started = time.monotonic()
+    with seeded(seed):
+        method.fit_folds([in_order(fold, device, seed) for fold in folds])
+    method.eval()
+    seconds = {"fit": time.monotonic() - started}
+    scored = [
+        score_healthy(state.changed(method=Only(method, k)), part, work.bar, k + 1)
+        for k, part in enumerate(work.parts)
+    ]
+    return method, Healthy.join(scored), seconds
 
 
 def fold_seed(seed: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normscan.methods.base import Batch, Maps, Method
-from normscan.methods.wrapped import averaged
+from normscan.methods.wrapped import Wrapped, averaged
 from normscan.networks.backbones import Backbone
 
 
@@ -75,3 +75,19 @@ class Folds(Method):
                 doubled = f"{prefix}members.{number}.{name}."
                 for key in [k for k in state if k.startswith(doubled)]:
                     del state[key]
+
+
+class Only(Wrapped):
+    """One member of a method that leaves out each fold in turn.
+
+    Args:
+        inner: after ``fit_folds``.
+        number: of the fold that is left out, from 0.
+    """
+
+    def __init__(self, inner: Method, number: int) -> None:
+        super().__init__(inner)
+        self.number = number
+
+    def maps(self, batch: Batch) -> Maps:
+        return self.inner.each(batch)[self.number]
