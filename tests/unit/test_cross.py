@@ -86,11 +86,19 @@ def test_the_realised_rate(n, folds):
 
 @pytest.mark.parametrize(
     ("val", "healthy", "kind"),
-    [(39, 300, "split"), (38, 300, "cross"), (0, 30, "cross"), (5, 10, "split"), (0, 1, "split")],
+    [
+        (39, 300, "split"),
+        (38, 300, "cross"),
+        (0, 30, "cross"),
+        (5, 18, "split"),
+        (5, 19, "cross"),
+        (20, 30, "split"),
+        (0, 1, "split"),
+    ],
 )
 def test_auto_takes_what_the_cohort_supports(val, healthy, kind):
-    # 39 scores: the second largest of them is the threshold for 5 %. Of 10 even all scores give the
-    # largest alone, so that five fits would gain nothing.
+    # 39 scores: the second largest of them is the threshold for 5 %. 19 can promise it, by the
+    # largest alone; where val has so many and all scans less than 39, five fits would gain nothing.
     assert choose(Calibration(), val, healthy, 0.05).kind == kind
     assert choose(Calibration("split"), val, healthy, 0.05).kind == "split"
     assert choose(Calibration(), val, healthy, 0.05, processes=2).kind == "split"

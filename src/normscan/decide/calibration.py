@@ -18,8 +18,8 @@ class Calibration:
 
     Attributes:
         kind: ``split`` takes the healthy scans of val; ``cross`` all healthy scans of train and
-            val, each scored by a detector that didn't see its subject; ``auto`` a split where the
-            threshold then is at least the second largest of val's scores, else ``cross``.
+            val, each scored by a detector that didn't see its subject; ``auto`` takes ``cross``
+            where val is too small for the rate and all healthy subjects aren't, see ``gains``.
         folds: detectors that ``cross`` fits, each without one part of the healthy subjects.
         refit: keep one detector fitted to all healthy scans, rather than the folds' together.
     """
@@ -50,15 +50,29 @@ class Calibration:
             raise ArgumentError("calibration cross works in one process: leave out devices.")
         if self.kind == "cross" and healthy < 2:
             raise ArgumentError("calibration cross needs two healthy subjects or more.")
-        supported = val > 0 and rank(val, fpr) >= 2
-        if self.kind == "split" or (self.kind == "auto" and (supported or processes > 1)):
-            return Calibration("split", self.folds, self.refit)
-        if healthy < 2 or (self.kind == "auto" and rank(healthy, fpr) <= rank(val, fpr) and val):
-            return Calibration("split", self.folds, self.refit)
+        split = Calibration("split", self.folds, self.refit)
+        if self.kind == "split" or (self.kind == "auto" and processes > 1):
+            return split
+        if self.kind == "auto" and val and not gains(val, healthy, fpr):
+            return split
+        if healthy < 2:
+            return split
         return Calibration("cross", min(self.folds, healthy), self.refit)
 
 
 SPLIT = Calibration("split")
+
+
+def gains(val: int, healthy: int, fpr: float) -> bool:
+    """Whether all healthy subjects support a rate that those of val alone don't.
+
+    One score that sets the threshold by itself is no support. All subjects help where they are more
+    than one, or where they can at least promise the rate and val can't.
+    """
+    if rank(val, fpr) >= 2:
+        return False
+    promised = 1 / (healthy + 1) <= fpr < 1 / (val + 1)
+    return rank(healthy, fpr) >= 2 or promised
 
 
 def rank(n: int, fpr: float) -> int:

@@ -131,6 +131,7 @@ def _results(
             "fpr_low": low,
             "fpr_high": high,
             "n_validation": threshold.n,
+            "kind": detector.calibration.kind,
             "warning": None if threshold.certified else threshold.describe(),
             "flagged_anomalous": _flagged(scores, 1),
             "flagged_healthy": _flagged(scores, 0),
