@@ -8,11 +8,32 @@ import numpy as np
 import pytest
 import torch
 
+from normscan.decide import Calibration
 from tests.toy import write_toy_cohort
 
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+settled = Calibration.settled
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_fit():
+    """Fit once where nothing is said of the calibration: toys are small, ``auto`` would fit 5 times.
+
+    What ``auto`` does is tested in ``tests/unit/test_cross.py``; commands in processes of their own
+    do it too.
+    """
+
+    def split(self, val, healthy, fpr, processes=1):
+        chosen = Calibration("split") if self.kind == "auto" and val else self
+        return settled(chosen, val, healthy, fpr, processes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Calibration, "settled", split)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def test_large_maps_keep_the_bound_within_a_ten_thousandth(shape):
     rng = np.random.default_rng(4)
     maps = [rng.gamma(1.0 + i, size=shape).astype(np.float32) for i in range(3)]
     rule = PixelThreshold.fit(maps, 0.05)
-    assert all(points.size <= 20_001 for points, _ in rule._images)
+    assert all(points.size <= 20_001 for points, _ in rule.images)
     for threshold in np.quantile(np.stack(maps), np.linspace(0, 1, 41)).astype(np.float32):
         over = rule.fraction_above(threshold) - slow_fraction(maps, threshold)
         assert -1e-12 <= over <= 1e-4

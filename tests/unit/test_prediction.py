@@ -70,7 +70,7 @@ def test_the_identity_stitches_back(rng, case, batch_size):
     shape, slices, patch = CASES[case]
     image = rng.normal(size=(2, *shape)).astype(np.float32)
     method = Identity()
-    result = Predictor(method, slices, patch, batch_size, seed=0)(prepared(image))
+    result = Predictor(method, slices, patch, batch_size, seed=0)(prepared(image))[0]
     np.testing.assert_allclose(result.reconstruction, image, atol=1e-5)
     np.testing.assert_allclose(result.map, image.mean(0), atol=1e-5)
     np.testing.assert_allclose(result.uncertainty, 2 * image.mean(0), atol=1e-5)
@@ -115,7 +115,7 @@ def test_slices_without_anatomy_are_zero_and_have_no_score(rng):
     image = rng.uniform(1, 2, (1, 8, 8, 5))
     foreground = np.ones((8, 8, 5), bool)
     foreground[..., [0, 3]] = False
-    result = Predictor(Identity(), True, None, 4, 0)(prepared(image, foreground))
+    result = Predictor(Identity(), True, None, 4, 0)(prepared(image, foreground))[0]
     assert len(result.scores) == 3
     assert (result.map[..., [0, 3]] == 0).all()
     np.testing.assert_allclose(result.map[..., [1, 2, 4]], image[0][..., [1, 2, 4]], atol=1e-6)
@@ -125,16 +125,16 @@ def test_slices_without_anatomy_are_zero_and_have_no_score(rng):
 def test_batch_size_does_not_matter(rng, case):
     shape, slices, patch = CASES[case]
     scan = prepared(rng.normal(size=(1, *shape)))
-    one, many = (Predictor(Noise(), slices, patch, n, seed=3)(scan) for n in (1, 64))
+    one, many = (Predictor(Noise(), slices, patch, n, seed=3)(scan)[0] for n in (1, 64))
     np.testing.assert_array_equal(one.map, many.map)
     assert one.scores == many.scores and len(set(one.scores)) == len(one.scores)
-    other = Predictor(Noise(), slices, patch, 64, seed=4)(scan)
+    other = Predictor(Noise(), slices, patch, 64, seed=4)(scan)[0]
     assert not np.allclose(one.map, other.map)
 
 
 def test_a_coarse_map_is_enlarged(rng):
     ramp = np.broadcast_to(np.arange(16.0), (1, 12, 16))
-    result = Predictor(Coarse(), False, None, 1, 0)(prepared(ramp))
+    result = Predictor(Coarse(), False, None, 1, 0)(prepared(ramp))[0]
     # Half the resolution and back keeps a ramp, except at its ends.
     np.testing.assert_allclose(result.map[:, 1:-1], ramp[0, :, 1:-1], atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_gradients_only_where_they_are_asked_for(rng):
     for wanted in (True, False):
         probe = Probe()
         probe.needs_grad = wanted
-        result = Predictor(probe, False, None, 1, 0)(scan)
+        result = Predictor(probe, False, None, 1, 0)(scan)[0]
         assert probe.enabled is wanted and result.map is None and result.scores == [0.0]
 
 
@@ -159,8 +159,8 @@ def test_samples_know_where_they_lie(rng):
             return Maps(score=batch.position)
 
     scan = prepared(rng.normal(size=(1, 8, 8, 5)))
-    assert Predictor(Where(), True, None, 2, 0)(scan).scores == [0, 0.25, 0.5, 0.75, 1]
-    assert Predictor(Where(), False, None, 2, 0)(scan).scores == [0.5]
+    assert Predictor(Where(), True, None, 2, 0)(scan)[0].scores == [0, 0.25, 0.5, 0.75, 1]
+    assert Predictor(Where(), False, None, 2, 0)(scan)[0].scores == [0.5]
 
 
 def test_small_components_leave_the_segmentation():

@@ -51,6 +51,9 @@ def fit(
     gate: bool = True,
     wrappers: list[str] | None = None,
     auxiliary: str | None = None,
+    calibration: Literal["auto", "split", "cross"] = "auto",
+    folds: int = 5,
+    refit: bool = False,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -79,6 +82,11 @@ def fit(
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
         wrappers: what is put around the method, such as '["ensemble=3"]' or '["monte_carlo=20"]'.
         auxiliary: table or folder of a second cohort, for methods that learn from two domains.
+        calibration: healthy scans that set the threshold. split takes those of val; cross all, each
+            scored by a detector that didn't see its subject, so the method is fitted as often as
+            there are folds; auto takes a split where val has enough subjects for fpr (39 for 5 %).
+        folds: parts of the healthy subjects with cross.
+        refit: with cross, keep one detector fitted to all healthy scans; else the folds' together.
         arguments: of the method.
     """
     from torch import cuda
@@ -89,7 +97,7 @@ def fit(
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
         fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate,
-        wrappers=wrappers, **(arguments or {}),
+        wrappers=wrappers, calibration=calibration, folds=folds, refit=refit, **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
     finished = resume and (Path(out) / DETECTOR).exists()

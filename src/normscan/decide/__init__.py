@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from normscan.decide.calibration import Calibration, promise
+from normscan.decide.cross import CrossThreshold
 from normscan.decide.pixels import PixelThreshold
 from normscan.decide.scans import ScanThreshold
 
-__all__ = ["PixelThreshold", "ScanThreshold"]
+__all__ = ["Calibration", "CrossThreshold", "PixelThreshold", "ScanThreshold", "promise"]

@@ -29,9 +29,10 @@ class PixelThreshold:
     by at most 1e-4 and the bound still holds.
     """
 
-    def __init__(self, fpr: float = 0.05) -> None:
+    def __init__(self, fpr: float = 0.05, images: Iterable[tuple[Singles, int]] = ()) -> None:
         self.fpr = _checked_rate(fpr)
-        self._images: list[tuple[Singles, int]] = []
+        # Kept scores and number of pixels of each map.
+        self.images: list[tuple[Singles, int]] = list(images)
 
     @classmethod
     def fit(
@@ -65,7 +66,7 @@ class PixelThreshold:
         return fitted
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def add(self, map: npt.ArrayLike, region: npt.ArrayLike | None = None) -> None:
         """Add the map of one healthy validation scan.
@@ -82,7 +83,7 @@ class PixelThreshold:
         blocks = min(scores.size, POINTS)
         # Block i holds the ranks i * n // blocks up to the next; its last score is its highest.
         last = np.arange(1, blocks + 1) * scores.size // blocks - 1
-        self._images.append((scores[last], scores.size))
+        self.images.append((scores[last], scores.size))
 
     @property
     def threshold(self) -> float:
@@ -96,9 +97,9 @@ class PixelThreshold:
             ArgumentError: no map was added, or the rate is outside (0, 1).
         """
         _checked_rate(fpr)
-        if not self._images:
+        if not self.images:
             raise ArgumentError("A pixel threshold needs at least one healthy validation map.")
-        candidates = np.unique(np.concatenate([points for points, _ in self._images]))
+        candidates = np.unique(np.concatenate([points for points, _ in self.images]))
         # The fraction falls as t rises and is 0 at the highest score: bisect for the first fit.
         low, high = 0, candidates.size - 1
         while low < high:
@@ -117,7 +118,7 @@ class PixelThreshold:
         """
         single = np.float32(threshold)
         fractions = []
-        for points, pixels in self._images:
+        for points, pixels in self.images:
             blocks = int(np.searchsorted(points, single, side="right"))
             fractions.append(1 - (blocks * pixels // points.size) / pixels)
         return float(np.mean(fractions))
@@ -129,7 +130,7 @@ class PixelThreshold:
             "fpr": self.fpr,
             "threshold": threshold if np.isfinite(threshold) else str(threshold),
             "fraction_above": self.fraction_above(threshold),
-            "images": len(self._images),
+            "images": len(self.images),
         }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
+from normscan.decide.calibration import rank
 from normscan.errors import ArgumentError
 
 Floats = npt.NDArray[np.float64]
@@ -32,16 +33,14 @@ class ScanThreshold:
     """
 
     def __init__(self, scores: npt.ArrayLike, fpr: float = 0.05) -> None:
-        values = np.sort(_without_nan(scores))
+        values = np.sort(without_nan(scores))
         if not values.size:
             raise ArgumentError("A threshold needs at least one healthy validation score.")
         if not 0 < fpr < 1:
             raise ArgumentError(f"The false-positive rate must be between 0 and 1, not {fpr}.")
         self.scores: Floats = values
         self.fpr = float(fpr)
-        # 0.29 * 100 is 28.999...: the slack makes it the 29 that is meant.
-        wanted = math.floor(fpr * (values.size + 1) + 1e-9)
-        self.rank = min(max(1, wanted), values.size)
+        self.rank = rank(values.size, fpr)
         self.threshold = float(values[-self.rank])
 
     @classmethod
@@ -65,17 +64,14 @@ class ScanThreshold:
         Raises:
             ArgumentError: no scores, NaN, lengths that differ, or a rate outside (0, 1).
         """
-        values = _without_nan(scores)
+        values = without_nan(scores)
         if subjects is None:
             return cls(values, fpr)
         if len(subjects) != values.size:
             raise ArgumentError(
                 f"{values.size} scores came with {len(subjects)} subjects; give one for each."
             )
-        highest: dict[Hashable, float] = {}
-        for subject, value in zip(subjects, values.tolist(), strict=True):
-            highest[subject] = max(value, highest.get(subject, -math.inf))
-        return cls(list(highest.values()), fpr)
+        return cls(list(highest_of(values, subjects).values()), fpr)
 
     @property
     def n(self) -> int:
@@ -112,12 +108,15 @@ class ScanThreshold:
             f"Expected false-positive rate {self.expected_fpr:.1%} (95 % interval {low:.1%} to "
             f"{high:.1%}) from {self.n} healthy validation {'subject' if self.n == 1 else 'subjects'}."
         )
-        if not self.certified:
-            text += (
-                f" They are too few for the wanted rate of {self.fpr:.3g}: "
-                f"at least {self.needed} are needed."
-            )
-        return text
+        return text + self._few()
+
+    def _few(self) -> str:
+        if self.certified:
+            return " The highest of them sets the threshold by itself." if self.rank == 1 else ""
+        return (
+            f" They are too few for the wanted rate of {self.fpr:.3g}: "
+            f"at least {self.needed} are needed."
+        )
 
     def is_anomalous(self, score: float) -> bool:
         """Return whether the score is above the threshold; the same as p <= k / (n + 1).
@@ -125,7 +124,21 @@ class ScanThreshold:
         Raises:
             ArgumentError: the score is NaN.
         """
-        return float(_without_nan([score])[0]) > self.threshold
+        return float(without_nan([score])[0]) > self.threshold
+
+    def judge(self, scores: Sequence[float]) -> tuple[float, bool]:
+        """Return p-value and decision of a scan by the scores of a detector's members.
+
+        Raises:
+            ArgumentError: NaN, or another number of members than calibrated.
+        """
+        p_value = float(self.p_values_of([scores])[0])
+        # Both are multiples of 1 / (n + 1).
+        return p_value, round(p_value * (self.n + 1)) <= self.rank
+
+    def p_values_of(self, scores: npt.ArrayLike) -> Floats:
+        """Return the p-values (m,) of scans by the scores (m, 1) of their only member."""
+        return self.p_values(np.asarray(scores, dtype=np.float64)[:, 0])
 
     def p_value(self, score: float) -> float:
         """Return the conformal p-value (1 + #{healthy >= score}) / (n + 1) of one score.
@@ -141,20 +154,20 @@ class ScanThreshold:
         Raises:
             ArgumentError: a score is NaN.
         """
-        below = np.searchsorted(self.scores, _without_nan(scores), side="left")
+        below = np.searchsorted(self.scores, without_nan(scores), side="left")
         return (1 + self.n - below) / (self.n + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values that restore the threshold exactly; infinities are strings."""
         return {
             "fpr": self.fpr,
-            "threshold": _plain(self.threshold),
+            "threshold": plain_score(self.threshold),
             "rank": self.rank,
             "expected_fpr": self.expected_fpr,
             "fpr_interval": list(self.fpr_interval()),
             "certified": self.certified,
             "needed": self.needed,
-            "scores": [_plain(score) for score in self.scores.tolist()],
+            "scores": [plain_score(score) for score in self.scores.tolist()],
         }
 
     @classmethod
@@ -177,7 +190,15 @@ class ScanThreshold:
         return restored
 
 
-def _without_nan(scores: npt.ArrayLike) -> Floats:
+def highest_of(values: Floats, subjects: Sequence[Hashable]) -> dict[Hashable, float]:
+    """Return the highest score of each subject, in the order that they come in."""
+    highest: dict[Hashable, float] = {}
+    for subject, value in zip(subjects, values.tolist(), strict=True):
+        highest[subject] = max(value, highest.get(subject, -math.inf))
+    return highest
+
+
+def without_nan(scores: npt.ArrayLike) -> Floats:
     """Return the scores as float64 (n,), or refuse NaN and other shapes."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
@@ -190,6 +211,6 @@ def _without_nan(scores: npt.ArrayLike) -> Floats:
     return values
 
 
-def _plain(value: float) -> float | str:
+def plain_score(value: float) -> float | str:
     """Return a finite float, or `inf` and `-inf` as strings: JSON knows no infinity."""
     return value if math.isfinite(value) else str(value)

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
+from normscan.decide import Calibration
+from normscan.decide.calibration import Kind
 from normscan.detector.finding import Finding
-from normscan.detector.fitting import calibrate, fit
+from normscan.detector.fitting import calibrate
 from normscan.detector.prediction import predict, predict_rows
+from normscan.detector.run import fit
 from normscan.detector.state import State, ask
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, NormscanError, OutputError
@@ -40,6 +43,12 @@ class Detector(State):
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
         wrappers: what is put around the method, the innermost first, such as ``("ensemble=3",)``;
             see ``normscan.wrappers``; the preset's own by default.
+        calibration: healthy scans that set the threshold: ``split`` takes those of val, ``cross``
+            all of train and val, each scored by a detector that didn't see its subject; ``auto``
+            a split where val has enough subjects for ``fpr`` (39 for 5 %), else ``cross``.
+        folds: detectors that ``cross`` fits, each without one part of the healthy subjects.
+        refit: with ``cross``, keep one detector fitted to all healthy scans, rather than the folds'
+            detectors together.
         arguments: of the method.
 
     Attributes:
@@ -68,19 +77,23 @@ class Detector(State):
         cache: bool = True,
         gate: bool = True,
         wrappers: Iterable[str] | None = None,
+        calibration: Kind = "auto",
+        folds: int = 5,
+        refit: bool = False,
         **arguments: Any,
     ) -> None:
         state = ask(
             method, preset=preset, preprocess=preprocess, postprocess=postprocess,
             reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, cache=cache,
-            gate=gate, wrappers=wrappers, arguments=arguments,
+            gate=gate, wrappers=wrappers, calibration=Calibration(calibration, folds, refit),
+            arguments=arguments,
         )  # fmt: skip
         self._begin(state)
 
     def _begin(self, state: State) -> None:
         self._take(state)
         # As asked for: fitting settles what depends on the cohort, refitting starts from here.
-        self._asked = (state.preprocess, dict(state.arguments))
+        self._asked = (state.preprocess, dict(state.arguments), state.calibration)
 
     def _take(self, state: State) -> None:
         self.__dict__.update(vars(state))
@@ -88,8 +101,9 @@ class Detector(State):
     def asked(self) -> State:
         """Return its state before any fitting, which a new one begins with."""
         return self.changed(
-            preprocess=self._asked[0], arguments=dict(self._asked[1]), channels=(), method=None,
-            scan_threshold=None, pixel_threshold=None, gate=None, training={}, fingerprint="",
+            preprocess=self._asked[0], arguments=dict(self._asked[1]),
+            calibration=self._asked[2], channels=(), method=None, scan_threshold=None,
+            pixel_threshold=None, gate=None, training={}, fingerprint="",
         )  # fmt: skip
 
     # ------------------------------------------------------------------ fitting

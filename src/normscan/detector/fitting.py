@@ -1,13 +1,14 @@
 """How a detector is fitted, from top to bottom.
 
-``check -> survey -> build -> prepare -> train -> fit_closed_form -> calibrate -> write``: each step
-takes plain values and returns plain values; ``fit`` puts them in a row.
+``survey -> build -> prepare -> train -> fit_closed_form -> score_healthy -> decided``: each step takes
+plain values and returns plain values; ``fit`` puts them in a row. ``detector.run`` claims the run
+folder before and writes the detector after it.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from normscan.cohort import Cohort
-from normscan.decide import PixelThreshold, ScanThreshold
-from normscan.detector.finding import UNDECIDED, Finding
-from normscan.detector.prediction import predict_rows
+from normscan.detector.healthy import Healthy, decided, score_healthy
 from normscan.detector.state import State
-from normscan.detector.storage import read_state, write_state
 from normscan.detector.survey import Survey, survey, unseen
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.io.values import read_json, tupled, write_json
@@ -28,9 +26,8 @@ from normscan.preprocess.settings import build_preprocess
 from normscan.progress import Progress
 from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
-from normscan.training.data import PreparedSet, check_companions, prepare_sets, select_part
-from normscan.training.fabric import launch_fabric
-from normscan.training.folder import CACHE, DETECTOR, claim_folder, tidied
+from normscan.training.data import PreparedSet, check_companions, like, prepare_sets, select_part
+from normscan.training.folder import CACHE
 from normscan.training.loop import Trainer, closed_form
 from normscan.wrappers import wrap
 
@@ -43,54 +40,8 @@ SURVEY = "survey.json"
 Sets = dict[str, PreparedSet]
 
 
-def fit(
-    asked: State,
-    cohort: Cohort,
-    out: Path | None,
-    machine: tuple[str, int, str],
-    workers: int,
-    resume: bool,
-    bar: Progress,
-) -> State:
-    """Fit a detector to a cohort; see ``Detector.fit``.
-
-    Args:
-        asked: unfitted.
-        cohort: with healthy scans in train and val.
-        out: run folder, or None for a temporary one.
-        machine: device, number of processes, precision.
-        workers: processes that prepare scans.
-        resume: go on with the run in ``out``.
-        bar: shows progress.
-
-    Returns:
-        The fitted state; in a process that isn't the first of several, without thresholds.
-    """
-    cohort = admit(asked, cohort)
-    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
-        folder = Path(temporary) if out is None else out
-        if out is not None:
-            about = {"cohort": cohort.digest(), "precision": machine[2]}
-            claim_folder(out, {**asked.configuration(), **about}, resume)
-            if resume and (out / DETECTOR).exists():
-                return read_state(out)
-        with tidied(folder):
-            fabric = launch_fabric(*machine)
-            begun = time.monotonic()
-            state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
-            seconds = train(state, sets, folder, fabric, bar)
-            state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
-            # Of several processes only the first calibrates and writes.
-            if fabric.is_global_zero:
-                state = calibrate(state, cohort.part("val"), bar)
-            state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
-            if out is not None and fabric.is_global_zero:
-                state = write_state(state, out)
-    return state
-
-
 def admit(asked: State, cohort: Cohort) -> Cohort:
-    """Return the cohort as the regime of the method may see it.
+    """Return the cohort as the regime of the method and the calibration may see it.
 
     Raises:
         CohortError: it has no healthy scans in train or in val, or fewer than ``shots``; says which
@@ -102,11 +53,38 @@ def admit(asked: State, cohort: Cohort) -> Cohort:
     if asked.card.regime == "few-shot":
         seed = derive_seed(asked.seed, "references")
         cohort = cohort.references(asked.arguments["shots"], seed)
-    if not len(cohort.part("val")) and not asked.card.may_stay_open:
+    crossed = asked.calibration.kind == "cross"
+    if not (len(cohort.part("val")) or crossed or asked.card.may_stay_open):
         raise CohortError(
             "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
         )
     return cohort
+
+
+def fit(
+    asked: State, cohort: Cohort, folder: Path, fabric: Fabric, workers: int, bar: Progress
+) -> tuple[State, Healthy]:
+    """Train on the healthy scans of train, then decide by those of val.
+
+    Args:
+        asked: unfitted.
+        cohort: with healthy scans in train and val.
+        folder: of the run.
+        fabric: device, precision, processes.
+        workers: processes that prepare scans.
+        bar: shows progress.
+
+    Returns:
+        The fitted state and the scored scans of val; in a process that isn't the first of several,
+        without thresholds and scores.
+    """
+    state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
+    seconds = train(state, sets, folder, fabric, bar)
+    state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
+    if not fabric.is_global_zero:
+        return state, Healthy()
+    healthy = score_healthy(state, cohort.part("val"), bar)
+    return decided(state, healthy), healthy
 
 
 def _begin_everywhere(
@@ -156,7 +134,7 @@ def join(asked: State, folder: Path) -> tuple[State, Sets]:
     """Return what ``begin`` did in another process."""
     state = build(asked, Survey(**tupled(read_json(folder / SURVEY))))
     method = built(state)
-    there = [p for p in _parts(state) if (folder / p).is_dir()]
+    there = [p for p in parts_of(state) if (folder / p).is_dir()]
     sets = {p: PreparedSet.open(folder / p, state.patch, method.context) for p in there}
     return state, sets
 
@@ -213,12 +191,7 @@ def prepare(
     """Let the steps learn, prepare every scan that the method draws from, learn the gate."""
     train, val = list(cohort.part("train")), list(cohort.part("val"))
     method = built(state)
-    parts = {name: select_part(cohort, name) for name in _parts(state)}
-    if cohort.auxiliary is not None and "auxiliary" not in parts:
-        raise ArgumentError(f"method '{state.card.id}' learns from no auxiliary cohort.")
-    parts = {name: part for name, part in parts.items() if len(part)}
-    for name, part in parts.items():
-        check_companions(part, name, method.companions(name))
+    parts = checked(state, cohort, {name: select_part(cohort, name) for name in parts_of(state)})
     state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
     preparation = state.preparation()
     sets = prepare_sets(folder, parts, preparation, state.patch, method, workers, bar)
@@ -228,7 +201,22 @@ def prepare(
     return state, sets
 
 
-def _parts(state: State) -> list[str]:
+def checked(state: State, cohort: Cohort, parts: Mapping[str, Cohort]) -> dict[str, Cohort]:
+    """Return the parts that hold scans, all with what the method uses beside them.
+
+    Raises:
+        ArgumentError: an auxiliary cohort that the method doesn't learn from.
+        CohortError: scans without what must stand beside them.
+    """
+    if cohort.auxiliary is not None and "auxiliary" not in parts:
+        raise ArgumentError(f"method '{state.card.id}' learns from no auxiliary cohort.")
+    held = {name: part for name, part in parts.items() if len(part)}
+    for name, part in held.items():
+        check_companions(part, like(name), built(state).companions(like(name)))
+    return held
+
+
+def parts_of(state: State) -> list[str]:
     """The parts of the cohort that the method learns from, and the one for its validation loss."""
     if state.card.regime == "zero-shot":
         return []
@@ -265,12 +253,8 @@ def fit_closed_form(
         seconds: of each phase.
         device: where it ran.
     """
-    method = built(state).requires_grad_(False).eval()
-    if method.fits and sets:
-        started = time.monotonic()
-        closed_form(method, sets["healthy"], device, state.seed)
-        seconds["fit"] = time.monotonic() - started
-    method.eval().requires_grad_(False)
+    method = built(state)
+    closed_form_part(method, sets.get("healthy"), seconds, device, state.seed)
     scans = {name: cohort.part(name) for name in ("train", "val")}
     names = {"healthy": "train"}
     training: dict[str, Any] = {
@@ -291,33 +275,22 @@ def fit_closed_form(
     return state.changed(training=training)
 
 
+def closed_form_part(
+    method: Method,
+    healthy: PreparedSet | None,
+    seconds: dict[str, float],
+    device: torch.device,
+    seed: int,
+) -> None:
+    """Run the closed-form part, if there is one; the method ends frozen, in evaluation mode."""
+    method.requires_grad_(False).eval()
+    if method.fits and healthy is not None:
+        started = time.monotonic()
+        closed_form(method, healthy, device, seed)
+        seconds["fit"] = time.monotonic() - started
+    method.eval().requires_grad_(False)
+
+
 def calibrate(state: State, healthy: Cohort, bar: Progress) -> State:
-    """Set the scan and the pixel threshold on healthy scans that did not train.
-
-    Without any, a method that may do without leaves the decision open.
-
-    Raises:
-        CohortError: none of them can be predicted.
-    """
-    if not len(healthy) and state.card.may_stay_open:
-        return state.changed(training={**state.training, "calibration": UNDECIDED})
-    pixels = PixelThreshold(state.pixel_fpr)
-    scores, subjects = [], []
-    rows = bar.track(healthy, "calibrate", len(healthy))
-    for row, result in predict_rows(state, rows, force=True):
-        if isinstance(result, Finding):
-            scores.append(result.score)
-            subjects.append(row.subject)
-            if result.map is not None:
-                pixels.add(result.map)
-    if not scores:
-        raise CohortError("no healthy validation scan could be predicted: no threshold.")
-    threshold = ScanThreshold.fit(scores, state.fpr, subjects)
-    training = {**state.training, "calibration": threshold.describe()}
-    if len(pixels):
-        training["pixel_threshold"] = pixels.to_dict()
-    return state.changed(
-        scan_threshold=threshold,
-        pixel_threshold=pixels.threshold if len(pixels) else None,
-        training=training,
-    )
+    """Set the scan and the pixel threshold on healthy scans that did not train; see ``decided``."""
+    return decided(state, score_healthy(state, healthy, bar))

@@ -50,6 +50,36 @@ class Stitched:
     scores: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Sums:
+    """Weighted results of a member on the working grid, while pieces are added.
+
+    Attributes:
+        weights: (*grid).
+        totals: (C, *grid) by name.
+        scores: image scores of the pieces.
+    """
+
+    weights: np.ndarray
+    totals: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+
+    def total(self, name: str, channels: int) -> np.ndarray:
+        """Return the sum of a name, zeros to begin with."""
+        if name not in self.totals:
+            self.totals[name] = np.zeros((channels, *self.weights.shape), np.float32)
+        return self.totals[name]
+
+    def stitched(self) -> Stitched:
+        """Return the means."""
+        means = {
+            name: np.divide(total, self.weights, out=np.zeros_like(total), where=self.weights > 0)
+            for name, total in self.totals.items()
+        }
+        only = {name: means[name][0] for name in ("map", "uncertainty") if name in means}
+        return Stitched(**only, scores=self.scores, reconstruction=means.get("reconstruction"))
+
+
 @dataclass(frozen=True)
 class Sample:
     """A piece of a prepared scan: where it lies, where in the subject that is, its neighbours."""
@@ -85,26 +115,21 @@ class Predictor:
             torch.device("cpu"),
         )
 
-    def __call__(self, prepared: Prepared, columns: Mapping[str, Any] | None = None) -> Stitched:
-        """Predict a scan; ``columns`` is what the cohort says of it."""
+    def __call__(
+        self, prepared: Prepared, columns: Mapping[str, Any] | None = None
+    ) -> list[Stitched]:
+        """Predict a scan, by each member of the method; ``columns`` is what the cohort says of it."""
         samples = self._samples(prepared)
-        sums: dict[str, np.ndarray] = {}
-        weights = np.zeros(prepared.grid.shape, np.float32)
-        scores: list[float] = []
+        members: list[Sums] = []
         for start in range(0, len(samples), self.batch_size):
             part = samples[start : start + self.batch_size]
             batch = self._batch(prepared, part)
             batch.columns = [dict(columns or {}) for _ in part]
-            maps = self._run(batch)
-            if maps.score is not None:
-                scores += maps.score.double().cpu().tolist()
-            self._add(part, maps, sums, weights, prepared)
-        for name, total in sums.items():
-            sums[name] = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
-        result = Stitched(scores=scores, reconstruction=sums.get("reconstruction"))
-        result.map = sums["map"][0] if "map" in sums else None
-        result.uncertainty = sums["uncertainty"][0] if "uncertainty" in sums else None
-        return result
+            for number, maps in enumerate(self._run(batch)):
+                if number == len(members):
+                    members.append(Sums(np.zeros(prepared.grid.shape, np.float32)))
+                self._add(part, maps, members[number], prepared)
+        return [member.stitched() for member in members]
 
     def _samples(self, prepared: Prepared) -> list[Sample]:
         if self.slices:
@@ -161,19 +186,14 @@ class Predictor:
             **beside,
         ).to(self.device)
 
-    def _run(self, batch: Batch) -> Maps:
+    def _run(self, batch: Batch) -> list[Maps]:
         with torch.set_grad_enabled(self.method.needs_grad):
-            return self.method.maps(batch)
+            return self.method.each(batch)
 
-    def _add(
-        self,
-        samples: list[Sample],
-        maps: Maps,
-        sums: dict[str, np.ndarray],
-        weights: np.ndarray,
-        prepared: Prepared,
-    ) -> None:
+    def _add(self, samples: list[Sample], maps: Maps, sums: Sums, prepared: Prepared) -> None:
         """Add weighted results to the sums; the weight falls towards the edges of a patch."""
+        if maps.score is not None:
+            sums.scores += maps.score.double().cpu().tolist()
         named = {"map": maps.map, "reconstruction": maps.reconstruction}
         named["uncertainty"] = maps.uncertainty
         size = tuple(np.array(prepared.image[(slice(None), *samples[0].place)].shape[1:]))
@@ -182,12 +202,11 @@ class Predictor:
             if tensor is None:
                 continue
             values = self._resized(tensor.detach().float(), size).cpu().numpy()
-            if name not in sums:
-                sums[name] = np.zeros((values.shape[1], *weights.shape), np.float32)
+            total = sums.total(name, values.shape[1])
             for sample, value in zip(samples, values, strict=True):
-                sums[name][(slice(None), *sample.place)] += window * value
+                total[(slice(None), *sample.place)] += window * value
         for sample in samples:
-            weights[sample.place] += window
+            sums.weights[sample.place] += window
 
     @staticmethod
     def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -236,16 +255,17 @@ def predict(
     size = BATCH if state.arguments["dims"] == 2 else 1
     slices = preparation.slices(prepared)
     predictor = Predictor(state.method, slices, state.patch, size, state.seed)
-    stitched = predictor(prepared, columns)
-    finding = Finding(scan, None, _score(state, stitched, prepared), quality=verdict)
+    members = predictor(prepared, columns)
+    scores = [_score(state, member, prepared) for member in members]
+    stitched = averaged(members)
+    finding = Finding(scan, None, float(np.mean(scores)), quality=verdict)
     if stitched.map is not None:
         finding.map = prepared.back(stitched.map[None])[0]
     if details:
         _add_details(finding, stitched, prepared)
     if state.scan_threshold is not None:
         finding.threshold = state.scan_threshold.threshold
-        finding.p_value = state.scan_threshold.p_value(finding.score)
-        finding.anomalous = state.scan_threshold.is_anomalous(finding.score)
+        finding.p_value, finding.anomalous = state.scan_threshold.judge(scores)
     finding.pixel_threshold = state.pixel_threshold
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
@@ -293,6 +313,18 @@ def predict_rows(
             yield row, error
         except OSError as error:
             yield row, ScanError(f"{row.scan}: can't be read ({error.strerror}).")
+
+
+def averaged(members: list[Stitched]) -> Stitched:
+    """Return the means of what the members found, each post-processed by itself."""
+    if len(members) == 1:
+        return members[0]
+
+    def mean(name: str) -> np.ndarray | None:
+        values = [getattr(member, name) for member in members]
+        return None if values[0] is None else np.stack(values).mean(axis=0, dtype=np.float32)
+
+    return Stitched(mean("map"), mean("reconstruction"), mean("uncertainty"))
 
 
 def _score(state: State, stitched: Stitched, prepared: Prepared) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from normscan import registry
-from normscan.decide import ScanThreshold
+from normscan.decide import Calibration, ScanThreshold
+from normscan.decide.calibration import SPLIT
 from normscan.errors import ArgumentError
 from normscan.io.values import plain
 from normscan.methods.base import Method
@@ -38,6 +39,7 @@ class State:
         patch: side of patches, or None.
         seed: of everything random.
         wrappers: around the method, the innermost first.
+        calibration: which healthy scans set the threshold; after fitting, which did.
         cache: keep the results of preprocessing steps on disk.
         gated: learn a quality gate.
         channels: that it was trained on.
@@ -60,6 +62,7 @@ class State:
     patch: int | None
     seed: int
     wrappers: tuple[str, ...]
+    calibration: Calibration = SPLIT
     cache: bool = True
     gated: bool = True
     channels: tuple[str, ...] = ()
@@ -88,6 +91,7 @@ class State:
                 "pixel_fpr": self.pixel_fpr,
                 "patch": self.patch,
                 "wrappers": self.wrappers,
+                "calibration": vars(self.calibration),
                 "seed": self.seed,
             }
         )
@@ -125,6 +129,7 @@ def ask(
     cache: bool = True,
     gate: bool = True,
     wrappers: Iterable[str] | None = None,
+    calibration: Calibration = SPLIT,
     arguments: dict[str, Any] | None = None,
 ) -> State:
     """Return an unfitted state: the preset's values, and over them what is given.
@@ -158,5 +163,5 @@ def ask(
             raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
     return State(
         card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
-        cache, gate,
+        calibration, cache, gate,
     )  # fmt: skip

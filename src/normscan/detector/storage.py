@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from normscan.decide import ScanThreshold
+from normscan.decide import Calibration, CrossThreshold
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import atomic_path, content_hash
 from normscan.io.values import read_json, tupled, write_json
 from normscan.methods.base import Method
+from normscan.methods.folds import Folds
 from normscan.networks.backbones import weights_from_state
 from normscan.preprocess.settings import build_preprocess
 from normscan.quality import Gate
@@ -122,6 +123,8 @@ def read_state(folder: Path, device: str = "auto") -> State:
             setup["method"],
             **{k: setup[k] for k in given},
             wrappers=setup.get("wrappers", ()),
+            # Earlier versions knew no other kind.
+            calibration=Calibration(**setup.get("calibration", {"kind": "split"})),
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]
@@ -129,7 +132,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
             channels=tuple(about["channels"]),
-            scan_threshold=None if threshold is None else ScanThreshold.from_dict(threshold),
+            scan_threshold=None if threshold is None else CrossThreshold.from_dict(threshold),
             pixel_threshold=None if pixel is None else float(pixel),
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
@@ -150,8 +153,11 @@ def read_state(folder: Path, device: str = "auto") -> State:
 
 def read_method(state: State, folder: Path) -> Method:
     """Build the method and give it its stored weights."""
+    kept = state.calibration
+    members = kept.folds if kept.kind == "cross" and not kept.refit else 0
     with seeded(state.seed), weights_from_state():
-        method = wrap(state.card, state.arguments, state.wrappers)
+        built = [wrap(state.card, state.arguments, state.wrappers) for _ in range(max(1, members))]
+    method = Folds(built) if members else built[0]
     try:
         method.load_weights(load_file(folder / WEIGHTS))
     except Exception as error:
@@ -170,6 +176,16 @@ def _gate_line(state: State) -> str:
     )
 
 
+def _trained_line(training: dict[str, Any]) -> str:
+    sizes, subjects = training["cohort_size"], training["subjects"]
+    line = (
+        f"- Trained on: {sizes['train']} healthy scans of {subjects['train']} subjects; threshold"
+    )
+    if folds := training.get("folds"):
+        return f"{line} from the same scans, each scored without its fold of {folds}."
+    return f"{line} from {sizes['val']} {'more' if training['samples'] else 'scans'} of {subjects['val']}."
+
+
 def model_card(state: State) -> str:
     """Return the card of a fitted detector as Markdown."""
     card, training, pre = state.card, state.training, state.preprocess
@@ -185,10 +201,7 @@ def model_card(state: State) -> str:
         f"- Accepted input: {state.arguments['dims']}D "
         f"{'slices of scans' if state.arguments['dims'] == 2 else 'volumes'}, channels "
         f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
-        f"- Trained on: {training['cohort_size']['train']} healthy scans of "
-        f"{training['subjects']['train']} subjects; threshold from "
-        f"{training['cohort_size']['val']} {'more' if training['samples'] else 'scans'} of "
-        f"{training['subjects']['val']}.",
+        _trained_line(training),
         *(
             [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]
             if "references" in training

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from normscan.cohort import Cohort
@@ -10,12 +12,16 @@ from normscan.detector import Detector
 from normscan.errors import CohortError
 from normscan.evaluation.scoring import Region, Scores, score_cohort
 from normscan.metrics import image_metrics
+from normscan.metrics.predictive import decision_metrics
+from normscan.metrics.statistics import Interval
 from normscan.progress import Progress
 
 BASELINES = ("mean_image", "image_statistics")
 
 # name: (title, description, whether it uses the test labels to choose something)
 METRICS: dict[str, tuple[str, str, bool]] = {
+    "sensitivity": ("Sensitivity", "anomalous scans flagged, at the threshold kept", False),
+    "false_alarms": ("False alarms", "healthy scans flagged, at the same threshold", False),
     "image_auroc": ("Image AUROC", "anomalous against healthy scans; ties count half", False),
     "image_ap": ("Image AP", "step-wise average precision over scans", False),
     "pixel_auroc": ("Pixel AUROC", "all pixels of all scans pooled", False),
@@ -44,6 +50,7 @@ def summarise(
     labelled = [r for r in scores.rows if r["label"] is not None]
     found: dict[str, Any] = {}
     if labelled:
+        found |= _decided(labelled, seed)
         image = image_metrics(
             [r["score"] for r in labelled],
             [r["label"] for r in labelled],
@@ -87,6 +94,24 @@ def summarise(
     return metrics, pixels
 
 
+def _decided(rows: list[dict[str, Any]], seed: int) -> dict[str, Interval]:
+    """What was flagged of the anomalous and of the healthy scans, where there are some."""
+    told = [r for r in rows if r["anomalous"] is not None]
+    if not told:
+        return {}
+    decided = decision_metrics(
+        [r["anomalous"] for r in told],
+        [r["label"] for r in told],
+        [r["subject"] for r in told],
+        method="exact",
+        seed=seed,
+    )
+    rate = decided.specificity
+    alarms = replace(rate, value=1 - rate.value, low=1 - rate.high, high=1 - rate.low)
+    both = {"sensitivity": decided.sensitivity, "false_alarms": alarms}
+    return {name: figure for name, figure in both.items() if not math.isnan(figure.value)}
+
+
 def group_metrics(scores: Scores, column: str, threshold: float | None) -> list[dict[str, Any]]:
     """Metrics of the anomalous scans of each value of a column, against all healthy scans."""
     healthy = [r for r in scores.rows if r["label"] == 0]
@@ -113,6 +138,8 @@ def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
         dims=dims,
         seed=detector.seed,
         gate=False,
+        calibration=detector.calibration.kind,
+        folds=detector.calibration.folds,
     )
     return baseline.fit(cohort)
 

@@ -227,6 +227,22 @@ class Method(nn.Module):
         """Anomaly maps and scores of a batch."""
         raise TypeError(f"{type(self).__name__} doesn't say how a map comes out of it")
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether one fit can leave out each fold of the healthy scans in turn; see ``fit_folds``."""
+        return False
+
+    def fit_folds(self, folds: Sequence[Iterable[Batch]]) -> None:
+        """Like ``fit``, fold by fold, so that ``each`` can leave out one after the other."""
+        raise TypeError(f"{type(self).__name__} is fitted anew without each fold")
+
+    def each(self, batch: Batch) -> list[Maps]:
+        """Maps and scores of a batch by each member of a detector that calibrates on all scans.
+
+        A method by itself is its only member; after ``fit_folds`` there is one without each fold.
+        """
+        return [self.maps(batch)]
+
     def found(self, scans: Sequence[str], subjects: Sequence[int]) -> dict[str, Any]:
         """What training found out about healthy scans, by id and subject; for ``training``."""
         return {}

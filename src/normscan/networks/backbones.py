@@ -63,6 +63,8 @@ class Backbone(nn.Module):
         channels: of the features, by tap.
         strides: pixels to a cell, by tap.
         prefix: class and register tokens that a transformer puts before its patch tokens.
+        remembers: give the features of the last images again where the same come again, for several
+            methods that share a frozen network.
 
     Raises:
         ArgumentError: unknown network or tap.
@@ -82,7 +84,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.taps, self.batch_norm, self.scaling = tuple(taps), batch_norm, scaling
-        self.trainable = trainable
+        self.trainable, self.remembers = trainable, False
+        self._last: tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]] | None = None
         self.inputs = 3 if channels == 1 else channels
         self.network, self.reader = tapped(name, self.taps, self.inputs)
         self.prefix = self.reader.prefix
@@ -142,6 +145,13 @@ class Backbone(nn.Module):
                 f"this backbone takes 1 or {self.inputs} channels, not {x.shape[1]}. Choose one "
                 f"modality, or build it with channels={x.shape[1]}."
             )
+        if not self.remembers or x.requires_grad:
+            return self._tokens(x)
+        if self._last is None or not _same(self._last[0], x):
+            self._last = (x.clone(), self._tokens(x))
+        return dict(self._last[1])
+
+    def _tokens(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
         x = x.expand(-1, self.inputs, -1, -1)
         assert isinstance(self.mean, Tensor) and isinstance(self.std, Tensor)
         if self.scaling == "imagenet":
@@ -151,6 +161,10 @@ class Backbone(nn.Module):
         if patch := self.reader.patch:
             x = x[..., : x.shape[-2] // patch * patch, : x.shape[-1] // patch * patch]
         return dict(zip(self.taps, self.reader(self.network, x), strict=True))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
 
 
 def renamed(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -131,8 +131,11 @@ def sentences(outcome: Outcome, decision: Mapping[str, Any]) -> list[str]:
         said.append("No test scan was scored.")
     count, wanted = decision.get("n_validation"), decision.get("fpr_wanted")
     if count and known(wanted):
+        scans = f"{count} healthy validation scan{_s(count)}"
+        if decision.get("kind") == "cross":
+            scans = f"out-of-fold scores of all {count} healthy subjects"
         said.append(
-            f"The threshold was set on {count} healthy validation scan{_s(count)} to flag "
+            f"The threshold was set on {scans} to flag "
             f"{percent(wanted, 0 if float(wanted) >= 0.01 else 1)} of healthy scans; "
             "no anomalous scan was used for it."
         )

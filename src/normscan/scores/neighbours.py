@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, cached_property
 from typing import Literal
 
@@ -152,6 +153,26 @@ class Neighbours:
             for r, q in zip(rows.split(128), queries.split(128), strict=True)
         ]
         return torch.cat(distances)
+
+
+class Joined:
+    """The nearest rows of some parts of a bank, with their numbers in all of it.
+
+    Args:
+        parts: of the bank, by the number of each one's first row.
+        bank: (m, d), all of it.
+    """
+
+    def __init__(self, parts: Mapping[int, Neighbours], bank: Tensor) -> None:
+        self.parts, self.bank = parts, bank
+
+    def rows(self, queries: Tensor, k: int = 1) -> Tensor:
+        """The k nearest rows (n, k) of few queries (n, d), in order."""
+        found = [part.rows(queries, k) + first for first, part in self.parts.items()]
+        rows = torch.cat(found, 1)
+        distances = (self.bank[rows] - queries.to(self.bank)[:, None]).square().sum(2)
+        k = min(k, rows.shape[1])
+        return rows.gather(1, distances.topk(k, largest=False).indices)
 
 
 def _parts(vectors: Tensor) -> Tensor:

@@ -325,6 +325,30 @@ def check_companions(part: Cohort, name: str, needed: Sequence[str]) -> None:
             )
 
 
+def like(name: str) -> str:
+    """The part that a fold of the healthy scans, ``fold1`` and so on, stands for."""
+    return "healthy" if name.startswith("fold") else name
+
+
+def healthy_folds(cohort: Cohort, count: int, seed: int) -> list[Cohort]:
+    """Part the healthy scans of train and val, by subject, into folds of nearly equal size.
+
+    Args:
+        cohort: whose split between train and val is forgotten.
+        count: folds, at most as many as there are subjects.
+        seed: of the order of the subjects.
+    """
+    table = cohort.table
+    healthy = cohort.select(
+        table["split"].isin(["train", "val"]) & (table["label"] == 0).fillna(False)
+    )
+    subjects = list(dict.fromkeys(row.subject for row in healthy))
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    fold = {subjects[place]: i % count for i, place in enumerate(order)}
+    numbers = np.array([fold[row.subject] for row in healthy])
+    return [healthy.select(numbers == k) for k in range(count)]
+
+
 def prepare_sets(
     folder: Path,
     parts: Mapping[str, Cohort],
@@ -338,8 +362,8 @@ def prepare_sets(
     sets = {}
     for name, part in parts.items():
         track = partial(bar.track, name=f"prepare {name}", total=len(part))
-        kind = "healthy" if name == "val" else name
-        prepare = replace(preparation, companions=method.companions(name))
+        kind = "healthy" if name == "val" else like(name)
+        prepare = replace(preparation, companions=method.companions(like(name)))
         made = PreparedSet.create(
             folder / name, part, prepare, prepare.slices, patch, workers, track, kind,
             method.context,

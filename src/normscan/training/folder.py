@@ -18,6 +18,8 @@ CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 CACHE = "cache"
+FOLDS = "folds"  # of a cross-calibrated detector; each has a folder
+MEMBER = "member.safetensors"  # a finished fold
 
 
 def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> None:
@@ -61,7 +63,9 @@ def tidied(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if _first_process() and not (folder / CHECKPOINT).exists():
+        begun = [folder / CHECKPOINT, *(folder / FOLDS).glob("*/*.safetensors")]
+        if _first_process() and not any(path.exists() for path in begun):
+            shutil.rmtree(folder / FOLDS, ignore_errors=True)
             for name in (CONFIG, LOG):
                 (folder / name).unlink(missing_ok=True)
         raise

@@ -293,10 +293,15 @@ class Trainer:
 
 def closed_form(method: Method, healthy: PreparedSet, device: torch.device, seed: int) -> None:
     """Run the closed-form part of a method over the training samples, in order."""
+    with seeded(seed):
+        method.fit(in_order(healthy, device, seed))
+
+
+def in_order(healthy: PreparedSet, device: torch.device, seed: int) -> Batches:
+    """Batches of the training samples, in order, on a device."""
 
     def batches() -> Iterator[Batch]:
         for batch in healthy.passes(16, seed):
             yield batch.to(device)
 
-    with seeded(seed):
-        method.fit(Batches(batches))
+    return Batches(batches)

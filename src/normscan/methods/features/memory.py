@@ -26,7 +26,7 @@ from normscan.networks.backbones import Backbone
 from normscan.registry import register
 from normscan.scores.coreset import Coreset
 from normscan.scores.inverted_lists import InvertedLists, has_faiss
-from normscan.scores.neighbours import Neighbours, Search
+from normscan.scores.neighbours import Joined, Neighbours, Search
 from normscan.scores.reservoir import Reservoir
 
 Pooling = Literal["windows", "average"]
@@ -49,13 +49,17 @@ class Bank(nn.Module):
         super().__init__()
         self.search, self.memory = search, memory
         self.vectors: Tensor
+        self.sizes: Tensor
         self.register_buffer("vectors", torch.zeros(0, dim))
+        # Vectors of each fold of the training scans, one after the other, where they are told apart.
+        self.register_buffer("sizes", torch.zeros(0, dtype=torch.long))
         self.lists = InvertedLists(dim)
         self._index: Neighbours | None = None
+        self._folds: dict[int, Neighbours] | None = None
         self.register_load_state_dict_post_hook(Bank._forget)
 
     def _forget(self, *_: object) -> None:
-        self._index = None
+        self._index = self._folds = None
 
     def stays_mapped(self, name: str, value: Tensor) -> bool:
         """Vectors that are more than the memory allowed, so that they lie on disk."""
@@ -74,6 +78,7 @@ class Bank(nn.Module):
     def keep(self, vectors: Tensor) -> None:
         """Take these vectors (n, dim), and part them into lists where FAISS will search them."""
         self.vectors, self.lists = vectors, InvertedLists(vectors.shape[1])
+        self.sizes = self.sizes.new_zeros(0)
         large = self.stays_mapped("vectors", vectors)
         if self.search == "faiss" or (self.search == "auto" and large and has_faiss()):
             fit = len(vectors) * (vectors.shape[1] + 8) <= self.memory * GIB
@@ -93,6 +98,23 @@ class Bank(nn.Module):
                 self.vectors, self.search if coarse else "float32", self.lists if listed else None
             )
         return self._index
+
+    def keep_folds(self, folds: Sequence[Tensor]) -> None:
+        """Take the vectors of each fold of the training scans, so that one can be left out."""
+        self.keep(torch.cat(list(folds)))
+        self.sizes = torch.tensor([len(fold) for fold in folds], device=self.vectors.device)
+        self._folds = None
+
+    @property
+    def folds(self) -> dict[int, Neighbours]:
+        """What finds the nearest vectors of each fold, by the number of its first vector."""
+        if self._folds is None:
+            sizes = self.sizes.tolist()
+            search: Search = "auto" if self.search == "faiss" else self.search
+            starts = [sum(sizes[:k]) for k in range(len(sizes))]
+            parts = self.vectors.split(sizes)
+            self._folds = {s: Neighbours(p, search) for s, p in zip(starts, parts, strict=True)}
+        return self._folds
 
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
         """Squared distances (n, k) of (n, dim) to the k nearest vectors, in order."""
@@ -214,41 +236,79 @@ class PatchCore(Method):
             )
         return f"{text}; the bank keeps {bank:,} in {bank * self.dim * 4 / GIB:.2g} GiB"
 
-    @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        every = self.bank.reservoir(self.largest)
+        self.bank.keep(self._vectors(batches, self.largest))
+
+    @property
+    def leaves_out(self) -> bool:
+        return not self.whole
+
+    def fit_folds(self, folds: Sequence[Iterable[Batch]]) -> None:
+        # A coreset of each fold: what is kept of one doesn't depend on the others.
+        largest = max(1, self.largest // len(folds))
+        self.bank.keep_folds([self._vectors(fold, largest) for fold in folds])
+
+    @torch.no_grad()
+    def _vectors(self, batches: Iterable[Batch], largest: int) -> Tensor:
+        """What the bank keeps of some images, at most ``largest`` vectors."""
+        every = self.bank.reservoir(largest)
         chosen: Coreset | None = None
         for batch in batches:
             found = self.patches(batch.image)[0].flatten(0, 1).float()
             if self.whole:
                 every.add(found, batch.rng)
             else:
-                chosen = chosen or Coreset(self.largest, self.capacity, batch.rng, PROJECTION)
+                chosen = chosen or Coreset(largest, self.capacity, batch.rng, PROJECTION)
                 chosen.add(found)
         if chosen is not None:
-            self.bank.keep(chosen.finish(max(1, round(self.coreset * chosen.seen))))
-        elif every.seen:
-            self.bank.keep(every.finish())
-        else:
-            raise ArgumentError("patchcore needs at least one training image.")
+            return chosen.finish(max(1, round(self.coreset * chosen.seen)))
+        if every.seen:
+            return every.finish()
+        raise ArgumentError("patchcore needs at least one training image.")
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         patches, grid = self.patches(batch.image)
         distances = self.bank.nearest(patches.flatten(0, 1), self.scoring.neighbours)
+        return self._scored(batch, patches, grid, distances, self.bank.index)
+
+    @torch.no_grad()
+    def each(self, batch: Batch) -> list[Maps]:
+        if not len(self.bank.sizes):
+            return [self.maps(batch)]
+        patches, grid = self.patches(batch.image)
+        k, folds = self.scoring.neighbours, self.bank.folds
+        found = {first: index(patches.flatten(0, 1), k) for first, index in folds.items()}
+        members = []
+        for left_out in folds:
+            others = torch.cat([d for first, d in found.items() if first != left_out], 1)
+            distances = others.topk(min(k, others.shape[1]), largest=False).values
+            index = Joined({f: i for f, i in folds.items() if f != left_out}, self.bank.vectors)
+            members.append(self._scored(batch, patches, grid, distances, index))
+        return members
+
+    def _scored(
+        self,
+        batch: Batch,
+        patches: Tensor,
+        grid: tuple[int, int],
+        distances: Tensor,
+        index: Neighbours | Joined,
+    ) -> Maps:
+        """Maps by the squared distances (B * h * w, k) of patches (B, h * w, dim)."""
         if not self.scoring.squared:
             distances = distances.clamp_min(0).sqrt()
         scores = distances.mean(1).reshape(len(batch), 1, *grid)
         worst, place = scores.flatten(1).max(1)
         if self.scoring.reweighted:
             farthest = patches[torch.arange(len(batch)), place].float()
-            worst = worst * novelty(farthest, self.bank.index, self.scoring.reweighted)
+            worst = worst * novelty(farthest, index, self.scoring.reweighted)
         shape = batch.image.shape[2:]
         enlarged = F.interpolate(scores, shape, mode="bilinear", align_corners=False)
         return Maps(map=enlarged, score=worst)
 
 
-def novelty(patches: Tensor, index: Neighbours, k: int) -> Tensor:
+def novelty(patches: Tensor, index: Neighbours | Joined, k: int) -> Tensor:
     """How little a patch is explained by the surroundings of its nearest neighbour (Roth, eq. 7).
 
     Args:

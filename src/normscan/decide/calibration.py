@@ -1,0 +1,90 @@
+"""Which healthy scans set the threshold, and what rate they can promise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from normscan.errors import ArgumentError
+
+Kind = Literal["auto", "split", "cross"]
+KINDS = ("auto", "split", "cross")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the decision is calibrated.
+
+    Attributes:
+        kind: ``split`` takes the healthy scans of val; ``cross`` all healthy scans of train and
+            val, each scored by a detector that didn't see its subject; ``auto`` takes ``cross``
+            where val is too small for the rate and all healthy subjects aren't, see ``gains``.
+        folds: detectors that ``cross`` fits, each without one part of the healthy subjects.
+        refit: keep one detector fitted to all healthy scans, rather than the folds' together.
+    """
+
+    kind: Kind = "auto"
+    folds: int = 5
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ArgumentError(f"calibration is '{self.kind}'; it is one of {', '.join(KINDS)}.")
+        if self.folds < 2:
+            raise ArgumentError(f"folds is {self.folds}; cross-calibration needs 2 or more.")
+
+    def settled(self, val: int, healthy: int, fpr: float, processes: int = 1) -> Calibration:
+        """Return what it is for a cohort, ``split`` or ``cross``.
+
+        Args:
+            val: healthy subjects in val.
+            healthy: healthy subjects in train and val.
+            fpr: wanted false-positive rate.
+            processes: that train together; ``cross`` needs one.
+
+        Raises:
+            ArgumentError: ``cross`` was asked for and can't be had.
+        """
+        if self.kind == "cross" and processes > 1:
+            raise ArgumentError("calibration cross works in one process: leave out devices.")
+        if self.kind == "cross" and healthy < 2:
+            raise ArgumentError("calibration cross needs two healthy subjects or more.")
+        split = Calibration("split", self.folds, self.refit)
+        if self.kind == "split" or (self.kind == "auto" and processes > 1):
+            return split
+        if self.kind == "auto" and val and not gains(val, healthy, fpr):
+            return split
+        if healthy < 2:
+            return split
+        return Calibration("cross", min(self.folds, healthy), self.refit)
+
+
+SPLIT = Calibration("split")
+
+
+def gains(val: int, healthy: int, fpr: float) -> bool:
+    """Whether all healthy subjects support a rate that those of val alone don't.
+
+    One score that sets the threshold by itself is no support. All subjects help where they are more
+    than one, or where they can at least promise the rate and val can't.
+    """
+    if rank(val, fpr) >= 2:
+        return False
+    promised = 1 / (healthy + 1) <= fpr < 1 / (val + 1)
+    return rank(healthy, fpr) >= 2 or promised
+
+
+def rank(n: int, fpr: float) -> int:
+    """Return which of n healthy scores, counted from the highest, is the threshold."""
+    # 0.29 * 100 is 28.999...: the slack makes it the 29 that is meant.
+    return min(max(1, math.floor(fpr * (n + 1) + 1e-9)), max(1, n))
+
+
+def promise(n: int, fpr: float) -> str:
+    """Say what rate n healthy subjects can promise, such as ``4.8 %, by the highest 3 of 62``."""
+    if n < 1:
+        return "nothing, there are none"
+    k = rank(n, fpr)
+    what = "the highest of" if k == 1 else f"the {k} highest of"
+    return f"{k / (n + 1):.1%}, set by {what} {n} score{'' if n == 1 else 's'}"

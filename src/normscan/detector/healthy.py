@@ -1,0 +1,130 @@
+"""Healthy scans that a detector scored without having learnt from them, and what they decide."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from normscan.cohort import Cohort
+from normscan.decide import CrossThreshold, PixelThreshold, ScanThreshold
+from normscan.decide.scans import highest_of
+from normscan.detector.finding import UNDECIDED, Finding
+from normscan.detector.prediction import predict_rows
+from normscan.detector.state import State
+from normscan.errors import CohortError
+from normscan.io import atomic_path
+from normscan.metrics.maps import Singles
+from normscan.progress import Progress
+
+
+@dataclass
+class Healthy:
+    """Scores of healthy scans by a detector that did not see their subjects.
+
+    Attributes:
+        scans: id of each.
+        subjects: whose it is.
+        scores: of each.
+        folds: number of the fold that it lies in, from 1; 0 where val alone was scored.
+        images: what the pixel threshold needs of each map, see ``PixelThreshold``.
+        failures: (scan, reason) of those that could not be predicted.
+    """
+
+    scans: list[str] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    folds: list[int] = field(default_factory=list)
+    images: list[tuple[Singles, int]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def join(cls, parts: Sequence[Healthy]) -> Healthy:
+        """Return several as one."""
+        return cls(*([v for p in parts for v in getattr(p, name)] for name in vars(cls())))
+
+    def doubt(self) -> str:
+        """Say which healthy scan stands alone at the top, so that somebody looks at it, if one does.
+
+        It does where it lies further above the next subject than that one above the median.
+        """
+        highest = np.sort(list(highest_of(np.array(self.scores), self.subjects).values()))
+        if len(highest) < 3 or not np.isfinite(highest[-2:]).all():
+            return ""
+        top, second, middle = highest[-1], highest[-2], np.median(highest)
+        if top - second <= second - middle:
+            return ""
+        scan = self.scans[int(np.argmax(self.scores))]
+        return (
+            f"{scan} is among the healthy scans and scores {top:.4g}, the others at most "
+            f"{second:.4g}; look at it. If it isn't healthy, take it out of the table."
+        )
+
+    def write(self, path: Path) -> None:
+        """Write a table of scans, subjects, folds and scores, the highest score first."""
+        text = io.StringIO()
+        lines = csv.writer(text)
+        lines.writerow(["scan", "subject", "fold", "score"])
+        for i in np.argsort(-np.asarray(self.scores), kind="stable"):
+            lines.writerow([self.scans[i], self.subjects[i], self.folds[i], self.scores[i]])
+        with atomic_path(path) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) -> Healthy:
+    """Score healthy scans that the state's method did not see.
+
+    Args:
+        state: with a fitted method.
+        cohort: healthy scans.
+        bar: shows progress.
+        fold: that they lie in.
+    """
+    pixels, found = PixelThreshold(state.pixel_fpr), Healthy()
+    rows = bar.track(cohort, "calibrate", len(cohort))
+    for row, result in predict_rows(state, rows, force=True):
+        if not isinstance(result, Finding):
+            found.failures.append((row.scan, str(result)))
+            continue
+        found.scans.append(row.scan)
+        found.subjects.append(row.subject)
+        found.scores.append(result.score)
+        found.folds.append(fold)
+        if result.map is not None:
+            pixels.add(result.map)
+    found.images = pixels.images
+    return found
+
+
+def decided(state: State, healthy: Healthy) -> State:
+    """Return the state with thresholds from scored healthy scans, of val or of several folds.
+
+    Where there were none to score, a method that may do without leaves the decision open.
+
+    Raises:
+        CohortError: none of them could be predicted.
+    """
+    if not (healthy.scores or healthy.failures) and state.card.may_stay_open:
+        return state.changed(training={**state.training, "calibration": UNDECIDED})
+    if not healthy.scores:
+        raise CohortError("no healthy scan for the threshold could be predicted: no threshold.")
+    threshold: ScanThreshold
+    if state.calibration.kind == "cross":
+        threshold = CrossThreshold.of_subjects(
+            healthy.scores, healthy.folds, state.fpr, healthy.subjects
+        )
+    else:
+        threshold = ScanThreshold.fit(healthy.scores, state.fpr, healthy.subjects)
+    training = {**state.training, "calibration": threshold.describe()}
+    pixels = PixelThreshold(state.pixel_fpr, healthy.images)
+    if len(pixels):
+        training["pixel_threshold"] = pixels.to_dict()
+    return state.changed(
+        scan_threshold=threshold,
+        pixel_threshold=pixels.threshold if len(pixels) else None,
+        training=training,
+    )
