@@ -143,7 +143,7 @@ def test_a_few_shot_detector_may_stay_open_too(toy):
     detector = Detector("toy_nearest", shots=2, **OPTIONS).fit(few)
     assert detector.scan_threshold is None and len(detector.method.bank) == 2
     with pytest.raises(CohortError, match="no healthy scans in 'val'"):
-        Detector("mean_image", **OPTIONS).fit(few)
+        Detector("mean_image", calibration="split", **OPTIONS).fit(few)
 
 
 def test_limits_need_a_decision(toy):
