@@ -289,6 +289,22 @@ def test_calibration_of_uniform_and_of_small_p_values():
         calibration([0.5], levels=[1])
 
 
+def test_p_values_that_share_their_healthy_scans_have_a_null_of_their_own():
+    """Exchangeable scores: at the level 0.1 the test rejects a tenth; one for independent ones most."""
+    from normscan.decide import ScanThreshold
+
+    rng = np.random.default_rng(5)
+    shared, independent = [], []
+    for _ in range(200):
+        p_values = ScanThreshold(rng.normal(size=12)).p_values(rng.normal(size=80))
+        shared.append(calibration(p_values, behind=12, repeats=99).p_value)
+        independent.append(calibration(p_values).p_value)
+    assert stats.binomtest(int(np.sum(np.array(shared) <= 0.1)), 200, 0.1).pvalue > 0.01
+    assert np.mean(np.array(independent) <= 0.1) > 0.5
+    shifted = ScanThreshold(rng.normal(size=40)).p_values(rng.normal(size=80) + 2)
+    assert calibration(shifted, behind=40, repeats=199).p_value == 1 / 200
+
+
 def test_segmentations_are_judged_by_lesions_surfaces_and_volumes():
     truth = squares((5, 5, 4, 4))
     scores = SegmentationScores()

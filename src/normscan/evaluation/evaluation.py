@@ -152,7 +152,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
         "warning": None if threshold.certified else threshold.describe(),
         "flagged_anomalous": _flagged(scores, 1),
         "flagged_healthy": _flagged(scores, 0),
-        "calibration": _calibration(scores),
+        "calibration": _calibration(scores, threshold.n),
     }
 
 
@@ -162,13 +162,13 @@ def _gate_counts(scores: Scores) -> dict[str, int] | None:
     return {s: verdicts.count(s) for s in ("ok", "flag", "refuse")} if verdicts else None
 
 
-def _calibration(scores: Scores) -> dict[str, Any] | None:
+def _calibration(scores: Scores, behind: int) -> dict[str, Any] | None:
     """Calibration of the p-values of healthy subjects, each with its lowest, as at the threshold."""
     lowest: dict[str, float] = {}
     for row in scores.rows:
         if row["label"] == 0 and row["p_value"] is not None:
             lowest[row["subject"]] = min(row["p_value"], lowest.get(row["subject"], 1.0))
-    return calibration(list(lowest.values())).to_dict() if lowest else None
+    return calibration(list(lowest.values()), behind=behind).to_dict() if lowest else None
 
 
 def _flagged(scores: Scores, label: int) -> int:

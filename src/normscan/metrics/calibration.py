@@ -19,9 +19,10 @@ class Calibration:
 
     Attributes:
         distance: largest distance of their distribution from the uniform one (Kolmogorov-Smirnov).
-        p_value: of the Kolmogorov-Smirnov test; small where they are not uniform. Conformal
-            p-values are multiples of 1 / (n + 1), for which the test says "not uniform" too easily
-            when n is small beside the number of scans.
+        p_value: how often calibrated p-values lie as far from uniform; small where these are not
+            calibrated. With ``behind`` of ``calibration`` it counts that all share one set of
+            healthy scans; else it is that of the Kolmogorov-Smirnov test for independent ones,
+            which says "not uniform" too easily where that set is small.
         below: for each level the fraction of healthy scans with p <= level, with its exact
             (Clopper-Pearson) interval. A fraction above its level is a false-positive rate higher
             than promised.
@@ -42,6 +43,8 @@ def calibration(
     p_values: npt.ArrayLike,
     levels: Sequence[float] = (0.01, 0.05, 0.1),
     confidence: float = 0.95,
+    behind: int | None = None,
+    repeats: int = 2000,
 ) -> Calibration:
     """Return how far the p-values of healthy scans are from uniform.
 
@@ -51,6 +54,10 @@ def calibration(
         p_values: of healthy test scans (n,), in [0, 1].
         levels: levels in (0, 1).
         confidence: coverage of the intervals, in (0, 1).
+        behind: number of healthy subjects that all the p-values were counted against; None for
+            p-values that are independent.
+        repeats: draws of exchangeable scores that the null of ``p_value`` is simulated by, with a
+            fixed seed, where ``behind`` is given.
 
     Raises:
         ArgumentError: no p-values, or a number outside its range.
@@ -66,10 +73,26 @@ def calibration(
     from scipy.stats import binomtest, kstest
 
     test = kstest(values, "uniform")
+    p_value = float(test.pvalue)
+    if behind is not None:
+        null = _distances(behind, values.size, repeats)
+        p_value = (1 + int((null >= test.statistic - 1e-12).sum())) / (1 + repeats)
     below = {}
     for level in levels:
         count = int((values <= level + 1e-12).sum())
         ends = binomtest(count, values.size).proportion_ci(confidence, method="exact")
         fraction = count / values.size
         below[f"{level:g}"] = Estimate(fraction, float(ends.low), float(ends.high), values.size, 0)
-    return Calibration(float(test.statistic), float(test.pvalue), below, values.size)
+    return Calibration(float(test.statistic), p_value, below, values.size)
+
+
+def _distances(behind: int, tested: int, repeats: int) -> npt.NDArray[np.float64]:
+    """Distances from uniform of conformal p-values, where all scores are exchangeable."""
+    rng = np.random.default_rng(0)
+    steps, found = np.arange(tested + 1) / tested, np.empty(repeats)
+    for i in range(repeats):
+        healthy = np.sort(rng.random(behind))
+        as_high = behind - np.searchsorted(healthy, rng.random(tested))
+        values = np.sort(1 + as_high) / (behind + 1)
+        found[i] = max((steps[1:] - values).max(), (values - steps[:-1]).max())
+    return found
