@@ -48,7 +48,10 @@ def images(data: Path, cache: Path) -> dict[str, Any]:
 
     file = cache / f"{data.name}-{SIZE}.npz"
     if not file.exists():
-        cohort, detector = Cohort.read(data), Detector("patchcore", size=SIZE)
+        # Each scan on its own, so that nothing needs to be learnt first.
+        scaled = {"scaling": "percentile", "crop": "foreground", "fit": "pad"}
+        cohort = Cohort.read(data)
+        detector = Detector("patchcore", size=SIZE, preprocess=scaled)
         parts = {}
         for part in ("train", "test"):
             rows = list(cohort.part(part))
