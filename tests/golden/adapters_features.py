@@ -322,3 +322,89 @@ def map_without_margin(method: Method, check: Check) -> Tensor:
 
 def score_without_margin(method: Method, check: Check) -> Tensor:
     return score_apart(method, check) - 0.5
+
+
+# --- transformers
+
+
+def _queries(method: Any, check: Check) -> None:
+    """Each layer's queries are a tensor of their own in the release."""
+    _, *shape = method.network.queries.shape
+    with torch.no_grad():
+        method.network.queries.copy_(RULES[check.rule](tuple(shape)) / shape[1] ** 0.5)
+
+
+def given(method: Any, check: Check) -> Tensor:
+    """Features by the rule for two images."""
+    channels = method.network.inward.in_features
+    return RULES[check.rule]((2, channels, *method.network.grid))
+
+
+def restored_stages(method: Any, check: Check) -> Tensor:
+    _queries(method, check)
+    with torch.no_grad():
+        return method.network(given(method, check))
+
+
+def map_of_queries(method: Method, check: Check) -> Tensor:
+    _queries(method, check)
+    return map_apart(method, check)
+
+
+def score_of_queries(method: Method, check: Check) -> Tensor:
+    _queries(method, check)
+    return score_apart(method, check)
+
+
+def jittered_loss(method: Any, check: Check) -> Tensor:
+    _queries(method, check)
+    features = given(method, check)
+    method.features = lambda _: features
+    batch = batch_of(check)
+    batch.rng = Drawn(check.rule)  # type: ignore[assignment]
+    return sum(method.train().loss(batch, "", "").values()).detach().reshape(1)
+
+
+def one_place(method: Any) -> None:
+    """All patches at the place of the first: how places are interpolated doesn't count."""
+    places = method.backbone.network.pos_embed
+    with torch.no_grad():
+        places.copy_(places[:, :1].expand_as(places))
+
+
+def features_of_group(method: Any, check: Check) -> Tensor:
+    one_place(method)
+    with torch.no_grad():
+        return method.pairs(batch_of(check).image)[0][0]
+
+
+def restored_of_group(method: Any, check: Check) -> Tensor:
+    one_place(method)
+    with torch.no_grad():
+        return method.pairs(batch_of(check).image)[1][0]
+
+
+def map_of_one_place(method: Method, check: Check) -> Tensor:
+    one_place(method)
+    return map_apart(method, check)
+
+
+def score_of_one_place(method: Method, check: Check) -> Tensor:
+    """Of the map's own grid."""
+    grid = map_of_one_place(method, check)[:, 0].numpy()
+    whole = [np.ones_like(m, bool) for m in grid]
+    pairs = zip(grid, whole, strict=True)
+    return torch.tensor([reduce_map(method.card.reduction, m, w) for m, w in pairs])
+
+
+def damped_loss(method: Any, check: Check) -> Tensor:
+    """The loss half way up the ramp of the damped share."""
+    one_place(method)
+    method.seen.fill_(method.ramp / 2)
+    return sum(method.train().loss(batch_of(check), "", "").values()).reshape(1)
+
+
+def damped_gradient(method: Any, check: Check) -> Tensor:
+    damped_loss(method, check).backward()
+    gradient: Tensor = method.decoder.bottleneck[1].weight.grad
+    return gradient

@@ -104,10 +104,10 @@ def read_all() -> dict[str, Record]:
 def _undrawn() -> Iterator[None]:
     """Within it no initial weights are drawn, which takes seconds for a large network."""
 
-    def same(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return tensor
+    def zeros(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor.zero_()
 
-    with patch.object(Tensor, "normal_", same), patch.object(Tensor, "uniform_", same):
+    with patch.object(Tensor, "normal_", zeros), patch.object(Tensor, "uniform_", zeros):
         yield
 
 
