@@ -153,7 +153,7 @@ def judge(path: Path) -> tuple[str, str, str]:
     except ScanError as error:
         reason = str(error).replace(str(path), path.name)
         sound = kind in READERS and any(other(path, r) is not None for r in READERS[kind])
-        if sound and "damaged" in reason and "unknown variant" not in reason:
+        if sound and "damaged" in reason:
             return kind, "wrong", f"called damaged: {reason}"
         return kind, "refused", ("readable by another: " if sound else "") + reason
     except Exception as error:
@@ -232,7 +232,7 @@ def against_dcm2niix(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Compare every volume of the series below ``In/`` with those in ``Ref/`` of its number."""
     import nibabel as nib
 
-    references = defaultdict(list)
+    references: dict[int, list[Any]] = defaultdict(list)
     for path in sorted((folder / "Ref").glob("*.nii*")):
         about = path.with_name(path.name.split(".nii")[0] + ".json")
         if about.is_file():
@@ -242,21 +242,27 @@ def against_dcm2niix(folder: Path) -> Iterator[tuple[str, str, str]]:
             continue
         scan = ns.read(f"{folder / 'In'}#series={series.label}")
         mine = nib.as_closest_canonical(nib.Nifti1Image(scan.data[0], scan.affine))
-        outcome, why = "read", "no reference"
-        for image in references.get(int(series.number or -1), []):
-            outcome, why = "wrong", f"series {series.label} is no volume of its reference"
-            whole = np.asarray(image.dataobj)
-            whole = whole[..., None] if whole.ndim == 3 else whole
-            for volume in np.moveaxis(whole, -1, 0):
-                theirs = nib.as_closest_canonical(
-                    nib.Nifti1Image(volume.astype(np.float32), image.affine)
-                )
-                same = mine.shape == theirs.shape and np.allclose(
-                    mine.affine, theirs.affine, atol=0.01
-                )
-                if same and np.array_equal(mine.get_fdata(), theirs.get_fdata()):
-                    outcome, why = "equal", "dcm2niix"
+        images = references.get(int(series.number or -1), [])
+        outcome, why = ("wrong", f"series {series.label} isn't in its reference") if images else (
+            "read", "no reference"
+        )  # fmt: skip
+        if any(same_volume(mine, image) for image in images):
+            outcome, why = "equal", "dcm2niix"
         yield "DICOM series, dcm2niix", outcome, why
+
+
+def same_volume(mine: Any, image: Any) -> bool:
+    """Tell whether a volume, its axes in RAS order, is one of a NIfTI, in values and place."""
+    import nibabel as nib
+
+    whole = np.asarray(image.dataobj)
+    whole = whole[..., None] if whole.ndim == 3 else whole
+    for volume in np.moveaxis(whole, -1, 0):
+        theirs = nib.as_closest_canonical(nib.Nifti1Image(volume.astype(np.float32), image.affine))
+        placed = mine.shape == theirs.shape and np.allclose(mine.affine, theirs.affine, atol=0.01)
+        if placed and np.array_equal(mine.get_fdata(), theirs.get_fdata()):
+            return True
+    return False
 
 
 def main() -> None:
