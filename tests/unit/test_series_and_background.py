@@ -12,6 +12,7 @@ import tifffile
 from normscan.errors import ScanError
 from normscan.io import content_hash, probe, read_mask, read_scan, stem, write_map
 from normscan.io.background import SAID
+from normscan.io.read import check_array
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,13 @@ def test_a_volume_of_a_nifti(tmp_path, rng, name, shape):
     assert written.shape[:2] == shape[:2] and np.squeeze(written.get_fdata()).shape == spatial
     np.testing.assert_allclose(written.affine, image.affine)
     assert stem(f"{name}#volume=3") == "a_volume3"
+
+
+def test_a_table_is_no_image(tmp_path, rng):
+    table = rng.random((1, 1, 1, 1, 5, 6)).astype(np.float32)
+    nib.save(nib.Nifti2Image(table, np.eye(4)), tmp_path / "a.dconn.nii")
+    with pytest.raises(ScanError, match="CIFTI"):
+        read_scan(tmp_path / "a.dconn.nii")
 
 
 def test_masks_in_a_series(tmp_path, rng):
@@ -142,3 +150,14 @@ def test_a_hole_in_the_first_slice_is_a_hole(tmp_path, rng):
     tifffile.imwrite(tmp_path / "c.tif", values)
     with pytest.raises(ScanError, match="12 of 288 values are NaN or infinite"):
         read_scan(tmp_path / "c.tif")
+
+
+def test_arrays_have_the_same_rule(rng):
+    values, inside = brain(rng)
+    with pytest.warns(UserWarning, match=SAID):
+        scan = check_array(np.where(inside, values, np.nan))
+    np.testing.assert_array_equal(scan.data[0], np.where(inside, values, 0))
+    values[8, 9, 7] = np.nan
+    with pytest.raises(ScanError, match="array: 1 of 4032 values are NaN inside"):
+        check_array(values)
+    assert check_array(rng.integers(0, 9, (5, 6))).extra == {}

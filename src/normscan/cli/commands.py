@@ -15,6 +15,7 @@ from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess
 from normscan.cli.data import steps as steps
+from normscan.cli.data import tiles as tiles
 from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate

@@ -173,3 +173,41 @@ def bids(
     )  # fmt: skip
     print("\n".join(table.notes))
     print(f"cohort: {table.write(out)}\nnext: normscan cohort {out}")
+
+
+def tiles(
+    path: str,
+    out: str,
+    size: int = 256,
+    mpp: float | None = None,
+    share: float = 0.5,
+    most: int | None = None,
+    seed: int = 0,
+    root: str | None = None,
+) -> None:
+    """Cut whole-slide images into tiles of tissue, written as a cohort.
+
+    Args:
+        path: a slide (SVS, NDPI, MRXS, tiled TIFF), a folder of slides, or a table of slides.
+        out: folder for the tiles, the tissue masks and cohort.csv.
+        size: pixels along each side of a tile.
+        mpp: micrometres of a pixel, such as 0.5 (20x); by default those of the finest level.
+        share: of a tile that must be tissue.
+        most: tiles of a slide; more are drawn from by the seed.
+        seed: of that draw.
+        root: folder of the table's relative paths.
+    """
+    from normscan.cohort.table import TABLES
+    from normscan.cohort.tiles import cut_tiles
+
+    if size < 1 or not 0 <= share <= 1 or (mpp is not None and mpp <= 0):
+        raise ArgumentError(
+            f"size={size}, share={share}, mpp={mpp}: give a size of 1 or more, a share of 0 to 1 and "
+            "micrometres above 0."
+        )
+    table = Path(path).suffix.lower() in TABLES
+    slides = Cohort.read(path, root=root) if table else Path(path)
+    written, notes = cut_tiles(slides, Path(out), size, mpp, share, most, seed, Progress().track)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(f"cohort: {written}\nnext: normscan cohort {written}")

@@ -37,6 +37,7 @@ COMMANDS = {
     "methods": "list the methods",
     "cohort": "say what is in a table or folder: normscan cohort PATH",
     "bids": "write a BIDS data set as a cohort table: normscan bids ROOT --out cohort.csv",
+    "tiles": "cut whole-slide images into tiles of tissue: normscan tiles SLIDE --out FOLDER",
     "datasets": "public data sets: list, show ID, prepare ID --root FOLDER, download ID",
     "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
     "demo": "the whole job on a simulated cohort",
@@ -62,6 +63,7 @@ POSITIONAL = {
     "cohort": "path",
     "preprocess": "cohort",
     "bids": "path",
+    "tiles": "path",
     "federate": "method",
 }
 

@@ -1,4 +1,4 @@
-"""Read and write images: NIfTI, PNG, JPEG, BMP, TIFF and NumPy files."""
+"""Read and write images: DICOM, NIfTI, NRRD, MetaImage, MGH, MINC, pictures and NumPy files."""
 
 from normscan.io.atomic import atomic_path, check_folder
 from normscan.io.companions import COMPANIONS, Given, read_companion

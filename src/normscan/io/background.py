@@ -20,7 +20,7 @@ def fill_background(data: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
     slice is a hole.
 
     Args:
-        data: (C, *spatial) float32 without infinite values.
+        data: (C, *spatial) without infinite values.
         path: to name it.
 
     Returns:
@@ -29,6 +29,8 @@ def fill_background(data: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
     Raises:
         ScanError: NaN inside of the anatomy, or nothing else.
     """
+    if data.dtype.kind != "f":
+        return data, ()
     holes = np.isnan(data)
     count = int(np.count_nonzero(holes))
     if count == 0:
@@ -46,7 +48,7 @@ def fill_background(data: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
     value = min(0.0, float(np.nanmin(data)))
     warnings.warn(SAID, stacklevel=2)
     note = f"{count} of {data.size} values are NaN around the anatomy: taken as background ({value:g})."
-    return np.where(holes, np.float32(value), data), (note,)
+    return np.where(holes, data.dtype.type(value), data), (note,)
 
 
 def _outside(holes: np.ndarray) -> int:

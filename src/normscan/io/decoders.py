@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.io import arrays, brain_formats, jpeg2000, metaimage, nifti, nrrd, raster, tiff
 from normscan.io.address import COLLECTIONS, whole_number
 from normscan.io.background import fill_background
 from normscan.io.files import Decoded, Header, check_file, data_of, header_of
@@ -18,42 +17,37 @@ from normscan.io.files import Decoded, Header, check_file, data_of, header_of
 
 @dataclass(frozen=True)
 class _Reader:
-    """A module of ``normscan.io`` with its functions.
+    """How a format is read.
 
     Attributes:
-        module: its name.
         read: takes the path and the selectors of the address, gives a ``Decoded``.
         probe: the same, gives a ``Header``.
         selectors: of addresses that it knows, beside ``slice`` and ``axis``.
         data: gives the file that holds the values, where that may be another.
     """
 
-    module: str
-    read: str
-    probe: str
+    read: Callable[[Path, dict[str, str]], Decoded]
+    probe: Callable[[Path, dict[str, str]], Header]
     selectors: tuple[str, ...] = ()
-    data: str = ""
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Import the module and call one of its functions."""
-        found: Callable[..., Any] = getattr(import_module(f"normscan.io.{self.module}"), function)
-        return found(*arguments)
+    data: Callable[[Path], Path] | None = None
 
 
-_RASTER = _Reader("raster", "read_raster", "probe_raster")
-_NIFTI = _Reader("nifti", "read_nifti", "probe_nifti", ("volume",))
-_ARRAY = _Reader("arrays", "read_array", "probe_array", ("stack",))
-_NIBABEL = _Reader("brain_formats", "read_with_nibabel", "probe_with_nibabel", ("volume",))
-_NRRD = _Reader("nrrd", "read_nrrd", "probe_nrrd", ("volume",), "nrrd_data")
-_META = _Reader("metaimage", "read_metaimage", "probe_metaimage", ("volume",), "metaimage_data")
+_RASTER = _Reader(raster.read_raster, raster.probe_raster)
+_NIFTI = _Reader(nifti.read_nifti, nifti.probe_nifti, ("volume",))
+_ARRAY = _Reader(arrays.read_array, arrays.probe_array, ("stack",))
+_NIBABEL = _Reader(brain_formats.read_with_nibabel, brain_formats.probe_with_nibabel, ("volume",))
+_NRRD = _Reader(nrrd.read_nrrd, nrrd.probe_nrrd, ("volume",), nrrd.nrrd_data)
+_META = _Reader(
+    metaimage.read_metaimage, metaimage.probe_metaimage, ("volume",), metaimage.metaimage_data
+)
 
 READERS = {
     "PNG": _RASTER,
     "JPEG": _RASTER,
     "BMP": _RASTER,
     "WebP": _RASTER,
-    "JPEG 2000": _Reader("jpeg2000", "read_jpeg2000", "probe_jpeg2000"),
-    "TIFF": _Reader("tiff", "read_tiff", "probe_tiff"),
+    "JPEG 2000": _Reader(jpeg2000.read_jpeg2000, jpeg2000.probe_jpeg2000),
+    "TIFF": _Reader(tiff.read_tiff, tiff.probe_tiff),
     "NIfTI": _NIFTI,
     "gzipped NIfTI": _NIFTI,
     "NIfTI header": _NIFTI,
@@ -79,14 +73,14 @@ def decode(path: Path, chosen: dict[str, str]) -> Decoded:
     reader = _reader(path, kind, chosen)
     path = header_of(path)
     if "slice" not in chosen:
-        return _filled(reader.call(reader.read, path, chosen), path)
+        return _filled(reader.read(path, chosen), path)
     from normscan.io.volumes import open_volume, take
 
     index, axis = whole_number(path, chosen, "slice"), whole_number(path, chosen, "axis", 2)
     volume = open_volume(path, chosen)
     if volume is not None:
         return volume.slice(index, axis)
-    whole = _filled(reader.call(reader.read, path, chosen), path)
+    whole = _filled(reader.read(path, chosen), path)
     affine = np.eye(4) if whole.affine is None else whole.affine
     planes = [take(channel, affine, index, axis, path) for channel in whole.data]
     data = np.stack([plane for plane, _ in planes])
@@ -96,8 +90,7 @@ def decode(path: Path, chosen: dict[str, str]) -> Decoded:
 def probe_file(path: Path, chosen: dict[str, str]) -> Header:
     """Return what ``decode`` would give for the whole, from the header alone."""
     reader = _reader(path, check_file(path), chosen)
-    found: Header = reader.call(reader.probe, header_of(path), chosen)
-    return found
+    return reader.probe(header_of(path), chosen)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -113,7 +106,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
             matrix = head.with_suffix(".mat")
             return (head, data_of(head), *([matrix] if matrix.is_file() else []))
         reader = READERS.get(kind)
-        data = reader.call(reader.data, head) if reader is not None and reader.data else head
+        data = reader.data(head) if reader is not None and reader.data else head
     except ScanError:
         return (path,)
     return (head,) if data == head else (head, data)
@@ -122,12 +115,8 @@ def files_of(path: Path) -> tuple[Path, ...]:
 def is_lossy(path: Path, kind: str) -> bool:
     """Tell whether the packing of a picture changed its values."""
     if kind == "WebP":
-        from normscan.io.raster import is_lossy_webp
-
-        return is_lossy_webp(path)
+        return raster.is_lossy_webp(path)
     if kind == "JPEG 2000":
-        from normscan.io import jpeg2000
-
         return jpeg2000.is_lossy(path)
     return kind == "JPEG"
 

@@ -30,6 +30,8 @@ ARRAY_EXTENSIONS = (".npy", ".npz")
 EXTENSIONS = NIFTI_EXTENSIONS + RASTER_EXTENSIONS + VOLUME_EXTENSIONS + ARRAY_EXTENSIONS
 _DATA_EXTENSION = ".img"  # of a pair whose header is listed; it may stand for the pair
 
+_UNSUPPORTED = re.compile("unsupported|not supported|not implemented|requires the", re.IGNORECASE)
+
 SMALLEST_MM, LARGEST_MM = 1e-3, 50.0  # of a voxel
 _ENDS = 4096  # bytes at either end of a file that tell it from another
 
@@ -439,6 +441,11 @@ def decoding(path: Path, kind: str) -> Iterator[None]:
         raise ScanError(f"{path}: not enough memory to read this {kind}.") from error
     except Exception as error:  # decoders raise anything at all on a hostile file
         reason = str(error).strip().split("\n")[0].replace(str(path), path.name) or repr(error)
+        if _UNSUPPORTED.search(reason):
+            raise ScanError(
+                f"{path}: this variant of {kind} isn't supported here ({reason[:200]}). Save it in a "
+                "usual one."
+            ) from error
         raise ScanError(
             f"{path}: this {kind} is damaged, truncated or of an unknown variant ({reason[:200]}). "
             "Copy or export it again from its source."

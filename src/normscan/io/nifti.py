@@ -191,6 +191,8 @@ def _planned(header: Any, path: Path, chosen: dict[str, str]) -> _Plan:
     stored, count = (whole, 1) if len(_spatial(whole)) <= 3 else (whole[:3], math.prod(whole[3:]))
     if len(_spatial(stored)) < 2:
         raise ScanError(f"{path}: shape {stored} is no image, which needs 2 or 3 axes.")
+    if count > 1 and math.prod(stored) == 1:
+        raise ScanError(f"{path}: holds a table without voxels in space (CIFTI), no image.")
     volume = one_volume(path, chosen, count, _spatial(stored))
     start = max(int(header.get_data_offset()), 0 if pair else header.sizeof_hdr)
     size = math.prod(stored) * dtype.itemsize

@@ -14,6 +14,7 @@ import numpy as np
 
 from normscan.errors import ScanError
 from normscan.io.address import split_address, whole_number
+from normscan.io.background import fill_background
 from normscan.io.decoders import decode, files_of, is_lossy, probe_file
 from normscan.io.files import (
     EXTENSIONS,
@@ -34,15 +35,18 @@ PathLike = str | os.PathLike[str]
 def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | None = None) -> Scan:
     """Read one image or volume, or several files as the channels of one scan.
 
-    DICOM (a file, a folder, a .zip; see ``normscan.io.dicom.read_dicom``), NIfTI (.nii, .nii.gz),
-    PNG, JPEG, BMP, TIFF, .npy and .npz. Values stay in the units of the file
-    (a NIfTI slope is applied) as float32, which is exact up to 2**24. Nothing is reoriented, except
+    DICOM (a file, a folder, a .zip; see ``normscan.io.dicom.read_dicom``), NIfTI, NRRD, MetaImage,
+    MGH, Analyze, MINC, PNG, JPEG, BMP, WebP, JPEG 2000, TIFF, .npy and .npz. Values stay in the
+    units of the file (a NIfTI slope is applied) as float32, which is exact up to 2**24. Nothing is
+    reoriented, except
     that a picture's EXIF orientation is applied. RGB with three equal channels is read as one
     channel ``grey``; alpha is dropped. A TIFF of several grey pages is a volume (pages, H, W), and
     so is a three-dimensional .npy. Pictures have a spacing of 1; NIfTI, .npz and metric TIFF have
     their own. ``volume.nii.gz#slice=80`` is one slice of a volume, along the last axis of the file
-    unless ``&axis=`` says another; NIfTI slices are read through a memory map. ``study#series=3`` is
-    one series of a DICOM folder, ``clip.dcm#frame=7`` one frame of a multi-frame file.
+    unless ``&axis=`` says another; NIfTI slices are read through a memory map.
+    ``bold.nii.gz#volume=0`` is one volume of a series, ``study#series=3`` one series of a DICOM
+    folder, ``clip.dcm#frame=7`` one frame of a multi-frame file. NaN around the anatomy becomes
+    background, with a note in ``extra["notes"]``.
 
     Args:
         path: a file, or a list of files of one channel each, on the same grid.
@@ -53,8 +57,9 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
         The scan; ``source`` is the (first) file.
 
     Raises:
-        ScanError: no readable image, NaN or infinite values, a constant image, a series, files that
-            don't share one grid. The message names the file, the reason and the mend.
+        ScanError: no readable image, NaN inside of the anatomy or infinite values, a constant image,
+            a series of which no part is chosen, files that don't share one grid. The message names
+            the file, the reason and the mend.
     """
     if isinstance(path, str | os.PathLike):
         return _named(_read_one(path), channels)
@@ -67,11 +72,13 @@ def read_scan(path: PathLike | Sequence[PathLike], channels: tuple[str, ...] | N
 
 def check_array(array: np.ndarray) -> Scan:
     """Return an array as a scan, refusing what a file reader would refuse."""
-    if not np.isfinite(array).all():
+    if np.isinf(array).any():
         raise ScanError("array: it holds NaN or infinite values. Replace them first.")
-    if array.size and array.min() == array.max():
+    filled, notes = fill_background(array[None], Path("array"))
+    if array.size and filled.min() == filled.max():
         raise ScanError("array: all values are the same, so there is nothing to see.")
-    return Scan.from_array(array)
+    scan = Scan.from_array(filled[0])
+    return replace(scan, extra={"notes": notes}) if notes else scan
 
 
 def read_mask(
