@@ -233,7 +233,81 @@ def exposed(dims: int = 2, channels: int = 1, size: int = 24, steps: int = 40) -
     return Exposed(channels, steps)
 
 
+class Anatomy(Method):
+    """The mean grey of each structure; at prediction a structure that is not given is guessed."""
+
+    means: torch.Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.uses = {"structures": Use(("healthy",), prediction="welcome")}
+        self.register_buffer("means", torch.zeros(classes))
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        greys, labels = [], []
+        for batch in batches:
+            assert batch.structures is not None
+            greys.append(batch.image[:, 0].flatten())
+            labels.append(batch.structures.flatten())
+        grey, label = torch.cat(greys), torch.cat(labels)
+        self.means = torch.stack([grey[label == k].mean() for k in range(len(self.means))])
+
+    def maps(self, batch: Batch) -> Maps:
+        away = (batch.image[:, :1] - self.means.view(-1, *[1] * (batch.image.ndim - 2))).abs()
+        if batch.structures is None:
+            return Maps(away.amin(1, keepdim=True))
+        return Maps(away.gather(1, batch.structures.long()))
+
+
+def anatomy(dims: int = 2, channels: int = 1, size: int = 24, classes: int = 3) -> Method:
+    """Learn the grey of each structure.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        classes: structures, with the background.
+    """
+    return Anatomy(classes)
+
+
+class Segmenter(Toy):
+    """Learns structures from another cohort; what it can't name is anomalous."""
+
+    part = "auxiliary"
+
+    def __init__(self, channels: int, classes: int, steps: int) -> None:
+        super().__init__(steps, lr=0.1)
+        self.uses = {"structures": Use(("auxiliary",))}
+        self.network = nn.Sequential(nn.Conv2d(channels, 8, 1), nn.ReLU(), nn.Conv2d(8, classes, 1))
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, torch.Tensor]:
+        assert batch.structures is not None
+        return {"ce": F.cross_entropy(self.network(batch.image), batch.structures[:, 0].long())}
+
+    def maps(self, batch: Batch) -> Maps:
+        assert batch.structures is None
+        return Maps(1 - self.network(batch.image).softmax(1).amax(1, keepdim=True))
+
+
+def segmenter(
+    dims: int = 2, channels: int = 1, size: int = 24, classes: int = 3, steps: int = 60
+) -> Method:
+    """Learn structures from another cohort.
+
+    Args:
+        dims: axes.
+        channels: of the scans.
+        size: pixels.
+        classes: structures, with the background.
+        steps: of training.
+    """
+    return Segmenter(channels, classes, steps)
+
+
 TOYS = {
+    "toy_segmenter": (segmenter, {"regime": "healthy"}),
+    "toy_anatomy": (anatomy, {"regime": "healthy", "dims": (2, 3)}),
     "toy_exposed": (exposed, {"regime": "image-labels"}),
     "toy_guess": (guess, {"regime": "zero-shot", "dims": (2, 3)}),
     "toy_nearest": (nearest, {"regime": "few-shot", "dims": (2, 3)}),

@@ -142,6 +142,7 @@ def predict(
     overwrite: bool = False,
     force: bool = False,
     target: list[str] | None = None,
+    structures: list[str] | None = None,
 ) -> None:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -154,6 +155,7 @@ def predict(
         force: score scans that the quality gate refuses, too.
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
+        structures: for methods that use them, label maps of the anatomy likewise.
     """
     from normscan.cohort.table import unique_names
     from normscan.detector import load
@@ -165,7 +167,7 @@ def predict(
     if not all(scans):
         raise ScanError("an empty name stands among the scans. Name a file.")
     files = [[p] if Path(p).exists() else p.split(",") for p in scans]
-    beside = _beside(len(files), target=target)
+    beside = _beside(len(files), target=target, structures=structures)
     names = unique_names([parts[0] for parts in files])
     taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
     if taken and not overwrite:

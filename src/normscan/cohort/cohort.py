@@ -53,6 +53,7 @@ class Cohort:
     mask            lesion mask, or empty
     foreground      mask of the anatomy (for example the brain), or empty
     target          a further scan of the same subject on the same grid, or empty
+    structures      label map of the anatomy, a whole number in each voxel, or empty
     target_<name>   instead of ``target``: several of them, for example target_t2, target_flair
     split           train, val, test, extra or empty; made if the column is absent or all empty
     site            where it was taken, or empty
@@ -395,4 +396,5 @@ class Cohort:
             missing=tuple(c for c in self.channels if named and c not in named),
             targets=tuple(self.root / p for p in further.values()),
             target_channels=tuple(filter(None, further)),
+            structures=self.root / cells["structures"] if cells.get("structures") else None,
         )

@@ -31,6 +31,7 @@ class CohortRow:
         missing: channels of the cohort that this scan has no file for.
         targets: further scans of the subject, one file per channel; empty where one lacks.
         target_channels: their names, or an empty tuple where the file names them.
+        structures: label map of the anatomy, or None.
     """
 
     scan: str
@@ -46,11 +47,13 @@ class CohortRow:
     missing: tuple[str, ...] = ()
     targets: tuple[Path, ...] = ()
     target_channels: tuple[str, ...] = ()
+    structures: Path | None = None
 
     @property
     def companions(self) -> tuple[str, ...]:
         """What stands beside the scan, by name; see ``normscan.io.COMPANIONS``."""
-        return ("target",) if self.targets else ()
+        there = {"target": self.targets, "structures": self.structures}
+        return tuple(name for name, value in there.items() if value)
 
     def content(self) -> list[str]:
         """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``."""
@@ -98,6 +101,8 @@ class CohortRow:
         """
         if name not in self.companions:
             return None
+        if name == "structures" and self.structures is not None:
+            return read_companion(name, self.structures, scan)
         several = len(self.targets) > 1 or bool(self.target_channels)
         given = self.targets if several else self.targets[0]
         return read_companion(name, given, scan, self.target_channels or None)

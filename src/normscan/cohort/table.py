@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("scan", "subject", "path", "label", "mask", "foreground", "split", "site")
 SPLITS = ("train", "val", "test", "extra")
-FILES = ("path", "target", "mask", "foreground")
+FILES = ("path", "target", "mask", "foreground", "structures")
 TABLES = (".csv", ".tsv", ".parquet")
 EXAMPLE = (
     "Describe it in a CSV with the columns path, label (0 healthy, 1 anomalous, empty unknown) "

@@ -286,7 +286,9 @@ def _companions(method: Method, scan: Scan, given: Mapping[str, Given]) -> dict[
         ScanError: it lies on another grid, or something that is needed isn't there.
     """
     if unknown := set(given) - set(COMPANIONS):
-        raise ArgumentError(f"'{min(unknown)}' can't stand beside a scan; {COMPANIONS[0]} can.")
+        raise ArgumentError(
+            f"'{min(unknown)}' can't stand beside a scan; {', '.join(COMPANIONS)} can."
+        )
     used = {name: use for name, use in method.uses.items() if use.at_prediction}
     for name, use in used.items():
         if use.prediction == "needed" and name not in given:

@@ -1,4 +1,4 @@
-"""What stands beside a scan, on its grid: further scans of the same subject."""
+"""What stands beside a scan, on its grid: further scans of the same subject, its structures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.read import grid_distance, read_scan
+from normscan.io.read import grid_distance, read_labels, read_scan
 from normscan.scan import Scan
 
 MEANINGS = {
     "target": "paths of further scans of the same subjects on the same grid, or a column "
     "target_<name> for each of several",
+    "structures": "paths of label maps of the anatomy, a whole number in each voxel",
 }
 COMPANIONS = tuple(MEANINGS)
 
@@ -27,7 +28,8 @@ def read_companion(
     """Return what stands beside a scan as an array (C, *like.shape).
 
     Args:
-        name: one of ``COMPANIONS``. ``target``: one or several further scans, float32.
+        name: one of ``COMPANIONS``. ``target``: one or several further scans, float32;
+            ``structures``: a label map, int32.
         given: an array (C, *like.shape) or (*like.shape), a scan, a path, or one path a channel.
         like: the scan that it stands beside.
         channels: names of the files.
@@ -39,7 +41,9 @@ def read_companion(
         array = given if given.ndim == like.data.ndim else given[None]
         if array.shape[1:] != like.shape:
             raise ScanError(_elsewhere(name, "an array", f"has the shape {given.shape}", like))
-        return np.asarray(array, np.float32)
+        return np.asarray(array, np.int32 if name == "structures" else np.float32)
+    if name == "structures" and isinstance(given, str | os.PathLike):
+        return read_labels(given, like)[None]
     scan = given if isinstance(given, Scan) else read_scan(given, channels)
     who = str(scan.source or scan.name)
     if scan.shape != like.shape:
@@ -47,7 +51,7 @@ def read_companion(
     off = grid_distance(like.affine, scan.affine, like.shape)
     if off > 0.1:
         raise ScanError(_elsewhere(name, who, f"lies up to {off:.2g} voxels away", like))
-    return scan.data
+    return scan.data.astype(np.int32) if name == "structures" else scan.data
 
 
 def _elsewhere(name: str, who: str, what: str, like: Scan) -> str:

@@ -26,7 +26,7 @@ from normscan.io.files import (
     identity,
     sniff,
 )
-from normscan.io.masks import MaskReport, MaskRule, coloured, indexed, mask_rule, upright
+from normscan.io.masks import NEARLY, MaskReport, MaskRule, coloured, indexed, mask_rule, upright
 from normscan.scan import Scan
 
 PathLike = str | os.PathLike[str]
@@ -115,6 +115,37 @@ def read_mask(
     file, chosen = split_address(path)
     kind = check_file(file)
     decoded, values = _mask_values(file, kind, chosen)
+    _check_grid(file, decoded, values, like)
+    return _cut(file, kind, chosen, decoded, values, threshold, report)
+
+
+def read_labels(path: PathLike, like: Scan) -> np.ndarray:
+    """Read a label map, such as structures of the anatomy: a whole number in each voxel.
+
+    Of a palette the index counts.
+
+    Returns:
+        int32 array of the shape ``like.shape``.
+
+    Raises:
+        ScanError: unreadable file, another grid than the scan (as ``read_mask``), a JPEG or a colour
+            picture, negative values or fractions.
+    """
+    file, chosen = split_address(path)
+    kind = check_file(file)
+    decoded, values = _mask_values(file, kind, chosen)
+    _check_grid(file, decoded, values, like)
+    colours = len(decoded.data) > 1 and _mask_numbers(file, kind) is None
+    whole = np.round(values)
+    if kind == "JPEG" or colours or whole.min() < 0 or np.abs(values - whole).max() > NEARLY:
+        raise ScanError(
+            f"{file}: is no label map. Save a whole number from 0 in each voxel, as NIfTI, .npy or a "
+            "grey or indexed PNG."
+        )
+    return whole.astype(np.int32)
+
+
+def _check_grid(file: Path, decoded: Decoded, values: np.ndarray, like: Scan) -> None:
     if values.shape != like.shape:
         raise ScanError(
             f"{file}: the mask has the shape {values.shape}, its scan {like.source or like.name} "
@@ -127,7 +158,6 @@ def read_mask(
                 f"{file}: the mask lies up to {off:.2g} voxels away from its scan "
                 f"{like.source or like.name}: their affines differ. Resample the mask to the scan."
             )
-    return _cut(file, kind, chosen, decoded, values, threshold, report)
 
 
 def _placed(extra: dict[str, Any]) -> bool:

@@ -39,6 +39,7 @@ class Batch:
             without a cohort.
         target: (B, T, *spatial) further scans of the subject, scaled as the image; where the method
             uses them (``Method.uses``), else None.
+        structures: (B, 1, *spatial) label map of the anatomy, 0 outside the scan; likewise.
     """
 
     image: Tensor
@@ -53,6 +54,7 @@ class Batch:
     part: Tensor | None = None
     columns: list[dict[str, Any]] = field(default_factory=list)
     target: Tensor | None = None
+    structures: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -188,7 +190,8 @@ class Method(nn.Module):
         card: set by the registry.
         needs_grad: whether ``maps`` needs gradients.
         context: neighbouring slices on each side that it sees, see ``Batch.context``.
-        uses: what it uses of that which may stand beside a scan, by name: ``target``.
+        uses: what it uses of that which may stand beside a scan, by name: ``target``,
+            ``structures``.
     """
 
     card: Card

@@ -138,7 +138,9 @@ def _columns(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the columns of what stands beside a scan, each with its values on the new grid."""
     for name, array in beside.items():
-        if array is not None:
+        if name == "structures" and array is not None:
+            yield name, working.onward(array.astype(np.float32), order=0)[0]
+        elif array is not None:
             low = array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
             moved = working.onward(array - low, order=1) + low
             names = row.target_channels or (

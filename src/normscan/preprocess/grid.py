@@ -86,6 +86,18 @@ class Grid:
         ]
         return apply_axes(moved, matrices)
 
+    def nearest(self, array: np.ndarray) -> np.ndarray:
+        """Bring labels (C, *source_shape) onto the working grid; outside the scan they are zero."""
+        moved = array.transpose(0, *(a + 1 for a in self.axes))
+        for axis, n in enumerate(self.shape):
+            size = moved.shape[axis + 1]
+            centres = self.start[axis] + self.step[axis] * np.arange(n)
+            places = np.clip(np.floor(centres + 0.5).astype(int), 0, size - 1)
+            moved = np.take(moved, places, axis + 1)
+            outside = (centres < -0.5) | (centres > size - 0.5)
+            moved[(slice(None),) * (axis + 1) + (outside,)] = 0
+        return np.ascontiguousarray(moved)
+
     def backward(self, array: np.ndarray) -> np.ndarray:
         """Bring (C, *shape) onto the scan's own grid; outside the working grid it is zero."""
         matrices = [

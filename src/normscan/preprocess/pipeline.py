@@ -63,6 +63,12 @@ class Prepared:
         array = array if self.working is None else self.working.onward(array, order)
         return self.grid.forward(array)
 
+    def labels_onto(self, array: np.ndarray) -> np.ndarray:
+        """Bring labels (C, *shape of the scan as it came in) onto this grid; outside they are 0."""
+        if self.working is not None:
+            array = self.working.onward(array.astype(np.float32), order=0)
+        return self.grid.nearest(array).astype(np.int32)
+
     @property
     def voxel(self) -> float:
         """Voxels of the scan as it came in that one voxel of the working grid covers."""

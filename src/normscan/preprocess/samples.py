@@ -109,8 +109,10 @@ class Preparation:
     def _beside(self, name: str, array: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Bring a companion onto the grid of its scan; targets are scaled as the scan was.
 
-        Steps that change intensities act on the scan alone.
+        Labels stay whole numbers. Steps that change intensities act on the scan alone.
         """
+        if name == "structures":
+            return prepared.labels_onto(array)
         if self.targets is not None and len(array) != self.targets:
             raise ScanError(
                 f"a {name} with {len(array)} channels; the detector learns from {self.targets}."

@@ -30,7 +30,9 @@ __all__ = ["EMPTY_SLICE", "Draws", "PreparedSet", "prepare_sets", "select_part",
 
 
 # How the arrays of a set are stored, by the names of their files.
-TYPES = {"images": "<f4", "foregrounds": "?", "lesion": "?", "target": "<f4"}
+TYPES = {
+    "images": "<f4", "foregrounds": "?", "lesion": "?", "target": "<f4", "structures": "<i4",
+}  # fmt: skip
 
 
 class Stack:
