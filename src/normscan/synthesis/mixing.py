@@ -34,8 +34,9 @@ def square_patches(
     half = rng.integers(least, most, (n, 1))
     mask = torch.ones(n, 1, *spatial, dtype=torch.bool)
     for axis, size in enumerate(spatial):
-        margin = int((1 - core) / 2 * size + 1e-9)  # 0.2 / 2 is a bit less than 0.1
-        centre = rng.integers(margin, max(margin + 1, size - margin), (n, 1))
+        # Both ends are cut to whole pixels, as in the release; 0.2 / 2 is a bit less than 0.1.
+        first, end = (int((1 + sign * core) / 2 * size + 1e-9) for sign in (-1, 1))
+        centre = rng.integers(first, max(first + 1, end), (n, 1))
         at = torch.arange(size)[None]
         inside = (at >= centre - half) & (at < centre + half)
         shape = [n, 1, *[1] * len(spatial)]

@@ -84,7 +84,8 @@ def _open_simplex_tables() -> tuple[Tensor, Tensor]:
     cell = torch.cartesian_prod(*[torch.linspace(0, 1, 9)] * 3)
     cell = cell + cell.sum(1, keepdim=True) / 3
     near = torch.cdist(places.double(), cell.double()).amin(1) < 2**0.5
-    signs = torch.tensor(list(itertools.product((-1, 1), repeat=3)))
+    # In the order of the release, so that one permutation gives one field.
+    signs = torch.tensor([(x, y, z) for z, y, x in itertools.product((1, -1), (1, -1), (-1, 1))])
     turns = torch.tensor([[11, 4, 4], [4, 11, 4], [4, 4, 11]])
     gradients = (signs[:, None] * turns[None]).reshape(-1, 3).float()
     return offsets[near], gradients

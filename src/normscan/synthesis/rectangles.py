@@ -12,67 +12,66 @@ from torch import Tensor
 
 from normscan.rng import Rng
 
-# Pixels of an image of 128 (Bercea et al. 2022); the third axis is our choice.
+# Pixels of an image of 128, as in the release of Bercea et al. 2022; the third axis is our choice.
 _STARTS = ((20, 90), (30, 90), (20, 90))
 _SHORTEST = 3
+_DARK = 0.15  # what is brighter counts for the intensity of rectangles
 
 
 def rectangles(
     n: int, spatial: Sequence[int], rng: Rng, most: int = 3, longest: int = 20
 ) -> Tensor:
-    """Draw 1 to ``most`` rectangles in each image.
+    """Draw up to ``most`` rectangles in each image, each with probability 0.5.
 
-    The sides are 3 to ``longest`` pixels of 128, the first corner lies from 20 to 90 on the first axis and
-    from 30 to 90 on the second; all scale with the size, upper ends excluded.
+    The first side has 3 to ``longest`` pixels of 128, the others two to four thirds of it; the first
+    corner lies from 20 to 90 on the first axis and from 30 to 90 on the second. All scale with the
+    size, upper ends excluded.
 
     Args:
         n: number of images.
         spatial: their size in pixels.
         rng: source of randomness.
         most: rectangles in an image at most.
-        longest: side in pixels of 128.
+        longest: first side in pixels of 128.
 
     Returns:
         (n, most, *spatial) bool, empty where an image has fewer.
     """
-    drawn = torch.arange(most)[None] < rng.integers(1, most + 1, (n, 1))
-    mask = drawn.reshape(n, most, *[1] * len(spatial))
+    mask = (rng.uniform((n, most)) < 0.5).reshape(n, most, *[1] * len(spatial))
+    first = rng.integers(_SHORTEST, max(_SHORTEST + 1, longest), (n, most))
     for axis, size in enumerate(spatial):
-        low, high, least, end = (
-            max(1, round(pixels * size / 128)) for pixels in (*_STARTS[axis], _SHORTEST, longest)
-        )
-        start = rng.integers(low, max(low + 1, high), (n, most))[..., None]
-        side = rng.integers(least, max(least + 1, end), (n, most))[..., None]
+        least, end = 2 * first // 3, 4 * first // 3
+        side = first if axis == 0 else least + (rng.uniform((n, most)) * (end - least)).long()
+        low, high = (round(pixels * size / 128) for pixels in _STARTS[axis])
+        start = rng.integers(low, max(low + 1, high), (n, most))
+        side = (side * size / 128).round().clamp_min(1).long()
         at = torch.arange(size)
         shape = [n, most, *[1] * len(spatial)]
         shape[axis + 2] = size
+        start, side = start[..., None], side[..., None]
         mask = mask & ((at >= start) & (at < start + side)).reshape(shape)
     return mask
 
 
-def bright_values(
-    image: Tensor,
-    foreground: Tensor,
-    rng: Rng,
-    most: int = 3,
-    span: tuple[float, float] = (1.25, 2),
-) -> Tensor:
-    """Draw an intensity brighter than the foreground's mean for each rectangle.
+def bright_values(image: Tensor, rng: Rng, most: int = 3) -> Tensor:
+    """Draw the intensity of each rectangle among the image's bright ones.
+
+    Uniform from the third quartile of what is above 0.15 up to 1.
 
     Args:
-        image: (B, C, *spatial).
-        foreground: (B, 1, *spatial) bool.
+        image: (B, C, *spatial), 0 to 1.
         rng: source of randomness.
         most: rectangles in an image.
-        span: multiples of the mean, uniform between them.
 
     Returns:
-        (B, C, most); the channels of an image share the multiples.
+        (B, C, most); the channels of an image share the places in their spans.
     """
-    inside = foreground.flatten(2)
-    mean = (image.flatten(2) * inside).sum(2) / inside.sum(2).clamp_min(1)
-    factors = span[0] + (span[1] - span[0]) * rng.uniform((len(image), most)).to(image)
-    return mean[..., None] * factors[:, None]
+    bright = image.flatten(2).float()
+    bright = torch.where(bright > _DARK, bright, torch.nan)
+    # One image after the other: quantiles are limited in the numbers that they take.
+    low = torch.stack([b.nanquantile(0.75, dim=1) for b in bright]).nan_to_num(1.0).clamp_max(1)
+    share = rng.uniform((len(image), most)).to(image)[:, None]
+    return torch.lerp(low[..., None].to(image), torch.ones_like(share), share)
 
 
 def painted(image: Tensor, masks: Tensor, values: Tensor) -> Tensor:

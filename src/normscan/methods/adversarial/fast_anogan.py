@@ -133,12 +133,12 @@ def fast_anogan(
 ) -> Method:
     """Generator of healthy images with an encoder into it (f-AnoGAN, izi_f).
 
-    Stage one trains a residual Wasserstein GAN with gradient penalty 10, stage two an encoder
-    through the frozen generator and critic on image and feature error. The map is |x - G(E(x))|,
-    the image score the mean squared error plus kappa times that of the critic's last features.
-    Schlegl et al., Medical Image Analysis 2019. Images are mapped to -1..1, which the generator's
-    tanh bounds; what lies above 1 could not be restored, so each scan's 99th percentile becomes 1
-    and what is above it is cut.
+    Schlegl et al., Medical Image Analysis 2019: stage one trains a residual Wasserstein GAN with
+    gradient penalty 10, stage two an encoder through the frozen generator and critic on image and
+    feature error. The map is |x - G(E(x))|, the image score the mean squared error plus kappa times
+    that of the critic's last features. Images are mapped to -1..1, which the generator's tanh
+    bounds; what lies above 1 could not be restored, so each scan's 99th percentile becomes 1 and
+    what is above it is cut.
 
     Departures:
         patches: the article works on 64 x 64 patches; here the whole slice is brought to that size.

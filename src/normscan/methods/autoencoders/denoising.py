@@ -94,15 +94,15 @@ def denoising_autoencoder(
     at the foreground's edge and median filtered. Kascenas et al., MIDL 2022. Width, rate and
     schedule are those of the released script. In 3D the noise and the network take a third axis.
 
+    ``noise`` takes the other noises that Kascenas et al., Medical Image Analysis 2023, compare: with
+    independent pixels the network learns a local filter and leaves lesions alone. ``anoddpm`` takes
+    the coarse noise, too.
+
     Departures:
         borders: within three pixels of the frame the median repeats the edge and erosion goes on
             outside; the release mirrors and pads zeros.
         image score: the mean of the map's highest 5 % in the foreground, chosen on simulated scans
             since a mean over all of it drowns a small lesion; the article scores voxels only.
-
-    ``noise`` takes the other noises that Kascenas et al., Medical Image Analysis 2023, compare: with
-    independent pixels the network learns a local filter and leaves lesions alone. ``anoddpm`` takes
-    the coarse noise, too.
 
     Args:
         width: channels of the U-Net's first level.

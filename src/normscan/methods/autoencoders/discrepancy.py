@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 from normscan.methods.autoencoders.compact import (
+    PICTURE,
     memory_autoencoder,
     small_latent_autoencoder,
     split_uncertainty,
     uncertainty_autoencoder,
 )
+from normscan.methods.autoencoders.plain import OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction
 from normscan.methods.schedule import Schedule, phase, schedule
@@ -36,11 +38,11 @@ _INPUTS: dict[Refined, tuple[Discrepancy, ...]] = {
 _TRAINING = schedule(lr=5e-4, beta1=0.5, batch_size=64, epochs=250)
 _LAPTOP = {
     "hidden": 256, "batch_size": 16, "steps": 300, "lr": 1e-3, "beta1": 0.9,
-    "preprocess": {"scaling": "median"},
+    "preprocess": {**OWN_RANGE, "scaling": "median"},
 }  # fmt: skip
 _TINY = {
     "size": 32, "width": 8, "hidden": 64, "latent": 8, "members": 2, "batch_size": 16, "steps": 200,
-    "lr": 3e-3, "beta1": 0.9,
+    "lr": 3e-3, "beta1": 0.9, "preprocess": {**OWN_RANGE, "scaling": "auto"},
 }  # fmt: skip
 
 
@@ -165,6 +167,7 @@ class RefinedDualEnsemble(DualEnsemble):
     regime="healthy+unlabelled",
     dims=(2, 3),
     presets={"laptop": _LAPTOP},
+    preprocess=PICTURE,
     reduction="mean",
     tiny=_TINY,
     options=_TRAINING,
@@ -184,11 +187,19 @@ def dual_distribution_discrepancy(
     """Dual-distribution discrepancy of two ensembles of autoencoders.
 
     Cai et al., MICCAI 2022: ensemble B learns from healthy scans, ensemble A also from unlabelled
-    ones, some of them anomalous. Where their mean restorations differ, the unlabelled scans taught
-    A what healthy ones don't show. Inside an ensemble only the seed differs, and the phases A1 to
-    B3 draw their batches independently. With ``ae_u`` the maps are in units of the root of B's mean
-    variance. The image score is the mean of the map; the uncertainty is ``intra``. Unlabelled are
-    all scans of the split ``extra``; 60 % of them are anomalous in the article's default.
+    ones, of which 60 % are anomalous in the article's default. Where their mean restorations
+    differ, the unlabelled scans taught A what healthy ones don't show. Only the seed differs inside
+    an ensemble. The network is that of ``ae4ad`` with 2048 hidden numbers, trained for 250 epochs
+    with 0.0005 and a first momentum of 0.5. With ``ae_u`` the maps are in units of the root of B's
+    mean variance. The image score is the mean of the map; the uncertainty is ``intra``.
+
+    Departures:
+        range: each scan's smallest and largest value become -1 and 1; 0 and 255 in the release.
+        unlabelled: all scans of the split ``extra``; the article counts 4,000.
+        log variance: with ``ae_u`` cut to -10..10, so that its exponential stays finite in half
+            precision; without bounds in the release.
+        last batch: a smaller one at the end of an epoch trains, too; the release drops it.
+        third axis: ours.
 
     Args:
         size: pixels along each axis, a power of two times 4.
@@ -216,6 +227,7 @@ def dual_distribution_discrepancy(
     presets={
         "laptop": {**_LAPTOP, "filters": 16, "refine_steps": 200, "refine_lr": 1e-3},
     },
+    preprocess=PICTURE,
     reduction="mean",
     tiny={**_TINY, "filters": 8, "refine_steps": 200, "refine_lr": 1e-2},
     options=_TRAINING,
@@ -240,10 +252,14 @@ def refined_dual_distribution_discrepancy(
     """Dual-distribution discrepancy, refined by a network that saw artificial anomalies.
 
     Cai et al., Medical Image Analysis 2023: the ensembles of ``ddad`` are frozen, and three
-    convolutions learn to find a patch of another healthy image, blended in with a random share,
-    from the discrepancies that it causes (focal loss). Half of the images stay as they are. The map
-    is the probability of an anomaly, the image score its mean. The other image comes from the same
-    batch; with ``ae_u`` the discrepancies are in units of the variance's root.
+    convolutions of 128 channels learn from the discrepancies to find a square of another healthy
+    image, blended into half of the images with a random share (focal loss, 100 epochs). The map is
+    the probability of an anomaly, the image score its mean. With ``ae_u`` the discrepancies are in
+    units of the variance's root.
+
+    Departures:
+        all those of ``ddad``.
+        other image: of the same batch; any other training image in the release.
 
     Args:
         size: pixels along each axis, a power of two times 4.

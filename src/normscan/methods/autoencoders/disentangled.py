@@ -119,7 +119,7 @@ class DisentangledReconstruction(Reconstruction):
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         x = batch.image
         masks = rectangles(len(x), x.shape[2:], batch.rng, longest=self.rectangle).to(x.device)
-        values = bright_values(x, batch.foreground, batch.rng)
+        values = bright_values(x, batch.rng)
         shape, appearance = self.network.encode(painted(x, masks, values))
         terms = {"l1": F.l1_loss(self.network.decode(shape, appearance), x)}
         if phase == "disentangle" and any(self.weights):
@@ -170,33 +170,30 @@ def disentangled_autoencoder(
 
     Bercea et al., Nature Machine Intelligence 2022: two convolutional autoencoders, one for the
     shape and a narrow one for the appearance, restore an image together from a copy with up to
-    three bright rectangles (mean absolute error). In the second half of the training the shape
-    code must stay the same, by its cosine, when the image's contrast is changed by a gamma of 0.5
-    to 2, and the appearance code must be orthogonal to the sum of the shape code's channels. The
-    map is the positive residual: what is brighter than healthy.
+    three bright rectangles (mean absolute error). In the second half of the training the shape code
+    must stay the same, by its cosine, when the image's contrast is changed by a gamma of 0.5 to 2,
+    and the appearance code must be orthogonal to the sum of the shape code's channels; the latent
+    terms see the codes before their dropout. The map is the positive residual: what is brighter than
+    healthy. 4 sites train 50 rounds of 5 epochs and share the shape branch only; the latent terms
+    begin with round 25, and the rate falls by 3 % twice a round. ``normscan federate feddis`` trains
+    like that, ``normscan fit`` the same network at one site, with as many epochs. The sigmoid can't
+    restore what lies above 1, so each scan's 99th percentile becomes 1 and what is above it is cut.
+    Mind the capacity: the codes have 40,960 numbers, enough to copy what no rectangle resembles.
 
-    In the article 4 sites train 50 rounds of 5 epochs, share the shape branch only, and the latent
-    terms begin with round 25. ``normscan federate feddis`` trains like that; ``normscan fit``
-    trains the same network at one site, with the same number of epochs. The learning rate falls by
-    3 % twice a round. The latent terms see the codes before their dropout. The sigmoid can't restore
-    what lies above 1, so each scan's 99th percentile becomes 1 and what is above it is cut.
-
-    ``code``: the released configuration weighs the latent terms with 0. It also computes a
+    ``code``: the released configuration weighs the latent terms with 0. The release computes a
     perceptual and a total-variation term in their place, under the same weight of 0, so the
     absolute error alone is what it trains with.
 
-    As in the released code the rectangles stand in the shifted image, too, and its code is taken in
-    evaluation mode. Mind the capacity: the codes have 40,960 numbers, enough to copy what no
-    rectangle resembles.
-
     Departures:
-        rectangles: one to three, of 1.25 to 2 times the foreground's mean; the release draws none to
-            three, each with probability 0.5, less high than a third of the width, of a value from
-            the 75th percentile of what is above 0.15 up to 1.
+        contrast: a gamma for each image, over its own maximum; one for a batch and its range in the
+            release, where the rectangles stand in the shifted image, too, as here.
+        rectangles: each has an intensity of its own; the release draws one for all the training of a
+            site, since it overwrites the mark that asks for a draw.
+        projection: of ones; the release's lines, in comments, add a random bias.
         target: the image; the release restores an image painted by a function that it lacks.
-        optimiser: a new one in each half and in each round.
+        optimiser: a new one in each half and in each round; the release hands its state on.
         start: the last bias is -2, so that training starts from a dark image and not from even grey.
-        3D: the rectangles take a third axis.
+        third axis: of the rectangles and the networks: ours.
         image score: the mean of the map in the foreground; the article has none.
 
     Args:

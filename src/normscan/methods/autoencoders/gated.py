@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
+from normscan.methods.autoencoders.compact import PICTURE
+from normscan.methods.autoencoders.plain import OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.reconstruction import absolute
 from normscan.networks.discriminators import PatchDiscriminator
@@ -152,10 +154,14 @@ def opinion(logits: Tensor, wanted: float, channels: int) -> Tensor:
     presets={
         "laptop": {
             "size": 96, "width": 16, "critic_width": 8, "steps": 400, "batch_size": 16, "blur": 1.0,
-            "score": "map", "preprocess": {"scaling": "median"},
+            "score": "map", "preprocess": {**OWN_RANGE, "scaling": "median", "colour": "auto"},
         }
     },
-    tiny={"size": 96, "width": 1, "critic_width": 2, "lr": 1e-2, "steps": 200, "batch_size": 8},
+    preprocess={**PICTURE, "colour": "grey"},
+    tiny={
+        "size": 96, "width": 1, "critic_width": 2, "lr": 1e-2, "steps": 200, "batch_size": 8,
+        "preprocess": {**OWN_RANGE, "scaling": "auto", "colour": "auto"},
+    },
 )  # fmt: skip
 def gating_ano(
     dims: int = 2,
@@ -174,23 +180,27 @@ def gating_ano(
 ) -> Method:
     """U-Net whose skips fade out in training, for fundus photographs (GatingAno).
 
-    Images are cut into 3 x 3 patches. The network restores a patch and the picture of its oriented
-    gradients (9 orientations, cells of 4, 8 or 16 pixels), each also judged by a discriminator of
-    patches. Gates close the skips over the first 10, 12.5, 17 and 25 % of training, deepest first.
-    The map is |x - x^|; the image score is the sample standard deviation over the patches of the
-    distance between the deepest features of patch and restored patch. Zhang et al., Pattern
-    Recognition 2024.
+    Zhang et al., Pattern Recognition 2024: grey images are cut into 3 x 3 patches. The network
+    restores a patch and the picture of its oriented gradients (9 orientations, cells of 4, 8 or 16
+    pixels), each also judged by a discriminator of patches. Gates close the skips over the first
+    10, 12.5, 17 and 25 % of training, deepest first. The map is |x - x^|; the image score is the
+    sample standard deviation over the patches of the distance between the deepest features of patch
+    and restored patch.
 
     Departures:
+        range: each picture's smallest and largest value become 0 and 1; 0 and 255 in the release.
         epochs: each patch comes three times an epoch, once with each cell, for 200 epochs; here an
             image in a batch gives one patch with one cell, so that as many updates are 27 times as
             many epochs.
-        target: the gradients of the patch before its blur, scaled to 0..1 as in scikit-image's
-            example; no source tells.
-        weights: the article chose its best epoch on the test set; here the last one stays.
-        map: the release's map of pixels is a distance along rows; here it is that of each pixel.
-        channels: it works on grey images; with more, the discriminator sees one at a time and the
-            gradients are those of their mean.
+        target: the gradients of the flipped patch before its blur, where 10 grey levels of 255 are
+            white; of the whole image in the release, stretched by whatever writes its files.
+        turns: the discriminator is updated first, on patches of its own; both losses come from one
+            batch in the release.
+        weights: the last ones; the best on the test set in the release.
+        image score: the release's evaluation takes an image's patches together, as here, though its
+            script numbers each as an image of its own.
+        channels: with more than one the discriminator sees one at a time and the gradients are those
+            of their mean.
 
     Args:
         dims: spatial axes, 2.

@@ -200,18 +200,22 @@ def siamese_patch_autoencoder(
 ) -> Method:
     """Siamese patch autoencoder with a density of the controls' codes, for subtle anomalies.
 
-    Patches of 15 x 15 pixels at the same place in two controls are restored while their codes are
-    drawn together; then a density of the controls' codes scores every pixel by the patch around it.
-    The image score is the share of foreground pixels above the controls' 98th percentile.
-    Pinon et al., IEEE ISBI 2023, after Muñoz-Ramírez et al., Artificial Intelligence in Medicine
-    2022, who threshold the restoration's joint error (``error``). The network is that of the
-    authors' later code, with a linear output. Departures: both densities are one model for all
-    places, not one for each subject or voxel; the mixture chooses its components by BIC; its
-    outlier score, the mean reciprocal weight along the axes, is our reading. The share is of the
-    whole foreground or of the worst cell of a grid, where the article has an atlas. The threshold
-    is the median over controls of each one's own percentile, our choice, so that a few odd ones
-    don't set it. They are training scans that the density didn't see; the network saw them, so it
-    is a little low, and the decision still rests on the healthy validation scans.
+    Pinon et al., IEEE ISBI 2023: patches of 15 x 15 pixels at the same place in two controls are
+    restored while their codes are drawn together; then a density of the controls' codes scores
+    every pixel by the patch around it. The image score is the share of foreground pixels above the
+    controls' 98th percentile. Muñoz-Ramírez et al., Artificial Intelligence in Medicine 2022,
+    threshold the restoration's joint error (``error``).
+
+    Departures:
+        network: its sizes and its linear output are ours: the authors' repository that could be read
+            holds other networks.
+        densities: one model for all places, not one for each subject or voxel; the mixture chooses
+            its components by BIC, and its outlier score, the mean reciprocal weight along the axes,
+            is our reading.
+        regions: the whole foreground or the worst cell of a grid; an atlas in the article.
+        threshold: the median over controls of each one's own percentile, so that a few odd ones
+            don't set it. They are training scans that the density didn't see; the network saw them,
+            so it is a little low, and the decision still rests on the healthy validation scans.
 
     Args:
         filters: of the four convolutions; the last is the length of the code.

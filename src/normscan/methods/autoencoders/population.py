@@ -224,17 +224,20 @@ def population_outliers(
 ) -> Method:
     """Population outlier screening by imaging phenotypes; scores only, no map.
 
-    Numbers that describe each brain, such as volumes and thicknesses, are freed of age, sex and the
-    like and scaled robustly; what a model of the population can't explain is an outlier to be looked
-    at. Ma et al., Human Brain Mapping 2022, whose abstract and introduction were read: they don't
-    name the model, so the autoencoder, its training and the regression are our choice, and a robust
-    Mahalanobis distance stands beside it. The article screens its phenotypes one by one, so the
-    score is the largest error among them; give one family of phenotypes to a detector. Its
-    population is unlabelled and holds outliers, which ``huber`` resists; here training is on
-    healthy scans. Without ``features`` numbers are computed from the prepared scan: extent,
-    intensities, edges, and the same by region (``normscan.scores.phenotypes``). The autoencoder's
-    standardisation is learnt with it, as running medians and deviations; it has two hidden layers
-    of half and one of a quarter of the phenotypes, with tanh.
+    Ma et al., Human Brain Mapping 2022: numbers that describe each brain, such as volumes and
+    thicknesses, are freed of age, sex and the like and scaled robustly; what a model of the
+    population can't explain is an outlier to be looked at. The phenotypes are screened one by one,
+    so the score is the largest error among them; give one family of phenotypes to a detector.
+
+    Departures:
+        model: the article was read in abstract and introduction, which name none, and has no code:
+            the autoencoder (two hidden layers of half and one of a quarter of the phenotypes, with
+            tanh), its training and the regression are ours; so is the robust Mahalanobis distance.
+        population: healthy scans; unlabelled ones with outliers among them, which ``huber`` resists,
+            in the article.
+        phenotypes: without ``features`` computed from the prepared scan: extent, intensities, edges,
+            and the same by region (``normscan.scores.phenotypes``).
+        standardisation: learnt with the autoencoder, as running medians and deviations.
 
     Args:
         features: columns of the cohort that hold the phenotypes; computed from the scan if empty.

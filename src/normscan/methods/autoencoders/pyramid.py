@@ -65,11 +65,16 @@ def scale_space_autoencoder(
 ) -> Method:
     """Scale-space autoencoders on the bands of a Laplacian pyramid, for small bright lesions.
 
-    Each band has an autoencoder with an 8x8 code; the low-pass image passes by unchanged, so a
-    lesion that fills several of its pixels stays. The squared errors of the re-assembled levels are
-    summed. The map is the residual of each level, enlarged and averaged, where it is positive,
-    inside the eroded foreground, median filtered. Baur et al., MICCAI 2020. No code was released:
-    the averaging and the schedule are our choice. In 3D the pyramid takes a third axis.
+    Baur et al., MICCAI 2020: each of three bands has an autoencoder with an 8x8 code; the low-pass
+    image passes by unchanged, so a lesion that fills several of its pixels stays. The squared
+    errors of the re-assembled levels are summed. The map is the residual where it is positive,
+    inside the eroded foreground, median filtered.
+
+    Departures:
+        sizes: no code was released: widths and schedule are ours.
+        map: the residuals of the levels, enlarged and averaged.
+        range, erosion and median: those of the group's later study (``ae_dense``).
+        third axis: ours.
 
     Args:
         size: pixels along each axis, ``code`` times a power of two, 2**bands at least.

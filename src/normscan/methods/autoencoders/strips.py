@@ -179,16 +179,19 @@ def dual_autoencoder_svd(
 ) -> Method:
     """Dual autoencoder of lying and standing strips with truncated codes.
 
-    An encoder, a decoder and a second encoder see narrow strips; between the first two the matrix
-    of codes keeps its leading singular values only. A strip's score is its squared error plus the
-    squared distance of the two codes; lying and standing strips are scored apart and meet at their
-    crossing. Aswani and Menaka, BMC Medical Imaging 2021. The article was read in its abstract and
-    has no code, so all numbers are our choice: strips, network, code, rank, weights and schedule.
-    So are the singular-value term (the share of the codes' energy that the truncation drops), the
-    crossing (the product of both orientations' means over the strips that cover a pixel) and the
-    image score, the mean of the map's highest 5 %. In training the truncation takes
-    the batch's singular vectors, at test those of all training codes, so that a result doesn't
-    depend on the images beside it.
+    Aswani and Menaka, BMC Medical Imaging 2021: an encoder, a decoder and a second encoder see
+    narrow strips; between the first two the matrix of codes keeps its leading singular values only.
+    A strip's score is its squared error plus the squared distance of the two codes; lying and
+    standing strips are scored apart and meet at their crossing.
+
+    Departures:
+        sizes: no code was released and the article was read in its abstract: strips, network, code,
+            rank, weights and schedule are ours.
+        singular values: the term is the share of the codes' energy that the truncation drops.
+        truncation: by the batch's singular vectors in training, by those of all training codes at
+            test, so that a result doesn't depend on the images beside it.
+        crossing: the product of both orientations' means over the strips that cover a pixel.
+        image score: the mean of the map's highest 5 %.
 
     Args:
         size: pixels along each axis, covered by whole strips.

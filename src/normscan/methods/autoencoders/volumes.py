@@ -47,12 +47,17 @@ def massive_healthy_autoencoder(
 ) -> Method:
     """Residual autoencoder of whole volumes, learnt from many healthy brains.
 
-    A plain autoencoder without skips and, despite the id, without a codebook; the map is the
-    absolute residual inside the foreground, a little eroded since the fluid at the brain's edge
-    restores worst. Luo et al., Computers in Biology and Medicine 2023, who trained on T2-weighted
-    volumes of 578 people. No code was released. The stages (stride 2, residual, instance norm), their
-    number and width, the error, the schedule, the erosion and the image score, the mean over the
-    foreground, are our choice; so is leaving out augmentation.
+    Luo et al., Computers in Biology and Medicine 2023, on T2-weighted volumes of 578 people: an
+    autoencoder without skips and, despite the id, without a codebook; the map is the absolute
+    residual.
+
+    Departures:
+        sizes: no code was released and the article's numbers aren't known here: the stages (stride
+            2, residual, instance norm), their number and width, the error and the schedule are ours.
+        augmentation: none.
+        map: inside the foreground, eroded by 3, since the fluid at the brain's edge restores worst.
+        image score: the mean of the map over the foreground.
+        slices: with ``dims=2`` it works on them, too.
 
     Args:
         stages: residual stages, each of which halves the grid.
@@ -68,7 +73,7 @@ def massive_healthy_autoencoder(
 
 
 class NeonatalAutoencoder(Method):
-    """Signed difference from a restored volume, in healthy deviations; see ``neonatal``."""
+    """Signed difference from a restored volume, in healthy deviations; see ``neonatal_ae``."""
 
     tile_mean: Tensor
     tile_std: Tensor
@@ -100,11 +105,11 @@ class NeonatalAutoencoder(Method):
         return {"l2": error, "kl": self.kl_weight * kl}
 
     def difference(self, x: Tensor, restored: Tensor) -> Tensor:
-        """Mean of x - x^ over the channels, zero where x is brighter than ``bright``."""
+        """Mean of x - x^ over the channels, zero where x reaches ``bright``."""
         d = (x - restored).mean(dim=1, keepdim=True)
         if self.bright is None:
             return d
-        return d * (x.mean(dim=1, keepdim=True) <= self.bright)
+        return d * (x.mean(dim=1, keepdim=True) < self.bright)
 
     def _tiled(self, values: Tensor) -> Tensor:
         """Means over tiles in the plane of each slice."""
@@ -146,7 +151,8 @@ class NeonatalAutoencoder(Method):
     dims=(2, 3),
     # Bright voxels may be the lesions where the images aren't T2-weighted ones of newborns.
     presets={"laptop": {**_LAPTOP, "width": 8, "levels": 3, "bright": None, "steps": 120}},
-    tiny={**_TINY, "levels": 3, "bright": None},
+    preprocess={"scaling": "minmax"},
+    tiny={**_TINY, "levels": 3, "bright": None, "preprocess": {"scaling": "auto"}},
     options=schedule(lr=1e-4, batch_size=1, epochs=200),
 )
 def neonatal_autoencoder(
@@ -158,33 +164,40 @@ def neonatal_autoencoder(
     variational: bool = False,
     latent: int = 64,
     kl_weight: float = 1.0,
-    bright: float | None = 140 / 256,
+    bright: float | None = 141 / 256,
     spread: float = 0.1,
     tiles: int = 4,
     **training: Unpack[Schedule],
 ) -> Method:
     """Autoencoder of whole volumes of newborns' brains, scored in healthy deviations.
 
-    Convolutions with max pooling, trained on the squared error; ``variational`` adds a Gaussian
-    code. The bright fluid of T2-weighted images is left out, since the score would otherwise follow
-    the ventricles and the age. The map is the absolute difference over 0.1: the article shows what
-    exceeds 3, here the map stays continuous and 3 is a threshold on it. The score is the sum over
-    the foreground of the absolute difference in deviations of the healthy training volumes, of
-    which each tile in the plane of each slice has its own. Raad et al., Scientific Reports 2023.
+    Raad et al., Scientific Reports 2023, on T2-weighted volumes of 256 x 256 x 256: convolutions
+    with max pooling, trained on the squared error; ``variational`` adds a Gaussian code. Fluid,
+    above 140 of 256 grey values, is left out, since the score would otherwise follow the ventricles
+    and the age. The map is the absolute difference over 0.1; the article shows what exceeds 3. The
+    score sums the absolute difference in deviations of the healthy training volumes, of which each
+    tile of 64 x 64 pixels of each slice has its own.
 
-    The weights are not released with their layers: number and width of the levels, the learning
-    rate and the schedule are our choice, as is reading the code's "8 x 8 components" as 64 numbers
-    of the variational code. The plain code is the deepest grid. Only foreground counts in the sum,
-    and a tile's deviation is at least a tenth of ``spread``. The article's alignment and its match
-    of histograms to a uniform sample belong to the preprocessing: the step ``histogram_match`` is
-    near to it, though its landmarks are learnt from the training scans.
+    Departures:
+        network: released neither with its layers nor with its weights: number and width of the
+            levels, rate and schedule are ours, and the "8 x 8 components" of a file's name are read
+            as 64 numbers of the variational code; the plain code is the deepest grid.
+        score: over the foreground; the released curves divide by the mean difference of all training
+            voxels where a deviation is meant, only its pictures by the tiles.
+        tiles: of the difference without the fluid, with a deviation of a tenth of ``spread`` at
+            least; of the whole difference, without a least one, in the release.
+        brightest voxels: left out; a value of exactly 1 turns to 0 in the release's 8 bits and stays.
+        intensities: from the smallest to the largest value; matched to uniform numbers in the
+            release, which the step ``histogram_match`` is near to.
+        alignment: none; to the first subject in the article.
+        slices: with ``dims=2`` it works on them, too.
 
     Args:
         levels: how often the grid is halved.
         variational: a Gaussian code of ``latent`` numbers instead of the deepest grid.
         kl_weight: weight of the divergence, which like the squared error is a mean over the voxels.
-        bright: intensity above which a voxel is left out; 140 of 256 grey values in the article,
-            whose images end at 1. Other scalings and contrasts need another one. None for all in.
+        bright: intensity from which on a voxel is left out; the 141st of 256 grey values in the
+            article, whose images end at 1. Other contrasts need another one. None for all in.
         spread: difference that is one deviation of the map.
         tiles: along each axis of the plane; 4 of 64 pixels in the article.
     """

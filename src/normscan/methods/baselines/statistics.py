@@ -76,6 +76,9 @@ class ImageStatistics(Method):
 def mean_image(dims: int = 2, channels: int = 1, size: int = 128) -> Method:
     """Absolute difference from the mean healthy image.
 
+    Departures:
+        none: a baseline of this library, no published system.
+
     Args:
         dims: spatial axes, 2 or 3.
         channels: of the image.
@@ -98,6 +101,9 @@ def image_statistics(
 
     What it finds needs no learnt anatomy: on sets gathered from the web it often separates the
     classes by framing and contrast alone.
+
+    Departures:
+        none: a baseline of this library, no published system.
 
     Args:
         dims: spatial axes, 2 or 3.

@@ -39,6 +39,7 @@ def adm_unet(
         channels=widths,
         attention_levels=attended,
         norm_num_groups=min(32, width),
+        norm_eps=1e-5,
         num_head_channels=[w // heads for w in widths],
         resblock_updown=True,
     )
@@ -152,19 +153,21 @@ def anoddpm(
 ) -> Method:
     """Diffusion model with simplex noise (AnoDDPM).
 
-    The network learns to predict simplex noise; at test an image is diffused to an early step and
-    walked back with the same kind of noise and the fixed large variance, and the squared
-    difference is the map. Images are mapped to -1..1 inside, where
-    restorations are cut. Wyatt et al., CVPR Workshops 2022. The noise is OpenSimplex,
-    as in the release that made the article's figures, a field for each channel; classic simplex
-    noise is stronger and of a finer grain. ``noise=coarse`` is the variant of Kascenas et al.,
-    Medical Image Analysis 2023, whose forward noise is that of their denoising autoencoder; the
-    standard deviation 1 on its coarse grid is our choice.
+    Wyatt et al., CVPR Workshops 2022: the network learns to predict simplex noise; at test an image
+    is diffused to step 250 of 1000 and walked back with the same kind of noise and the fixed large
+    variance, and the squared difference is the map. Images are mapped to -1..1 inside, where
+    restorations are cut. The noise is OpenSimplex, as in the release that made the article's
+    figures, a field for each channel; classic simplex noise (``simplex``) is stronger and of a finer
+    grain. ``noise=coarse`` is the variant of Kascenas et al., Medical Image Analysis 2023, whose
+    forward noise is that of their denoising autoencoder, here with the standard deviation 1 on its
+    coarse grid.
 
     Departures:
-        scaling: the release maps the mean less one to plus two deviations to -1..1 and moves and
-            turns images a little in training (3 degrees, 2 by 9 %); here 0 to each scan's 99th
-            percentile become -1..1, what is above is cut, and nothing is moved.
+        range: 0 to each scan's 99th percentile become -1..1, what is above is cut; the release maps
+            the mean less one to plus two deviations.
+        augmentation: none; the release moves and turns training images (3 degrees, 2 by 9 %).
+        field: of its own for each image; the release can take one image at a time only.
+        length: 300,000 updates; 300,100 in the release, whose epochs include both ends.
 
     Args:
         dims: spatial axes, 2.
