@@ -178,7 +178,7 @@ def centre_of_bright(method: Any, check: Check) -> Tensor:
     bright.image = 8 * bright.image
     with torch.no_grad():
         method.loss(bright, "centre", "encoder")
-    if method.objective == "soft-boundary":
+    if method.ball.objective == "soft-boundary":
         method.radius.fill_(0.6)
     centre: Tensor = method.centre
     return centre

@@ -104,10 +104,10 @@ def read_all() -> dict[str, Record]:
 def _undrawn() -> Iterator[None]:
     """Within it no initial weights are drawn, which takes seconds for a large network."""
 
-    def zeros(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return tensor.zero_()
+    def ones(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor.fill_(1)  # not 0, from which the power iteration of spectral norms can't begin
 
-    with patch.object(Tensor, "normal_", zeros), patch.object(Tensor, "uniform_", zeros):
+    with patch.object(Tensor, "normal_", ones), patch.object(Tensor, "uniform_", ones):
         yield
 
 
