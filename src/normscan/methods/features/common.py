@@ -30,6 +30,7 @@ tapped = Options(
     get_type_hints(Tapped),
     {"size": 256, "backbone": WIDE_RESNET50, "taps": STAGES, "weights": "hub"},
     {
+        "dims": "spatial axes, 2.",
         "size": "pixels along each axis.",
         "backbone": "timm name with the tag of its weights.",
         "taps": "stages whose features are used, the finest first.",

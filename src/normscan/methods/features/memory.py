@@ -372,7 +372,6 @@ def patchcore(
             don't fit into the memory; the release holds all of them.
 
     Args:
-        dims: spatial axes, 2.
         channels: of the image; grey is repeated.
         neighbourhood: side of a patch in cells of the stage.
         dim: numbers in a patch's vector, where windows are pooled.

@@ -106,7 +106,6 @@ def recontrast(dims: int = 2, channels: int = 1, **options: Unpack[TwoRated]) ->
         weights: the last step's; the release reports the best of its looks at the test set.
 
     Args:
-        dims: spatial axes, 2.
         size: pixels along each axis, a multiple of twice the stride of the last stage.
         taps: stages that are compared, the finest first, each at half the grid of the one before.
     """

@@ -105,7 +105,6 @@ def rd4ad(dims: int = 2, channels: int = 1, **options: Unpack[Trained]) -> Metho
             are kept; with epochs the last ones, as there.
 
     Args:
-        dims: spatial axes, 2.
         size: pixels along each axis, a multiple of twice the stride of the last stage.
         taps: stages that are compared, the finest first, each at half the grid of the one before.
     """
@@ -167,7 +166,6 @@ def edc(
             on its own grid.
 
     Args:
-        dims: spatial axes, 2.
         size: pixels along each axis, a multiple of the stride of the last stage.
         taps: stages, the finest first, each at half the grid of the one before; the last one is
             decoded, the others are compared.
@@ -268,7 +266,6 @@ def e2ad(
             without pixel maps, doesn't need.
 
     Args:
-        dims: spatial axes, 2.
         size: pixels along each axis, a multiple of the stride of the last stage.
         taps: stages, the finest first, each at half the grid of the one before; the last one is
             decoded, the others are compared, and all but the finest of these get attention.

@@ -126,7 +126,6 @@ def stfpm(dims: int = 2, channels: int = 1, **options: Unpack[Descended]) -> Met
             map on a fifth of the training images.
 
     Args:
-        dims: spatial axes, 2.
         backbone: timm name with the tag of the teacher's weights; the student has its shape.
         taps: stages that are compared, the finest first.
     """
@@ -262,7 +261,6 @@ def mkd(
             and the cloner follows its channels and strides.
 
     Args:
-        dims: spatial axes, 2.
         size: pixels along each axis, a multiple of the stride of the last level.
         taps: stages that are compared, the finest first, each at half the grid of the one before;
             those of a VGG are followed by its max-pool.

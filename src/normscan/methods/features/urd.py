@@ -294,7 +294,6 @@ def urd(
         weights: the last step's; the release takes the best epoch on the test set.
 
     Args:
-        dims: spatial axes, 2.
         size: pixels along each axis, a multiple of twice the stride of the last stage.
         taps: stages that are compared, the finest first, each at half the grid of the one before.
         similarity: weigh the teacher's features by their cosine with what is decoded.
