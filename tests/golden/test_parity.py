@@ -40,7 +40,7 @@ def test_records_say_what_they_are(id):
 
 # Methods whose release was not yet run beside ours.
 UNRECORDED = {
-    "anoddpm", "anomaly_dino", "anomalydino_dpmm", "ddad", "ddad_asr",
+    "anoddpm", "ddad", "ddad_asr",
     "gating_ano", "neonatal_ae", "siamese_ocsvm",
 }  # fmt: skip
 
