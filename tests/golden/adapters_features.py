@@ -440,10 +440,6 @@ def remembered_map(method: Method, check: Check) -> Tensor:
     return method.maps(_remembered(method, check)).map
 
 
-def remembered_smoothed_map(method: Method, check: Check) -> Tensor:
-    return processed(method, whole_map(method, _remembered(method, check)))
-
-
 def remembered_score(method: Method, check: Check) -> Tensor:
     return method.maps(_remembered(method, check)).score
 
