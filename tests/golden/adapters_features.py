@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from normscan.methods.base import Batch, Method
 from normscan.methods.features.reverse import mean_map
 from normscan.scores.coreset import _greedy
+from normscan.scores.dpmm import DirichletMixture
 from normscan.scores.postprocess import apply_chain
 from normscan.scores.reductions import reduce_map
 from tests.golden.fill import RULES, grain, images
@@ -408,3 +409,78 @@ def damped_gradient(method: Any, check: Check) -> Tensor:
     damped_loss(method, check).backward()
     gradient: Tensor = method.decoder.bottleneck[1].weight.grad
     return gradient
+
+
+# --- patches of a transformer
+
+
+def _bytes(check: Check, count: int) -> Tensor:
+    """Images as 8 bits hold them."""
+    return (255 * images(count, *check.shape[1:], rule=check.rule)).round() / 255
+
+
+def tokens(method: Any, check: Check) -> Tensor:
+    one_place(method)
+    with torch.no_grad():
+        (features,) = method.backbone(_bytes(check, 1)).values()
+    return features.flatten(2).mT[0]
+
+
+def _remembered(method: Any, check: Check) -> Batch:
+    """Remember 3 images, and return two others, turned."""
+    one_place(method)
+    batch, every = batch_of(check), _bytes(check, 5)
+    batch.image = every[:3]
+    method.fit([batch])
+    batch.image = every[3:].flip(-1)
+    return batch
+
+
+def remembered_map(method: Method, check: Check) -> Tensor:
+    return method.maps(_remembered(method, check)).map
+
+
+def remembered_score(method: Method, check: Check) -> Tensor:
+    return method.maps(_remembered(method, check)).score
+
+
+def _mixture(check: Check) -> tuple[DirichletMixture, Tensor]:
+    """Twelve components with statistics by the rule, and 300 points."""
+    full = check.arguments["covariance"] == "full"
+    x = F.normalize(grain((300, 8)), dim=1)
+    shares = 1 + 0.5 * grain((12,))
+    shares, means = shares / shares.sum(), 0.5 * grain((12, 8)).flip(0)
+    spread = 0.2 + 0.1 * grain((12, 8))
+    second = means.square() + spread
+    if full:
+        second = means[:, :, None] * means[:, None] + torch.diag_embed(spread)
+    regularisation = 1e-3 if full else 1e-6
+    mixture = DirichletMixture(8, 12, check.arguments["covariance"], regularisation).double()
+    with torch.no_grad():
+        mixture.shares.copy_(shares)
+        mixture.first.copy_(shares[:, None] * means)
+        mixture.second.copy_(shares.reshape(12, *[1] * (second.ndim - 1)) * second)
+        mixture.points.fill_(len(x))
+    return mixture, x
+
+
+def mixture_weights(method: Method, check: Check) -> Tensor:
+    return _mixture(check)[0].components()[0].exp()
+
+
+def mixture_distance(method: Method, check: Check) -> Tensor:
+    """The distance that ``phase`` names."""
+    mixture, x = _mixture(check)
+    return mixture.distance(x, check.phase)  # type: ignore[arg-type]
+
+
+def mixture_statistics(method: Method, check: Check) -> tuple[Tensor, Tensor, Tensor]:
+    mixture, x = _mixture(check)
+    shares, first, second = mixture.statistics(x)
+    return shares, first, second.diagonal(dim1=1, dim2=2) if mixture.full else second
+
+
+def mixture_concentration(method: Method, check: Check) -> Tensor:
+    mixture, _ = _mixture(check)
+    mixture._concentrate()
+    return mixture.concentration.reshape(1)
