@@ -235,7 +235,7 @@ def check_file(path: Path) -> str:
         mend = "Copy it again from its source"
     if kind.startswith("Git LFS"):
         mend = "Fetch the data with 'git lfs pull'"
-    article = "an" if kind.startswith("HDF5") else "a"
+    article = "an" if kind.startswith(("HDF5", "NRRD", "MGH", "Analyze")) else "a"
     raise ScanError(f"{path}: is called {suffix}, but its content is {article} {kind}. {mend}.")
 
 
