@@ -123,6 +123,11 @@ class Header:
     spacing: tuple[float, ...] | None
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Tell whether selectors stand behind a path."""
+    return _FRAGMENT.search(Path(path).name) is not None
+
+
 def extension(path: str | os.PathLike[str]) -> str:
     """Return the extension in lower case, ``.nii.gz`` in one piece, without an address's ``#...``."""
     name = _FRAGMENT.sub("", Path(path).name).lower()
