@@ -197,9 +197,9 @@ def rasters() -> Iterator[tuple[str, str, Content, str]]:
             "bmp",
             name,
             bmp[:at] + struct.pack("<i", value) + bmp[at + 4 :],
-            f"{BAD}|more pixels than the limit",
+            f"{BAD}|more pixels than the limit|isn't supported here",
         )
-    yield "bmp", "77 bits", bmp[:28] + b"\x4d\0" + bmp[30:], BAD
+    yield "bmp", "77 bits", bmp[:28] + b"\x4d\0" + bmp[30:], "isn't supported here"
     yield "bmp", "letters alone", b"BM", BAD
     yield "bmp", "cut by ten bytes", bmp[:-10], BAD
 

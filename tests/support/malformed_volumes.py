@@ -58,7 +58,7 @@ def niftis() -> Iterator[tuple[str, bytes, str]]:
         yield (
             f"dim {name}",
             nifti(dim=dim),
-            "declares|a series of shape|is no image|Expected 144 bytes",
+            "declares|a series of 5 volumes|is no image|Expected 144 bytes",
         )
     for code, name in {0: "unknown", 1: "bits", 3: "no code", 32: "complex", 128: "RGB cut",
                        1536: "float128 cut", 1792: "complex128", 2304: "RGBA cut", -1: "-1",
@@ -104,9 +104,9 @@ def niftis() -> Iterator[tuple[str, bytes, str]]:
     yield "header alone", nifti()[:348], "Expected 120 bytes, got 0"
     yield "header cut", nifti()[:347], "unknown kind"
     yield "cut by a byte", nifti()[:-1], "Expected 120 bytes, got 119"
-    yield "magic of a pair", nifti(magic=b"ni1\0"), "without its .img"
-    yield "no magic", nifti(magic=b"\0\0\0\0"), "unknown kind"
-    yield "other magic", nifti(magic=b"n+3\0"), "unknown kind"
+    yield "magic of a pair", nifti(magic=b"ni1\0"), "a NIfTI header"
+    yield "no magic", nifti(magic=b"\0\0\0\0"), "an Analyze header"
+    yield "other magic", nifti(magic=b"n+3\0"), "an Analyze header"
     yield "NIfTI-2 cut", nifti(two=True)[:500], "this NIfTI is damaged"
     yield (
         "NIfTI-2 of 2**62",
@@ -121,7 +121,7 @@ def niftis() -> Iterator[tuple[str, bytes, str]]:
     yield "NIfTI-2 at -1", nifti(two=True, vox_offset=-1), "at byte -1"
     yield "NIfTI-2 at 2**62", nifti(two=True, vox_offset=2**62), "at byte 4.6"
     floats = VOLUME.astype("<f4")
-    floats[1, 2, 3] = np.nan
+    floats.reshape(5, 4, 3)[2, 1, 1] = np.nan  # the first axis runs fastest in the file
     yield "one nan", nifti(floats.tobytes(), datatype=16, bitpix=32), "1 of 60 values are NaN"
     yield (
         "all nan",

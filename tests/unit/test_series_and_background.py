@@ -6,9 +6,11 @@ import warnings
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 
+from normscan.cohort import Cohort
 from normscan.errors import ScanError
 from normscan.io import content_hash, probe, read_mask, read_scan, stem, write_map
 from normscan.io.background import SAID
@@ -70,6 +72,21 @@ def test_masks_in_a_series(tmp_path, rng):
         address = f"{tmp_path / 'm.nii.gz'}#volume={k}"
         np.testing.assert_array_equal(read_mask(address, scan), masks[..., k])
         np.testing.assert_array_equal(read_mask(f"{address}&slice=1", cut), masks[..., 1, k])
+
+
+def test_slices_of_a_volume_of_a_series(tmp_path, rng):
+    values = rng.random((6, 7, 5, 3)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii.gz")
+    masks = (values > 0.9).astype(np.uint8)
+    masks[:, :, 0] = 0
+    nib.save(nib.Nifti1Image(masks, np.eye(4)), tmp_path / "m.nii.gz")
+    rows = [{"path": "a.nii.gz#volume=1", "mask": "m.nii.gz#volume=1", "label": 1, "split": "test"}]
+    cohort = Cohort.from_table(pd.DataFrame(rows), tmp_path).slices()
+    assert len(cohort) == 5
+    for k, row in enumerate(cohort):
+        scan = row.load()
+        np.testing.assert_array_equal(scan.data[0], values[:, :, k, 1])
+        np.testing.assert_array_equal(row.load_mask(scan), masks[:, :, k, 1] > 0)
 
 
 def test_selectors_of_another_format_are_refused(tmp_path, rng):
@@ -143,7 +160,7 @@ def test_a_hole_in_the_first_slice_is_a_hole(tmp_path, rng):
         read_scan(tmp_path / "a.nii")
     values[...] = np.nan
     tifffile.imwrite(tmp_path / "b.tif", values[..., 0])
-    with pytest.raises(ScanError, match="every value is NaN"):
+    with pytest.raises(ScanError, match="288 of 288 values are NaN"):
         read_scan(tmp_path / "b.tif")
     values = rng.random((16, 18)).astype(np.float32)
     values[:3, :4] = np.inf

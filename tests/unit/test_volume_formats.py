@@ -405,3 +405,27 @@ def test_what_isnt_supported_is_said_to_be_so(tmp_path, rng, change, says):
     with pytest.raises(ScanError, match=says) as caught:
         read_scan(tmp_path / "a.nrrd")
     assert "damaged" not in str(caught.value)
+
+
+def test_nothing_is_told_on_standard_error(tmp_path, rng, capfd):
+    nib.save(
+        nib.AnalyzeImage(rng.integers(0, 9, (5, 6, 7)).astype(np.int16), None), tmp_path / "a.hdr"
+    )
+    data = bytearray((tmp_path / "a.hdr").read_bytes())
+    data[70:72] = b"\0\0"  # no data type
+    (tmp_path / "a.hdr").write_bytes(data)
+    with pytest.raises(ScanError):
+        read_scan(tmp_path / "a.hdr")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not NIBABEL_DATA.is_dir(), reason="nibabel came without its test data")
+def test_a_length_in_a_minc_asks_for_no_memory(tmp_path):
+    data = (NIBABEL_DATA / "tiny.mnc").read_bytes()
+    for place in range(4, 120, 4):
+        bad = data[:place] + b"\x7f\xff\xff\xf0" + data[place + 4 :]
+        (tmp_path / "a.mnc").write_bytes(bad)
+        try:
+            read_scan(tmp_path / "a.mnc")
+        except ScanError as error:
+            assert "memory" not in str(error)

@@ -10,7 +10,8 @@ import numpy as np
 
 from normscan.cohort.table import holds_files
 from normscan.errors import CohortError, ScanError
-from normscan.io.files import check_file
+from normscan.io.address import split_address
+from normscan.io.files import check_file, is_address
 from normscan.io.masks import MaskReport
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _slices(
         one = {**cells, "scan": f"{row.scan}_slice{k:03d}", "slice": k}
         for name, value in cells.items():
             if value and holds_files(str(name)):
-                one[name] = f"{value}#slice={k}" + (f"&axis={axis}" if axis != 2 else "")
+                part = f"slice={k}" + (f"&axis={axis}" if axis != 2 else "")
+                one[name] = f"{value}{'&' if is_address(value) else '#'}{part}"
         if lesioned is not None:
             one["label"] = int(lesioned[k])
             one["mask"] = one["mask"] if lesioned[k] else ""
@@ -100,7 +102,7 @@ def _lesioned(mask: Path, axis: int, report: MaskReport) -> np.ndarray:
     """Tell for each slice whether its mask shows a lesion."""
     from normscan.io.read import load_mask_array
 
-    check_file(mask)
+    check_file(split_address(mask)[0])
     values = load_mask_array(mask, report=report)
     if values.ndim != 3:
         raise ScanError(f"{mask}: the mask has {values.ndim} axes, its scan is a volume.")

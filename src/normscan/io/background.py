@@ -37,7 +37,7 @@ def fill_background(data: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str
         return data, ()
     if count == data.size:
         raise ScanError(
-            f"{path}: every value is NaN, so there is nothing to see. Check the export."
+            f"{path}: {count} of {count} values are NaN, so there is nothing to see. Check the export."
         )
     inside = count - sum(_outside(channel) for channel in holes)
     if inside:

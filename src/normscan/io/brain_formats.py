@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from normscan.io.files import (
     data_of,
     decoding,
     extension,
+    sniff,
 )
 from normscan.io.nifti import bids_suffix
 
@@ -61,24 +63,28 @@ def _opened(path: Path) -> Iterator[Any]:
     """Open a file by its content; nibabel reads the values when they are asked for."""
     import nibabel as nib
 
+    nibabel: Any = nib
     suffix = extension(path)
     kind = {".mgh": "MGH", ".mgz": "MGH", ".mnc": "MINC", ".hdr": "Analyze"}[suffix]
-    nibabel: Any = nib
-    with decoding(path, f"{kind} file"):
-        if kind == "MGH":
-            yield nibabel.MGHImage.from_filename(path)
-        elif kind == "Analyze":
-            data_of(path)
-            # SPM's origin and matrix are read where they are, else the centre is the origin.
-            yield nibabel.Spm2AnalyzeImage.from_filename(path)
-        else:
-            with path.open("rb") as file:
-                old = file.read(3) == b"CDF"
-            if old:
-                yield nibabel.minc1.Minc1Image.from_filename(path, mmap=False)
+    log = nibabel.imageglobals.logger  # tells on standard error what a header has wrong
+    was, log.disabled = log.disabled, True
+    try:
+        with decoding(path, f"{kind} file"), ExitStack() as stack:
+            if kind == "MGH":
+                yield nibabel.MGHImage.from_filename(path)
+            elif kind == "Analyze":
+                data_of(path)
+                # SPM's origin and matrix are read where they are, else the centre is the origin.
+                yield nibabel.Spm2AnalyzeImage.from_filename(path)
+            elif sniff(path) == "HDF5 file":
+                stack.enter_context(_hdf5(path))
+                yield nibabel.Minc2Image.from_filename(path)
             else:
-                with _hdf5(path) as file:
-                    yield nibabel.Minc2Image.from_filename(path)
+                # From memory: there a declared length asks for no more than there is.
+                holder = nibabel.FileHolder(fileobj=BytesIO(path.read_bytes()))
+                yield nibabel.minc1.Minc1Image.from_file_map({"image": holder}, mmap=False)
+    finally:
+        log.disabled = was
 
 
 @contextmanager

@@ -125,11 +125,12 @@ def _reader(path: Path, kind: str, chosen: dict[str, str]) -> _Reader:
     if kind == "DICOM file":
         raise ScanError(f"{path}: a mask as DICOM isn't read. Save it as NIfTI or PNG.")
     reader = READERS[kind]
-    for key in set(chosen) - {"slice", "axis"} - set(reader.selectors):
-        where = [name for name, one in READERS.items() if key in one.selectors] or ["DICOM"]
+    for key in sorted(set(chosen) - {"slice", "axis"} - set(reader.selectors)):
+        where = ", ".join(name for name, one in READERS.items() if key in one.selectors)
+        if not where:
+            raise ScanError(f"{path}: is no DICOM, so #{key}= selects nothing in it. Leave it out.")
         raise ScanError(
-            f"{path}: is a {kind}, in which #{key}= selects nothing; it is for {', '.join(where)}. "
-            "Leave it out."
+            f"{path}: is a {kind}, in which #{key}= selects nothing; it is for {where}. Leave it out."
         )
     return reader
 

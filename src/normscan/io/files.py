@@ -123,6 +123,11 @@ class Header:
     spacing: tuple[float, ...] | None
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Tell whether selectors stand behind a path."""
+    return _FRAGMENT.search(Path(path).name) is not None
+
+
 def extension(path: str | os.PathLike[str]) -> str:
     """Return the extension in lower case, ``.nii.gz`` in one piece, without an address's ``#...``."""
     name = _FRAGMENT.sub("", Path(path).name).lower()
@@ -235,7 +240,7 @@ def check_file(path: Path) -> str:
         mend = "Copy it again from its source"
     if kind.startswith("Git LFS"):
         mend = "Fetch the data with 'git lfs pull'"
-    article = "an" if kind.startswith("HDF5") else "a"
+    article = "an" if kind.startswith(("HDF5", "NRRD", "MGH", "Analyze")) else "a"
     raise ScanError(f"{path}: is called {suffix}, but its content is {article} {kind}. {mend}.")
 
 
