@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from normscan import registry
 from normscan.methods.autoencoders.denoising import cosine_cycle
 from normscan.methods.base import Batch
-from normscan.methods.diffusion.partial import PartialDiffusion, adm_unet
+from normscan.methods.diffusion.partial import PartialDiffusion, Training, Walk, adm_unet
 from normscan.methods.reconstruction import absolute, positive, squared
 from normscan.networks.diffusion import DiffusionSchedule
 from normscan.rng import Rng
@@ -251,7 +251,8 @@ def test_fanogan_trains_as_on_its_card():
 
 def diffusion(network, level=6, repeats=1):
     field = functools.partial(simplex_noise, octaves=2, frequency=8.0)
-    return PartialDiffusion(network, 4, 20, level, 12, field, repeats, 100, 2, 1e-3, 0.9).eval()
+    walk = Walk(20, level, 12, repeats, multiple=4)
+    return PartialDiffusion(network, field, walk, Training(100, 2, 1e-3, 0.9)).eval()
 
 
 def test_anoddpm_learns_the_noise():

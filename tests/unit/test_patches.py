@@ -80,7 +80,8 @@ def test_a_crossing_is_the_product_of_both_orientations():
     image = torch.rand(1, 1, 32, 32)
     batch = Batch(image, torch.ones(1, 1, 32, 32, dtype=torch.bool), Rng([0]), torch.zeros(1))
     expected = np.ones((32, 32))
-    for network, shape, stride in zip(method.networks, method.shapes, method.strides, strict=True):
+    cut = method.strips
+    for network, shape, stride in zip(method.networks, cut.shapes, cut.strides, strict=True):
         total, number = np.zeros((32, 32)), np.zeros((32, 32))
         for r, c in corners((32, 32), shape, stride):
             window = (slice(r, r + shape[0]), slice(c, c + shape[1]))

@@ -148,7 +148,7 @@ def test_the_largest_error_screens_or_their_mean(rng):
         torch.manual_seed(1)
         method = build(features=("volume", "other"), screen=screen).eval()
         scores[screen] = method.maps(batch).score
-    numbers = method.standardise(*method.rows(batch))
+    numbers = method.standardise(*method.numbers.of(batch))
     error = (method.network(numbers) - numbers).square().detach()
     torch.testing.assert_close(scores["mean"], error.mean(1))
     torch.testing.assert_close(scores["max"], error.max(1).values)

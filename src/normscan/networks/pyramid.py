@@ -80,7 +80,7 @@ def assemble(
 class BandAutoencoder(nn.Module):
     """Stride-2 3x3 convolutions down to the code that double their channels, and mirrored up.
 
-    Leaky ReLU with slope 0.2, then batch norm; a linear 3x3 convolution at the end.
+    Leaky ReLU, then batch norm; a linear 3x3 convolution at the end.
 
     Args:
         dims: 2 or 3.
@@ -88,16 +88,19 @@ class BandAutoencoder(nn.Module):
         size: pixels along each axis; ``code`` times a power of two.
         width: channels of the first convolution.
         code: pixels of the code along each axis.
+        slope: of the Leaky ReLUs.
     """
 
-    def __init__(self, dims: int, channels: int, size: int, width: int, code: int) -> None:
+    def __init__(
+        self, dims: int, channels: int, size: int, width: int, code: int, slope: float = 0.2
+    ) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(doublings(size, code))]
         up = [*reversed(widths[:-1]), width]
         parts: list[nn.Module] = []
 
         def finish(module: nn.Module, b: int) -> None:
-            parts.extend([module, nn.LeakyReLU(0.2), layer("batch_norm", dims, b)])
+            parts.extend([module, nn.LeakyReLU(slope), layer("batch_norm", dims, b)])
 
         for a, b in zip([channels, *widths], widths, strict=False):
             finish(layer("conv", dims, a, b, 3, stride=2, padding=1), b)

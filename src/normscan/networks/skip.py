@@ -43,7 +43,7 @@ class SkipAutoencoder(nn.Module):
     """
 
     def __init__(
-        self, dims: int = 2, channels: int = 1, size: int = 256, width: int = 32,
+        self, dims: int = 2, channels: int = 1, size: int = 256, *, width: int = 32,
         dropout: float = 0.2, dropping: Dropping = "element", code: int = 8, slope: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__()

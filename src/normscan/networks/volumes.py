@@ -23,19 +23,23 @@ class ResidualStage(nn.Module):
         channels_in: of the input.
         channels_out: of the output.
         stride: of the first convolution and the shortcut.
+        slope: of the Leaky ReLUs.
     """
 
-    def __init__(self, dims: int, channels_in: int, channels_out: int, stride: int = 1) -> None:
+    def __init__(
+        self, dims: int, channels_in: int, channels_out: int, stride: int = 1, slope: float = 0.01
+    ) -> None:
         super().__init__()
+        self.slope = slope
         self.body = nn.Sequential(
             *_conv(dims, channels_in, channels_out, stride),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(slope),
             *_conv(dims, channels_out, channels_out),
         )
         self.shortcut = layer("conv", dims, channels_in, channels_out, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.leaky_relu(self.body(x) + self.shortcut(x), 0.01)
+        return nn.functional.leaky_relu(self.body(x) + self.shortcut(x), self.slope)
 
 
 class StridedResidualAutoencoder(nn.Module):

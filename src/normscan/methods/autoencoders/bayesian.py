@@ -73,8 +73,8 @@ def mean_absolute(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
 def skip_network(dims: int, channels: int, options: Skips) -> SkipAutoencoder:
     """Return the network of both skip autoencoders."""
     return SkipAutoencoder(
-        dims, channels, options["size"], options["width"], options["dropout"],
-        options["dropping"], options["code"],
+        dims, channels, options["size"], width=options["width"], dropout=options["dropout"],
+        dropping=options["dropping"], code=options["code"],
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, Unpack
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 from normscan.methods.autoencoders.compact import (
+    COMPACT,
     PICTURE,
+    Compact,
     memory_autoencoder,
     small_latent_autoencoder,
     split_uncertainty,
@@ -20,7 +23,7 @@ from normscan.methods.autoencoders.compact import (
 from normscan.methods.autoencoders.plain import OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction
-from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.methods.schedule import Schedule, phase, settings
 from normscan.networks.blocks import layer
 from normscan.objectives.segmentation import focal
 from normscan.registry import register
@@ -35,7 +38,7 @@ _INPUTS: dict[Refined, tuple[Discrepancy, ...]] = {
     "intra": ("intra",),
 }
 
-_TRAINING = schedule(lr=5e-4, beta1=0.5, batch_size=64, epochs=250)
+_OPTIONS = COMPACT(hidden=2048, lr=5e-4, beta1=0.5)
 _LAPTOP = {
     "hidden": 256, "batch_size": 16, "steps": 300, "lr": 1e-3, "beta1": 0.9,
     "preprocess": {**OWN_RANGE, "scaling": "median"},
@@ -46,37 +49,51 @@ _TINY = {
 }  # fmt: skip
 
 
-def _member(backbone: Backbone, training: Schedule, **network: int) -> Reconstruction:
-    if backbone == "memae":
+def ensembles(
+    backbone: Backbone, members: int, dims: int, channels: int, options: Compact
+) -> nn.ModuleDict:
+    """The members of both ensembles, A1, A2, ..., B1, B2, ...
+
+    Raises:
+        ArgumentError: fewer than two members.
+    """
+    if members < 2:
+        raise ArgumentError(f"members={members}; a standard deviation takes 2 or more.")
+    builds: dict[Backbone, Callable[..., Method]] = {
+        "ae": small_latent_autoencoder,
+        "ae_u": uncertainty_autoencoder,
         # Without shrinkage, unlike the method of this name.
-        member = memory_autoencoder(shrink=0.0, entropy_weight=2e-4, **network, **training)
-    else:
-        build = uncertainty_autoencoder if backbone == "ae_u" else small_latent_autoencoder
-        member = build(**network, **training)
-    assert isinstance(member, Reconstruction)
-    return member
+        "memae": partial(memory_autoencoder, shrink=0.0, entropy_weight=2e-4),
+    }
+    build = builds[backbone]
+    names = [f"{ensemble}{k + 1}" for ensemble in "AB" for k in range(members)]
+    return nn.ModuleDict({n: build(dims=dims, channels=channels, **options) for n in names})
+
+
+def refining_network(dims: int, inputs: int, filters: int) -> nn.Sequential:
+    """Three 3x3 convolutions to the logits of healthy and anomalous."""
+    parts: list[nn.Module] = []
+    for a, b in ((inputs, filters), (filters, filters)):
+        parts += [layer("conv", dims, a, b, 3, padding=1), layer("batch_norm", dims, b), nn.ReLU()]
+    return nn.Sequential(*parts, layer("conv", dims, filters, 2, 3, padding=1))
 
 
 class DualEnsemble(Method):
     """Members A1.. learn from healthy and unlabelled scans, B1.. from healthy ones; see ``ddad``.
 
     Args:
-        build: a new member.
-        members: of each ensemble, 2 or more.
+        members: of both ensembles, by name.
+        training: of each member.
         uncertain: the members also restore the log variance of their error.
         score: which discrepancy is the map.
-        training: of each member.
     """
 
     def __init__(
-        self, build: Callable[[], Reconstruction], members: int, uncertain: bool,
-        score: Discrepancy, training: Schedule,
+        self, members: nn.ModuleDict, training: Schedule, uncertain: bool,
+        score: Discrepancy = "inter",
     ) -> None:  # fmt: skip
         super().__init__()
-        if members < 2:
-            raise ArgumentError(f"members={members}; a standard deviation takes 2 or more.")
-        names = [f"{ensemble}{k + 1}" for ensemble in "AB" for k in range(members)]
-        self.members = nn.ModuleDict({name: build() for name in names})
+        self.members = members
         self.uncertain, self.score = uncertain, score
         self._training = training
 
@@ -119,23 +136,20 @@ class RefinedDualEnsemble(DualEnsemble):
     """A network that learnt on artificial anomalies reads the discrepancies; see ``ddad_asr``.
 
     Args:
-        refined: which discrepancies the network reads, see ``_INPUTS``.
-        filters: channels of the network.
+        members: of both ensembles, by name.
+        training: of each member.
+        uncertain: the members also restore the log variance of their error.
+        refiner: discrepancies to the logits of healthy and anomalous.
+        inputs: which discrepancies the network reads.
         refining: the shared arguments for the network.
-        *ensemble: of ``DualEnsemble``.
     """
 
     def __init__(
-        self, refined: Refined, filters: int, refining: Schedule, dims: int,
-        build: Callable[[], Reconstruction], members: int, uncertain: bool, training: Schedule,
+        self, members: nn.ModuleDict, training: Schedule, uncertain: bool, *,
+        refiner: nn.Sequential, inputs: tuple[Discrepancy, ...], refining: Schedule,
     ) -> None:  # fmt: skip
-        super().__init__(build, members, uncertain, "inter", training)
-        self.inputs = _INPUTS[refined]
-        parts: list[nn.Module] = []
-        for a, b in ((len(self.inputs), filters), (filters, filters)):
-            parts += [layer("conv", dims, a, b, 3, padding=1), layer("batch_norm", dims, b)]
-            parts.append(nn.ReLU())
-        self.refiner = nn.Sequential(*parts, layer("conv", dims, filters, 2, 3, padding=1))
+        super().__init__(members, training, uncertain)
+        self.refiner, self.inputs = refiner, inputs
         self._refining = refining
 
     def phases(self) -> list[Phase]:
@@ -170,19 +184,15 @@ class RefinedDualEnsemble(DualEnsemble):
     preprocess=PICTURE,
     reduction="mean",
     tiny=_TINY,
-    options=_TRAINING,
+    options=_OPTIONS,
 )
 def dual_distribution_discrepancy(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 2048,
     backbone: Backbone = "ae",
     members: int = 3,
     score: Discrepancy = "inter",
-    **training: Unpack[Schedule],
+    **options: Unpack[Compact],
 ) -> Method:
     """Dual-distribution discrepancy of two ensembles of autoencoders.
 
@@ -202,21 +212,14 @@ def dual_distribution_discrepancy(
         third axis: ours.
 
     Args:
-        size: pixels along each axis, a power of two times 4.
-        hidden: width of the hidden linear layers.
         backbone: the members: ``ae`` with the squared error, ``ae_u`` with its own variance, or
             ``memae`` with a memory of 25 codes without shrinkage.
         members: of each ensemble, 2 or more.
         score: ``inter``, the difference between the ensembles, ``intra``, the deviation within B,
             or ``rec``, the squared residual of B.
     """
-    network = {
-        "dims": dims, "channels": channels, "size": size, "latent": latent, "width": width,
-        "hidden": hidden,
-    }  # fmt: skip
-    return DualEnsemble(
-        lambda: _member(backbone, training, **network), members, backbone == "ae_u", score, training
-    )
+    found = ensembles(backbone, members, dims, channels, options)
+    return DualEnsemble(found, options, backbone == "ae_u", score)
 
 
 @register(
@@ -230,15 +233,11 @@ def dual_distribution_discrepancy(
     preprocess=PICTURE,
     reduction="mean",
     tiny={**_TINY, "filters": 8, "refine_steps": 200, "refine_lr": 1e-2},
-    options=_TRAINING,
+    options=_OPTIONS,
 )
 def refined_dual_distribution_discrepancy(
     dims: int = 2,
     channels: int = 1,
-    size: int = 64,
-    latent: int = 16,
-    width: int = 16,
-    hidden: int = 2048,
     backbone: Backbone = "ae",
     members: int = 3,
     refined: Refined = "dual",
@@ -247,7 +246,7 @@ def refined_dual_distribution_discrepancy(
     refine_batch_size: int = 8,
     refine_epochs: int = 100,
     refine_steps: int | None = None,
-    **training: Unpack[Schedule],
+    **options: Unpack[Compact],
 ) -> Method:
     """Dual-distribution discrepancy, refined by a network that saw artificial anomalies.
 
@@ -262,8 +261,6 @@ def refined_dual_distribution_discrepancy(
         other image: of the same batch; any other training image in the release.
 
     Args:
-        size: pixels along each axis, a power of two times 4.
-        hidden: width of the hidden linear layers.
         backbone: the members, as in ``ddad``: ``ae``, ``ae_u`` or ``memae``.
         members: of each ensemble, 2 or more.
         refined: ``dual`` for the discrepancies between and within the ensembles, ``intra`` for that
@@ -274,15 +271,16 @@ def refined_dual_distribution_discrepancy(
         refine_epochs: its passes over the healthy training images.
         refine_steps: number of its updates instead of ``refine_epochs``.
     """
-    network = {
-        "dims": dims, "channels": channels, "size": size, "latent": latent, "width": width,
-        "hidden": hidden,
-    }  # fmt: skip
-    refining: Schedule = {
-        "lr": refine_lr, "beta1": 0.5, "weight_decay": 1e-4, "batch_size": refine_batch_size,
-        "epochs": refine_epochs, "steps": refine_steps, "patience": None,
-    }  # fmt: skip
+    found = ensembles(backbone, members, dims, channels, options)
+    inputs = _INPUTS[refined]
     return RefinedDualEnsemble(
-        refined, filters, refining, dims, lambda: _member(backbone, training, **network), members,
-        backbone == "ae_u", training,
+        found,
+        options,
+        backbone == "ae_u",
+        refiner=refining_network(dims, len(inputs), filters),
+        inputs=inputs,
+        refining=settings(
+            lr=refine_lr, beta1=0.5, weight_decay=1e-4, batch_size=refine_batch_size,
+            epochs=refine_epochs, steps=refine_steps,
+        ),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from normscan.methods.reconstruction import Reconstruction, positive
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.autoencoder import BaurAutoencoder
 from normscan.networks.blocks import layer
+from normscan.networks.norms import kept_statistics
 from normscan.registry import register
 from normscan.synthesis.rectangles import bright_values, gamma_shifted, painted, rectangles
 
@@ -91,6 +92,16 @@ def latent_orthogonality(appearance: Tensor, shape: Tensor) -> Tensor:
     return F.cosine_embedding_loss(appearance.flatten(1), projected.flatten(1), apart)
 
 
+def halves(network: nn.Module, training: Schedule) -> list[Phase]:
+    """The halves of the training, without and with the latent terms."""
+    phases = []
+    for first, name in ((0, "reconstruct"), (ROUNDS, "disentangle")):
+        made = phase(network, training, name, clip=0.5)
+        made.players[0].schedule = partial(decay, first=first)
+        phases.append(made)
+    return phases
+
+
 class DisentangledReconstruction(Reconstruction):
     """Takes bright rectangles out of images and tells shape from appearance; see ``feddis``."""
 
@@ -100,21 +111,13 @@ class DisentangledReconstruction(Reconstruction):
         self, network: DisentangledAutoencoder, training: Schedule, latent_weight: float,
         consistency_weight: float, orthogonality_weight: float, rectangle: int,
     ) -> None:  # fmt: skip
-        super().__init__(network, lambda *_: {}, positive, training)
-        self.schedule, self.rectangle = training, rectangle
+        super().__init__(network, lambda *_: {}, positive, partial(halves, training=training))
+        self.rectangle = rectangle
         self.weights = latent_weight * consistency_weight, latent_weight * orthogonality_weight
 
     def shared(self) -> Sequence[nn.Module]:
         """The modules whose parameters leave a site in federated training."""
         return [self.network.shape]
-
-    def phases(self) -> list[Phase]:
-        phases = []
-        for first, name in ((0, "reconstruct"), (ROUNDS, "disentangle")):
-            made = phase(self.network, self.schedule, name, clip=0.5)
-            made.players[0].schedule = partial(decay, first=first)
-            phases.append(made)
-        return phases
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         x = batch.image
@@ -124,19 +127,13 @@ class DisentangledReconstruction(Reconstruction):
         terms = {"l1": F.l1_loss(self.network.decode(shape, appearance), x)}
         if phase == "disentangle" and any(self.weights):
             gamma = 0.5 + 1.5 * batch.rng.uniform((len(x), 1))[:, 0].to(x)
-            shifted = self._settled_shape(painted(gamma_shifted(x, gamma), masks, values))
+            # In evaluation mode, as in the release.
+            encoder = self.network.shape.encoder
+            with torch.no_grad(), kept_statistics(encoder, by="running"):
+                shifted = encoder(painted(gamma_shifted(x, gamma), masks, values))
             terms["consistency"] = self.weights[0] * shape_consistency(shape, shifted)
             terms["orthogonality"] = self.weights[1] * latent_orthogonality(appearance, shape)
         return terms
-
-    @torch.no_grad()
-    def _settled_shape(self, x: Tensor) -> Tensor:
-        """The shape code in evaluation mode, as at test: no dropout, running statistics stay."""
-        encoder = self.network.shape.encoder
-        before = encoder.training
-        code: Tensor = encoder.eval()(x)
-        encoder.train(before)
-        return code
 
 
 @register(

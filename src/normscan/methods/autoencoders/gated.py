@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -46,23 +47,31 @@ def spread(errors: Tensor) -> Tensor:
     return errors.unflatten(0, (-1, GRID**2)).std(dim=1)
 
 
+@dataclass(frozen=True)
+class Training:
+    """Length and rate of the training; see ``gating_ano``."""
+
+    lr: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    steps: int | None
+
+
 class GatingAno(Method):
     """Restores patches and the picture of their gradients; see ``gating_ano``."""
 
     def __init__(
-        self, channels: int, size: int, width: int, critic_width: int, adversarial: float, lr: float,
-        weight_decay: float, epochs: int, steps: int | None, batch_size: int, blur: float,
-        score: Score,
+        self, network: GatedUNet, critic: PatchDiscriminator, training: Training, *,
+        adversarial: float, blur: float, score: Score,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network = GatedUNet(channels, channels + 1, width)
-        # Patches of 16 pixels are too small for the third halving.
-        self.critic = PatchDiscriminator(2, 1, critic_width, halvings=2 if size < 96 else 3)
+        self.network, self.critic = network, critic
         self.adversarial, self.blur, self.score = adversarial, blur, score
-        self._training = (lr, weight_decay, epochs, steps, batch_size)
+        self._training = training
 
     def phases(self) -> list[Phase]:
-        lr, decay, epochs, steps, batch_size = self._training
+        t = self._training
 
         def follow(step: int, steps: int) -> float:
             # The loop asks once in each update of the generator, so this is where the gates move.
@@ -73,16 +82,16 @@ class GatingAno(Method):
             Player(
                 "critic",
                 [self.critic],
-                lambda p: torch.optim.Adam(p, lr=lr, weight_decay=decay),
+                lambda p: torch.optim.Adam(p, lr=t.lr, weight_decay=t.weight_decay),
             ),
             Player(
                 "generator",
                 [self.network],
-                lambda p: torch.optim.Adam(p, lr=lr, weight_decay=decay, amsgrad=True),
+                lambda p: torch.optim.Adam(p, lr=t.lr, weight_decay=t.weight_decay, amsgrad=True),
                 schedule=follow,
             ),
         ]
-        return [Phase("restore", players, steps, epochs, batch_size)]
+        return [Phase("restore", players, t.steps, t.epochs, t.batch_size)]
 
     def items(self, image: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """One patch of each image, flipped and blurred, and its picture of gradients."""
@@ -226,6 +235,11 @@ def gating_ano(
             f"size={size} can't be cut into 3 x 3 patches of a multiple of 16 pixels. Use size={near}."
         )
     return GatingAno(
-        channels, size, width, critic_width, adversarial, lr, weight_decay, epochs, steps, batch_size,
-        blur, score,
-    )  # fmt: skip
+        GatedUNet(channels, channels + 1, width),
+        # Patches of 16 pixels are too small for the third halving.
+        PatchDiscriminator(2, 1, critic_width, halvings=2 if size < 96 else 3),
+        Training(lr, weight_decay, batch_size, epochs, steps),
+        adversarial=adversarial,
+        blur=blur,
+        score=score,
+    )

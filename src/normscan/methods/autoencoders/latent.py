@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal, Unpack
 
 import torch
@@ -35,10 +36,10 @@ class SiamesePatches(Method):
         super().__init__()
         self.network = network
         self.alpha, self.patches, self.stride = alpha, patches, stride
-        self.training_options = training
+        self._training = training
 
     def phases(self) -> list[Phase]:
-        return [phase(self.network, self.training_options, "siamese")]
+        return [phase(self.network, self._training, "siamese")]
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         other = batch.image.roll(-1, 0)
@@ -67,18 +68,25 @@ class SiamesePatches(Method):
         return foreground[..., first :: self.stride, first :: self.stride]
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What of the controls gives the density, and what the threshold; see ``parkinson_sae``."""
+
+    quantile: float
+    regions: int
+    held_out: float
+    samples: int
+
+
 class SiameseDensity(SiamesePatches):
     """A density of the controls' codes, or the restoration's joint error, and a threshold of it."""
 
     def __init__(
-        self, network: PatchAutoencoder, density: Density,
-        alpha: float, patches: int, stride: int, quantile: float, regions: int, held_out: float,
-        samples: int, training: Schedule,
+        self, network: PatchAutoencoder, density: Density, controls: Controls, training: Schedule,
+        *, alpha: float, patches: int, stride: int,
     ) -> None:  # fmt: skip
         super().__init__(network, alpha, patches, stride, training)
-        self.density = density
-        self.quantile, self.regions = quantile, regions
-        self.held_out, self.samples = held_out, samples
+        self.density, self.controls = density, controls
         self.threshold: Tensor
         self.register_buffer("threshold", torch.zeros(()))
 
@@ -104,7 +112,7 @@ class SiameseDensity(SiamesePatches):
 
     def _controls(self, batches: Iterable[Batch], held: bool) -> Iterator[tuple[Tensor, Rng]]:
         """What the density sees in the foreground (n, latent) of each control, held out or not."""
-        every = max(2, round(1 / self.held_out))
+        every = max(2, round(1 / self.controls.held_out))
         number = 0
         for batch in batches:
             order = torch.arange(number, number + len(batch), device=batch.image.device)
@@ -127,8 +135,8 @@ class SiameseDensity(SiamesePatches):
             keys = rng.uniform((len(rows),)).to(rows)
             if kept is not None:
                 rows, keys = torch.cat([kept[0], rows]), torch.cat([kept[1], keys])
-            if len(keys) > self.samples:
-                keys, lowest = keys.topk(self.samples, largest=False)
+            if len(keys) > self.controls.samples:
+                keys, lowest = keys.topk(self.controls.samples, largest=False)
                 rows = rows[lowest]
             kept = rows, keys
         if kept is None:
@@ -143,7 +151,7 @@ class SiameseDensity(SiamesePatches):
     def _quantile(self, rows: Tensor) -> Tensor:
         """The quantile of a control's scores."""
         scores = torch.cat([self.density(part) for part in rows.split(8192)])
-        place = min(len(scores) - 1, int(self.quantile * len(scores)))
+        place = min(len(scores) - 1, int(self.controls.quantile * len(scores)))
         return scores.sort().values[place]
 
     @torch.no_grad()
@@ -155,8 +163,9 @@ class SiameseDensity(SiamesePatches):
         anomaly = anomaly.reshape(b, 1, h, w)
         inside = self.places(batch.foreground, anomaly).float()
         over = (anomaly > self.threshold) * inside
-        cells = F.adaptive_avg_pool2d(inside, self.regions)
-        share = F.adaptive_avg_pool2d(over, self.regions) / cells.clamp_min(1e-6)
+        regions = self.controls.regions
+        cells = F.adaptive_avg_pool2d(inside, regions)
+        share = F.adaptive_avg_pool2d(over, regions) / cells.clamp_min(1e-6)
         # A region with hardly any foreground says nothing.
         share = share * (cells >= 0.2 * cells.amax((2, 3), keepdim=True))
         return Maps(map=anomaly, score=share.flatten(1).amax(1))
@@ -241,6 +250,7 @@ def siamese_patch_autoencoder(
     if criterion == "mmst":
         density = MultipleScaledMixture(latent, components, floor=FLOOR, proximity=proximity)
     return SiameseDensity(
-        PatchAutoencoder(channels, filters), density, alpha, patches, stride, quantile, regions,
-        held_out, samples, training,
+        PatchAutoencoder(channels, filters), density,
+        Controls(quantile, regions, held_out, samples), training,
+        alpha=alpha, patches=patches, stride=stride,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 import torch
@@ -122,21 +123,50 @@ class Standardise(nn.Module):
         self.spread.lerp_(spread, 1 / self.seen)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that describe a scan, and those that they depend on.
+
+    Attributes:
+        features: columns of the cohort; computed from the scan if empty.
+        covariates: columns that are regressed out.
+        interactions: and the products of any two of them.
+        cells: of the grid of regions along each axis, for computed ones.
+    """
+
+    features: tuple[str, ...]
+    covariates: tuple[str, ...]
+    interactions: bool
+    cells: int
+
+    def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Numbers (B, dim) and design (B, p) of a batch."""
+        if self.features:
+            values = read_columns(batch, self.features, "features")
+        else:
+            values = phenotypes(batch.image, batch.foreground, self.cells)
+        covariates = read_columns(batch, self.covariates, "covariates")
+        device = batch.image.device
+        return values.to(device), design(covariates, self.interactions).to(device)
+
+    def counts(self, channels: int, dims: int) -> tuple[int, int]:
+        """How many numbers and columns of the design there are."""
+        known = design(torch.zeros(1, len(self.covariates)), self.interactions).shape[1]
+        return len(self.features) or count(channels, dims, self.cells), known
+
+
 class PopulationOutliers(Method):
     """Standardised numbers of each scan, and how badly a model of the population fits them."""
 
     def __init__(
-        self, channels: int, dims: int, cells: int, features: tuple[str, ...],
-        covariates: tuple[str, ...], interactions: bool, scorer: str, loss: str, screen: str,
-        training: Schedule,
+        self, numbers: Numbers, counts: tuple[int, int], training: Schedule, *, scorer: str,
+        loss: str, screen: str,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.features, self.covariates, self.interactions = features, covariates, interactions
-        self.cells, self.scorer, self.criterion, self.screen = cells, scorer, loss, screen
-        self.training_options = training
-        dim = len(features) or count(channels, dims, cells)
-        known = design(torch.zeros(1, len(covariates)), interactions).shape[1]
-        self.standardise = Standardise(dim, known)
+        self.numbers, self._training = numbers, training
+        self.scorer, self.criterion, self.screen = scorer, loss, screen
+        self.standardise = Standardise(*counts)
+        dim = counts[0]
         self.network: nn.Module | None = None
         if scorer == "autoencoder":
             widths = [dim, max(1, dim // 2), max(1, dim // 4), max(1, dim // 2), dim]
@@ -151,21 +181,11 @@ class PopulationOutliers(Method):
     def phases(self) -> list[Phase]:
         if self.network is None:
             return []
-        return [phase([self.standardise, self.network], self.training_options)]
-
-    def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Numbers (B, dim) and design (B, p) of a batch."""
-        if self.features:
-            values = read_columns(batch, self.features, "features")
-        else:
-            values = phenotypes(batch.image, batch.foreground, self.cells)
-        covariates = read_columns(batch, self.covariates, "covariates")
-        device = batch.image.device
-        return values.to(device), design(covariates, self.interactions).to(device)
+        return [phase([self.standardise, self.network], self._training)]
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         assert self.network is not None
-        numbers = self.standardise(*self.rows(batch))
+        numbers = self.standardise(*self.numbers.of(batch))
         measure = F.mse_loss if self.criterion == "mse" else F.huber_loss
         return {self.criterion: measure(self.network(numbers), numbers)}
 
@@ -176,7 +196,7 @@ class PopulationOutliers(Method):
             return
         from sklearn.covariance import LedoitWolf, MinCovDet
 
-        table = [self.rows(batch) for batch in batches]
+        table = [self.numbers.of(batch) for batch in batches]
         self.standardise.seen.zero_()
         self.standardise.train()
         values, known = (torch.cat(part) for part in zip(*table, strict=True))
@@ -190,7 +210,7 @@ class PopulationOutliers(Method):
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        numbers = self.standardise(*self.rows(batch))
+        numbers = self.standardise(*self.numbers.of(batch))
         if self.network is not None:
             error = (self.network(numbers) - numbers).square()
             score = error.amax(1) if self.screen == "max" else error.mean(1)
@@ -249,6 +269,7 @@ def population_outliers(
         screen: by the ``max`` or the ``mean`` of the autoencoder's errors over the phenotypes.
         cells: of the grid of regions along each axis.
     """
+    numbers = Numbers(features, covariates, interactions, cells)
     return PopulationOutliers(
-        channels, dims, cells, features, covariates, interactions, scorer, loss, screen, training
+        numbers, numbers.counts(channels, dims), training, scorer=scorer, loss=loss, screen=screen
     )

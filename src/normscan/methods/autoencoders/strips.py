@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -73,38 +74,61 @@ class DualEncoder(nn.Module):
         return z, kept, restored, self.second(restored)
 
 
+@dataclass(frozen=True)
+class Strips:
+    """How an image is cut into lying and standing strips.
+
+    Attributes:
+        strip: height and width of a lying one, multiples of 8 and of ``overlap``.
+        overlap: strips that cover a pixel along each axis.
+        drawn: strips of each orientation that an image gives to an update.
+    """
+
+    strip: tuple[int, int]
+    overlap: int
+    drawn: int
+
+    def __post_init__(self) -> None:
+        if any(n % 8 or n % self.overlap for n in self.strip):
+            raise ArgumentError(
+                f"strip={self.strip}: each side is a multiple of 8 and of {self.overlap}."
+            )
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of the lying strips and of the standing ones."""
+        h, w = self.strip
+        return [(h, w), (w, h)]
+
+    @property
+    def strides(self) -> list[tuple[int, int]]:
+        """Pixels between strips of each orientation."""
+        return [(h // self.overlap, w // self.overlap) for h, w in self.shapes]
+
+
 class StripMethod(Method):
     """A dual encoder for lying and one for standing strips."""
 
     def __init__(
-        self, channels: int, size: int, strip: tuple[int, int], overlap: int, width: int,
-        latent: int, rank: int, weights: tuple[float, float, float], strips: int,
-        training: Schedule,
+        self, networks: Iterable[DualEncoder], strips: Strips,
+        weights: tuple[float, float, float], training: Schedule,
     ) -> None:  # fmt: skip
         super().__init__()
-        if any(n % 8 or n % overlap for n in strip):
-            raise ArgumentError(f"strip={strip}: each side is a multiple of 8 and of {overlap}.")
-        self.shapes = [strip, (strip[1], strip[0])]
-        for shape in self.shapes:
-            check_cover(size, shape[0], shape[0] // overlap)
-        self.strides = [(h // overlap, w // overlap) for h, w in self.shapes]
-        self.networks = nn.ModuleList(
-            DualEncoder(channels, shape, width, latent, rank) for shape in self.shapes
-        )
-        self.weights, self.strips, self.training_options = weights, strips, training
+        self.networks = nn.ModuleList(networks)
+        self.strips, self.weights, self._training = strips, weights, training
 
     def phases(self) -> list[Phase]:
-        return [phase(self.networks, self.training_options)]
+        return [phase(self.networks, self._training)]
 
     def cut(self, batch: Batch) -> list[Tensor]:
         """Strips of both orientations, (B, N, C, h, w) each."""
-        pairs = zip(self.shapes, self.strides, strict=True)
+        pairs = zip(self.strips.shapes, self.strips.strides, strict=True)
         return [extract(batch.image, shape, stride) for shape, stride in pairs]
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         terms = dict.fromkeys(("restoration", "latent", "singular"), torch.zeros(()))
         for network, strips in zip(self.networks, self.cut(batch), strict=True):
-            order = batch.rng.uniform(strips.shape[:2]).argsort(1)[:, : self.strips]
+            order = batch.rng.uniform(strips.shape[:2]).argsort(1)[:, : self.strips.drawn]
             chosen = strips[torch.arange(len(batch))[:, None], order.to(strips.device)].flatten(
                 0, 1
             )
@@ -135,7 +159,7 @@ class StripMethod(Method):
         size = (batch.image.shape[2], batch.image.shape[3])
         crossing, restored = torch.ones_like(batch.image[:, :1]), torch.zeros_like(batch.image)
         for network, strips, stride in zip(
-            self.networks, self.cut(batch), self.strides, strict=True
+            self.networks, self.cut(batch), self.strips.strides, strict=True
         ):
             z, _, again, code = network(strips.flatten(0, 1))
             error = (again - strips.flatten(0, 1)).square().flatten(1).mean(1)
@@ -202,6 +226,8 @@ def dual_autoencoder_svd(
         weights: of the squared error, the distance of the codes and the singular-value term.
         strips: random strips of each orientation that an image gives to an update.
     """
-    return StripMethod(
-        channels, size, strip, overlap, width, latent, rank, weights, strips, training
-    )
+    cut = Strips(strip, overlap, strips)
+    for h, _ in cut.shapes:
+        check_cover(size, h, h // overlap)
+    networks = [DualEncoder(channels, shape, width, latent, rank) for shape in cut.shapes]
+    return StripMethod(networks, cut, weights, training)

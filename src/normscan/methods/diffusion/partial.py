@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -53,59 +54,89 @@ def coarse_field(shape: Sequence[int], rng: Rng, t: Tensor, resolution: int) -> 
     return torch.cat([coarse_noise(one, Rng(int(seed)), 1.0, resolution) for seed in seeds])
 
 
+@dataclass(frozen=True)
+class Training:
+    """Updates, rate and averaging of the weights; see ``anoddpm``."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    ema: float
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How far images are diffused and how they come back.
+
+    Attributes:
+        timesteps: steps of the schedule.
+        level: steps that a test image is diffused.
+        train_level: training draws its steps below this one.
+        repeats: restorations averaged at test.
+        multiple: of which the network takes sides.
+    """
+
+    timesteps: int
+    level: int
+    train_level: int
+    repeats: int
+    multiple: int
+
+
 class PartialDiffusion(Method):
     """Noise prediction, partial diffusion at test."""
 
     def __init__(
-        self, network: nn.Module, multiple: int, timesteps: int, level: int, train_level: int,
-        field: Callable[[Sequence[int], Rng, Tensor], Tensor], repeats: int, steps: int,
-        batch_size: int, lr: float, ema: float,
+        self, network: nn.Module, field: Callable[[Sequence[int], Rng, Tensor], Tensor],
+        walk: Walk, training: Training,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = network
-        self.schedule = DiffusionSchedule(timesteps)
-        self.multiple, self.level, self.train_level = multiple, level, train_level
-        self.field, self.repeats = field, repeats
-        self.timesteps = timesteps
-        self.training_options = (steps, batch_size, lr, ema)
+        self.schedule = DiffusionSchedule(walk.timesteps)
+        self.field, self.walk = field, walk
+        self._training = training
 
     def phases(self) -> list[Phase]:
-        steps, batch_size, lr, ema = self.training_options
+        t = self._training
         player = Player(
             "network",
             [self.network],
-            lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0),
+            lambda p: torch.optim.AdamW(p, lr=t.lr, weight_decay=0.0),
             clip=1.0,
         )
-        every = max(1, steps // 20)
+        every = max(1, t.steps // 20)
         return [
-            Phase("diffuse", [player], steps, batch_size=batch_size, ema=ema, validate_every=every)
-        ]
+            Phase(
+                "diffuse", [player], t.steps, batch_size=t.batch_size, ema=t.ema,
+                validate_every=every,
+            )
+        ]  # fmt: skip
 
     def noise(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """A noise field like x for the steps t."""
         # The third coordinate is the step on the article's scale of 1000, whatever the schedule.
-        depth = t * (1000 / self.timesteps)
+        depth = t * (1000 / self.walk.timesteps)
         return self.field(x.shape, batch.rng, depth).to(x)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
-        x, _ = pad_to_multiple(2 * batch.image - 1, self.multiple)
-        t = batch.rng.integers(0, self.train_level, (len(batch),)).to(x.device)
+        x, _ = pad_to_multiple(2 * batch.image - 1, self.walk.multiple)
+        t = batch.rng.integers(0, self.walk.train_level, (len(batch),)).to(x.device)
         noise = self.noise(x, t, batch)
         predicted = self.network(self.schedule.diffuse(x, t, noise), t)
         return {"noise": (predicted - noise).square().mean()}
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        x, cut = pad_to_multiple(2 * batch.image - 1, self.multiple)
-        start = torch.full((len(x),), self.level - 1, device=x.device, dtype=torch.long)
+        walk = self.walk
+        x, cut = pad_to_multiple(2 * batch.image - 1, walk.multiple)
+        start = torch.full((len(x),), walk.level - 1, device=x.device, dtype=torch.long)
         restored = torch.zeros_like(x)
-        for _ in range(self.repeats):
+        for _ in range(walk.repeats):
             noisy = self.schedule.diffuse(x, start, self.noise(x, start, batch))
             restored += self.schedule.denoise(
-                noisy, self.level, self.network, lambda t: self.noise(x, t, batch)
+                noisy, walk.level, self.network, lambda t: self.noise(x, t, batch)
             )
-        restored /= self.repeats
+        restored /= walk.repeats
         return Maps(map=squared(x, restored)[cut], reconstruction=(restored[cut] + 1) / 2)
 
 
@@ -197,7 +228,5 @@ def anoddpm(
         field = functools.partial(coarse_field, resolution=noise_resolution)
     else:
         field = functools.partial(simplex_noise, octaves=octaves, frequency=frequency, kind=noise)
-    return PartialDiffusion(
-        network, 2 ** (len(multipliers) - 1), timesteps, level, train_level, field, repeats, steps,
-        batch_size, lr, ema,
-    )  # fmt: skip
+    walk = Walk(timesteps, level, train_level, repeats, multiple=2 ** (len(multipliers) - 1))
+    return PartialDiffusion(network, field, walk, Training(steps, batch_size, lr, ema))
