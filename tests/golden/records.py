@@ -105,7 +105,9 @@ def _undrawn() -> Iterator[None]:
     """Within it no initial weights are drawn, which takes seconds for a large network."""
 
     def ones(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return tensor.fill_(1)  # not 0, from which the power iteration of spectral norms can't begin
+        return tensor.fill_(
+            1
+        )  # not 0, from which the power iteration of spectral norms can't begin
 
     with patch.object(Tensor, "normal_", ones), patch.object(Tensor, "uniform_", ones):
         yield
