@@ -90,7 +90,8 @@ def test_the_realised_rate(n, folds):
         (39, 300, "split"),
         (38, 300, "cross"),
         (0, 30, "cross"),
-        (5, 18, "split"),
+        (5, 18, "cross"),
+        (5, 5, "split"),
         (5, 19, "cross"),
         (20, 30, "split"),
         (0, 1, "split"),
@@ -98,7 +99,7 @@ def test_the_realised_rate(n, folds):
 )
 def test_auto_takes_what_the_cohort_supports(val, healthy, kind):
     # 39 scores: the second largest of them is the threshold for 5 %. 19 can promise it, by the
-    # largest alone; where val has so many and all scans less than 39, five fits would gain nothing.
+    # largest alone; where val has so many and all scans are less than 39, five fits gain nothing.
     assert choose(Calibration(), val, healthy, 0.05).kind == kind
     assert choose(Calibration("split"), val, healthy, 0.05).kind == "split"
     assert choose(Calibration(), val, healthy, 0.05, processes=2).kind == "split"

@@ -64,15 +64,14 @@ SPLIT = Calibration("split")
 
 
 def gains(val: int, healthy: int, fpr: float) -> bool:
-    """Whether all healthy subjects support a rate that those of val alone don't.
+    """Whether all healthy subjects support the rate better than those of val alone.
 
-    One score that sets the threshold by itself is no support. All subjects help where they are more
-    than one, or where they can at least promise the rate and val can't.
+    They do where val can't promise it, and where the highest score of val would set the threshold
+    by itself, but not that of all.
     """
-    if rank(val, fpr) >= 2:
-        return False
-    promised = 1 / (healthy + 1) <= fpr < 1 / (val + 1)
-    return rank(healthy, fpr) >= 2 or promised
+    if 1 / (val + 1) > fpr:
+        return healthy > val
+    return rank(val, fpr) == 1 < rank(healthy, fpr)
 
 
 def rank(n: int, fpr: float) -> int:
