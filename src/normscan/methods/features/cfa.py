@@ -221,6 +221,8 @@ def cfa(
     as in the released code.
 
     Departures:
+        leak: a stage's features lie behind its last ReLU; the release's networks take a leaky one of
+            slope 0.01 there, which moves the centres by up to 2e-3 of the largest value.
         weights: the last epoch's; the release reports the best on the test set.
         scores: not stretched to 0..1 over the test set, which the order doesn't need.
         batches: an incomplete last one counts; the release drops it.

@@ -122,6 +122,9 @@ def stfpm(dims: int = 2, channels: int = 1, **options: Unpack[Descended]) -> Met
     the half away (``code``).
 
     Departures:
+        half: a distance is 1 - cos, half the article's squared distance; the release leaves the half
+            away, so its loss is twice and its map eight times ours: ``code`` doubles the rate and
+            halves the decay.
         validation: by the loss on the healthy validation scans; the release takes the mean of the
             map on a fifth of the training images.
 
