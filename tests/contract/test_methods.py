@@ -23,7 +23,7 @@ from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
 from normscan.detector import Detector, load
 from normscan.methods.base import Batch
-from normscan.registry import REGIMES, load_all
+from normscan.registry import REGIMES, SETTLED, load_all
 from normscan.rng import Rng
 from normscan.training.folder import DETECTOR, LOG, WEIGHTS
 from normscan.training.loop import Trainer
@@ -93,7 +93,7 @@ def test_command_line_has_every_argument(method: str):
     entry = CARDS[method]
     text = build_parser("fit", fit_command, entry).format_help()
     for name in entry.defaults:
-        if name != "channels":
+        if name not in SETTLED:
             assert f"--{name}" in text
     clashes = set(entry.defaults) & set(inspect.signature(fit_command).parameters)
     assert not clashes, f"these arguments belong to the command: {clashes}"
@@ -103,8 +103,8 @@ def test_command_line_has_every_argument(method: str):
 def test_arguments_are_kept(method: str, fitted):
     det = fitted(method, CARDS[method].dims[0])
     expected = detector(method, CARDS[method].dims[0], SHORT).arguments
-    assert {k: v for k, v in det.arguments.items() if k not in ("dims", "channels")} == {
-        k: v for k, v in expected.items() if k not in ("dims", "channels")
+    assert {k: v for k, v in det.arguments.items() if k not in ("dims", *SETTLED)} == {
+        k: v for k, v in expected.items() if k not in ("dims", *SETTLED)
     }
     assert det.method is not None and det.method.card is CARDS[method]
 

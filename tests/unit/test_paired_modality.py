@@ -14,8 +14,10 @@ from tests.support.regimes import registered
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector, load
+from normscan.diagnostics.images import restoring
 from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError
 from normscan.io import write_map
+from normscan.limits import detection_limits
 from normscan.preprocess.cohort import prepare_cohort
 from normscan.preprocess.pipeline import Preprocess
 from normscan.scan import Scan
@@ -197,3 +199,13 @@ def test_preprocessed_cohorts_take_their_targets_along(tmp_path):
         found = row.load_companion("target", scan)[0]
         apart = np.abs(found - partner(scan.data[0]))[inside]
         assert np.median(apart) < 0.05
+
+
+def test_what_shows_or_plants_in_single_images_refuses(table, run, tmp_path):
+    detector = load(run, "cpu")
+    with pytest.raises(ArgumentError, match="needs more to see"):
+        restoring(detector)
+    with pytest.raises(
+        ArgumentError, match=r"no lesion could be planted.*compares a scan with its"
+    ):
+        detection_limits(detector, Cohort.read(table), count=1, sizes=[4, 8], contrasts=[1.0])

@@ -198,6 +198,8 @@ def build_parser(
     """Return the parser of a command, made from its signature and, for fit, the method's."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
+    from normscan.registry import SETTLED
+
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise SystemExit(fail(_explain(str(message), self)))
@@ -233,10 +235,9 @@ def build_parser(
         skip |= {"method", "arguments"}
     parser.add_function_arguments(function, skip=skip, as_positional=False)
     if card is not None:
-        # The number of channels is the cohort's.
-        parser.add_function_arguments(card.build, as_group=True, skip={"channels"})
+        parser.add_function_arguments(card.build, as_group=True, skip=set(SETTLED))
         defaults = card.arguments(preset)
-        parser.set_defaults({k: v for k, v in defaults.items() if k != "channels"})
+        parser.set_defaults({k: v for k, v in defaults.items() if k not in SETTLED})
     return parser
 
 

@@ -215,11 +215,9 @@ class PreparedSet:
             tuple(map(len, sets)),
         )
 
-    @property
-    def parts(self) -> np.ndarray:
-        """(N,) which of the joined parts each sample is from."""
-        sizes = self.sizes or (len(self),)
-        return np.repeat(np.arange(len(sizes)), sizes)
+    def part_of(self, indices: np.ndarray) -> np.ndarray:
+        """Which of the joined parts samples are from, counted from 0."""
+        return np.searchsorted(np.cumsum(self.sizes or (len(self),)), indices, "right")
 
     @property
     def told(self) -> np.ndarray:
@@ -242,7 +240,7 @@ class PreparedSet:
             label=torch.from_numpy(self.told[indices]),
             index=torch.from_numpy(indices),
             subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
-            part=torch.from_numpy(self.parts[indices]),
+            part=torch.from_numpy(self.part_of(indices)),
             columns=[self.columns[r] for r in rows],
         )
 
@@ -412,7 +410,7 @@ class Draws:
         self.seed = seed
         self.rows = [Passes(np.arange(len(data)), seed)]
         if balanced:
-            parts = data.parts
+            parts = data.part_of(np.arange(len(data)))
             self.rows = [Passes(np.flatnonzero(parts == k), seed, k) for k in np.unique(parts)]
 
     def indices(self, draw: int) -> np.ndarray:
