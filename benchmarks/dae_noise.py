@@ -35,7 +35,9 @@ def run_cell(cohort: Cohort, options: dict, seed: int) -> dict:
     method = "mean_image" if options["noise"] == "mean image" else "dae"
     arguments = {} if method == "mean_image" else options
     torch.set_num_threads(1)
-    detector = Detector(method, preset="laptop", seed=seed, gate=False, **arguments).fit(cohort)
+    detector = Detector(
+        method, preset="laptop", seed=seed, gate=False, calibration="split", **arguments
+    ).fit(cohort)
     fitted = time.process_time() - begun
     test = cohort.part("test")
     scores = score_cohort(detector, test)

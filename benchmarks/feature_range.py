@@ -46,7 +46,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 def measured(method: str, preprocess: dict[str, Any], cohort: Cohort, weights: str) -> list[float]:
     """Image AUROC of the test scans with its interval by subject."""
     arguments = {"weights": weights, **ARGUMENTS.get(method, {})}
-    detector = Detector(method, preset="laptop", preprocess=preprocess, gate=False, **arguments)
+    detector = Detector(
+        method, preset="laptop", preprocess=preprocess, gate=False, calibration="split", **arguments
+    )
     with tempfile.TemporaryDirectory() as folder:
         detector.fit(cohort, Path(folder) / "run", device="cpu")
     rows = [

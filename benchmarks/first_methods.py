@@ -67,7 +67,9 @@ def run_cell(name: str, method: str, seed: int, work: Path, data: Path, weights:
     options = options_of(base, name, weights)
     preprocess = {"scaling": scaling} if scaling else None
     begun = time.monotonic()
-    detector = Detector(base, preset="laptop", seed=seed, preprocess=preprocess, **options)
+    detector = Detector(
+        base, preset="laptop", seed=seed, preprocess=preprocess, calibration="split", **options
+    )
     detector.fit(cohort)
     fitted = time.monotonic() - begun
     test = cohort.part("test")

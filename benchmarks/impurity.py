@@ -55,7 +55,9 @@ def run(cohort: Cohort, share: float, seed: int, arm: str) -> dict[str, Any]:
     """Train and test once."""
     impure, planted = contaminated(cohort, share, seed)
     begun = time.process_time()
-    detector = Detector("impure_training", cut=ARMS[arm], seed=seed, gate=False, **SETTINGS)
+    detector = Detector(
+        "impure_training", cut=ARMS[arm], seed=seed, gate=False, calibration="split", **SETTINGS
+    )
     detector.fit(impure, device="cpu")
     seconds = time.process_time() - begun
     labels, scores, values, truth = [], [], [], []

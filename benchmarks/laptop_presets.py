@@ -60,7 +60,9 @@ MEASURES = {
 
 def measured(name: str, settings: dict[str, Any], cohort: Cohort) -> tuple[float, float]:
     """The figure of the held-out healthy scans, and the image AUROC of the test scans."""
-    detector = Detector(name, preset="laptop", weights=str(WEIGHTS), **settings)
+    detector = Detector(
+        name, preset="laptop", weights=str(WEIGHTS), calibration="split", **settings
+    )
     with tempfile.TemporaryDirectory() as folder:
         detector.fit(cohort, Path(folder) / "run")
     prepared = [detector.preprocess(row.load(), 2).image for row in cohort.part("val")]

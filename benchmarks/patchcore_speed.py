@@ -51,7 +51,7 @@ def images(data: Path, cache: Path) -> dict[str, Any]:
         # Each scan on its own, so that nothing needs to be learnt first.
         scaled = {"scaling": "percentile", "crop": "foreground", "fit": "pad"}
         cohort = Cohort.read(data)
-        detector = Detector("patchcore", size=SIZE, preprocess=scaled)
+        detector = Detector("patchcore", size=SIZE, preprocess=scaled, calibration="split")
         parts = {}
         for part in ("train", "test"):
             rows = list(cohort.part(part))

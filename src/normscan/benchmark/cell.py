@@ -113,7 +113,9 @@ def _fit(job: Job, progress: bool) -> Any:
     from normscan.cohort import Cohort
     from normscan.detector import Detector
 
-    detector = Detector(job.method, seed=job.seed, gate=False, **job.detector)
+    detector = Detector(
+        job.method, seed=job.seed, gate=False, **{"calibration": "split", **job.detector}
+    )
     return detector.fit(
         Cohort.read(job.table), job.run, device=job.device, resume=True, progress=progress
     )

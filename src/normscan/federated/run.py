@@ -116,7 +116,8 @@ def federate(
     parts = split_sites(cohort, by, clients)
     sites = list(parts)
     asked = [
-        Detector(method, preset=preset, seed=seed + k, **options).asked() for k in range(len(sites))
+        Detector(method, preset=preset, seed=seed + k, calibration="split", **options).asked()
+        for k in range(len(sites))
     ]
     if asked[0].card.regime == "zero-shot":
         raise ArgumentError(f"'{method}' trains nothing, so there is nothing to federate.")
