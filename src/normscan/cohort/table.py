@@ -101,10 +101,8 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     standard = [c for c in ("scan", "subject", *paths, *COLUMNS[3:], *beside) if c in cells]
     result = pd.DataFrame({c: pd.Series(cells[c], dtype=object) for c in standard})
     result["label"] = pd.array(labels, dtype="Int64")
-    for name in cells:
-        if name not in standard:
-            result[name] = _numbers(cells[name])
-    return result
+    free = {name: _numbers(cells[name]) for name in cells if name not in standard}
+    return pd.concat([result, pd.DataFrame(free, index=result.index)], axis=1)
 
 
 def _check_columns(names: list[str], source: str) -> None:
