@@ -162,6 +162,21 @@ def same(one, other):
     assert all(torch.equal(v, state[k]) for k, v in one.method.state_dict().items())
 
 
+def test_figures_on_scans_that_trained_are_said_to_be_too_good(cohort, tmp_path):
+    from normscan.evaluation import evaluate
+    from normscan.limits import detection_limits
+
+    detector = fitted(cohort, calibration="cross", folds=2)
+    for split in ("train", "val", "test"):
+        found = evaluate(detector, cohort, tmp_path / split, split=split, baselines=())
+        notes = " ".join(found["cohort"]["notes"])
+        assert (f"learnt from the scans of '{split}'" in notes) == (split != "test")
+    assert found["decision"]["kind"] == "cross"
+    limits = detection_limits(detector, cohort, split="val", count=1, replicates=0)
+    assert "learnt from the scans of 'val'" in " ".join(limits.notes)
+    assert not fitted(cohort, calibration="split").doubt_about("val")
+
+
 @pytest.mark.parametrize("refit", [False, True])
 def test_a_killed_run_goes_on_with_its_folds(cohort, tmp_path, refit, monkeypatch):
     options = {"method": "ae_dense", "steps": 8, "calibration": "cross", "folds": 3}

@@ -97,6 +97,16 @@ class State:
         )
         return configuration
 
+    def doubt_about(self, split: str) -> tuple[str, ...]:
+        """Say that figures on a part of the cohort would be too good, where its scans trained."""
+        trained = split == "train" or (split == "val" and self.calibration.kind == "cross")
+        if not trained or self.card.regime == "zero-shot":
+            return ()
+        return (
+            f"The detector learnt from the scans of '{split}': figures on them are too good. Healthy "
+            "scans of test would show the true ones.",
+        )
+
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
         return Preparation(

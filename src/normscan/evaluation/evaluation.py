@@ -76,7 +76,7 @@ def evaluate(
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
-        for note in scores.masks.notes():
+        for note in (*detector.doubt_about(split), *scores.masks.notes()):
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command)
         if group:
@@ -119,7 +119,9 @@ def _results(
         "cohort": {
             "split": split,
             "counts": _counts(cohort),
-            "notes": list(dict.fromkeys([*cohort.notes, *scores.masks.notes()])),
+            "notes": list(
+                dict.fromkeys([*detector.doubt_about(split), *cohort.notes, *scores.masks.notes()])
+            ),
         },
         "metrics": metrics,
         "decision": _decision(detector, scores),

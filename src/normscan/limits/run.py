@@ -95,6 +95,7 @@ def detection_limits(
     else:
         assert scans is not None
         source = scan_source(scans, split, seed, detector.seed)
+        source.notes += detector.doubt_about(source.about.get("split", ""))
     if contrasts is None:
         contrasts = CONTRASTS if kind == BLOB else PHANTOM_CONTRASTS
     grid = _grid(source.sizes() if sizes is None else sizes, contrasts, kind)
