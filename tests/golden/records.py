@@ -104,12 +104,12 @@ def read_all() -> dict[str, Record]:
 def _undrawn() -> Iterator[None]:
     """Within it no initial weights are drawn, which takes seconds for a large network."""
 
-    def ones(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return tensor.fill_(
-            1
-        )  # not 0, from which the power iteration of spectral norms can't begin
+    def small(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        # Not 0, from which the power iteration of spectral norms can't begin, and within the bounds
+        # to which draws are repeated.
+        return tensor.fill_(1e-6)
 
-    with patch.object(Tensor, "normal_", ones), patch.object(Tensor, "uniform_", ones):
+    with patch.object(Tensor, "normal_", small), patch.object(Tensor, "uniform_", small):
         yield
 
 
