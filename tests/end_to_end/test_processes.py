@@ -43,7 +43,7 @@ def normscan(*arguments, **options):
 
 
 def fit(table, out, *more, steps=30):
-    options = ("--preset", "tiny", "--steps", steps, "--device", "cpu")
+    options = ("--preset", "tiny", "--steps", steps, "--device", "cpu", "--calibration", "split")
     return ("fit", "ae_dense", "--cohort", table, "--out", out, *options, *more)
 
 

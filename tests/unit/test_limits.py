@@ -160,6 +160,9 @@ class Oracle:
         places = (np.arange(len(scans)) + 0.5) / len(scans)
         self.limit = dict(zip(self.base, self.T * np.exp(self.S * logit(places)), strict=True))
 
+    def doubt_about(self, split):
+        return ()
+
     def predict(self, scan, foreground=None, details=True, force=False):
         assert force
         self.calls += 1

@@ -128,6 +128,8 @@ def read_state(folder: Path, device: str = "auto") -> State:
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]
+        if threshold is None and not asked.card.may_stay_open:
+            raise ValueError("it has no scan threshold")
         state = asked.changed(
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
