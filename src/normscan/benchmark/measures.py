@@ -42,6 +42,7 @@ class Watched:
         self._maps: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._pixels = 0
+        self._measured: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.detector, name)
@@ -49,9 +50,13 @@ class Watched:
     def predict_cohort(
         self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
-        """Predict as the detector does, and measure each scan that has a map and a mask."""
+        """Predict as the detector does, and measure each scan that has a map and a mask, once."""
         details = details or self.restorations is not None
         for row, result in self.detector.predict_cohort(rows, details, force):
+            if row.scan in self._measured:  # it comes again for its picture
+                yield row, result
+                continue
+            self._measured.add(row.scan)
             if isinstance(result, Finding) and self.restorations is not None:
                 self.restorations.add(row, result)
             if isinstance(result, Finding) and result.map is not None:
