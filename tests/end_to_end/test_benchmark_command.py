@@ -42,13 +42,14 @@ def cohorts(toy, tmp_path_factory):
 
 def bench(cohorts, out, methods=METHODS, **options):
     options = {"seeds": 2, "arguments": SMALL, "workers": 0, "preset": "tiny", **options}
+    options = {"command": "normscan benchmark <local>", **options}
     return run(load("local"), methods, out, data=Data.parse(cohorts), device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
 def done(cohorts, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "out"
-    return out, bench(cohorts, out, command="normscan benchmark <local>")
+    return out, bench(cohorts, out)
 
 
 def cell(out, method, seed, name="a"):

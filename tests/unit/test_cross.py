@@ -65,6 +65,9 @@ def test_the_bound_is_that_of_the_article():
     made = CrossThreshold([np.arange(20.0)] * 5, 0.05)
     assert made.guaranteed == pytest.approx(2 * 5 / 101 + min(1.6 / 21, 0.95 / 6))
     assert CrossThreshold([[float(i)] for i in range(19)], 0.1).guaranteed == pytest.approx(2 * 0.1)
+    refitted = CrossThreshold([np.arange(20.0)] * 5, 0.05, refit=True)
+    assert refitted.guaranteed == 1 and "nothing is proven" in refitted.describe()
+    assert CrossThreshold.from_dict(refitted.to_dict()).refit and "at most" in made.describe()
 
 
 @pytest.mark.parametrize(("n", "folds"), [(8, 4), (20, 5), (20, 20), (50, 5)])
@@ -201,6 +204,7 @@ def test_a_killed_run_goes_on_with_its_folds(cohort, tmp_path, refit, monkeypatc
     )  # fmt: skip
     same(detector.fit(cohort, out, resume=True), straight)
     same(ns.load(out), straight)
+    assert ("nothing is proven" in straight.training["calibration"]) is refit
     rows = (out / "healthy.csv").read_text().splitlines()
     assert rows[0] == "scan,subject,fold,score"
     assert len(rows) == 1 + len(cohort.part("train")) + len(cohort.part("val"))

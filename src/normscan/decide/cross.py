@@ -30,11 +30,15 @@ class CrossThreshold(ScanThreshold):
 
     Attributes:
         folds: healthy scores of each fold, ascending.
+        refit: scans are judged by one detector that was fitted again to all healthy scans.
         threshold: the r-th largest of all out-of-fold scores. Where the members agree on a scan, it
             is anomalous above it.
     """
 
-    def __init__(self, folds: Sequence[npt.ArrayLike], fpr: float = 0.05) -> None:
+    def __init__(
+        self, folds: Sequence[npt.ArrayLike], fpr: float = 0.05, refit: bool = False
+    ) -> None:
+        self.refit = refit
         self.folds: list[Floats] = [np.sort(without_nan(fold)) for fold in folds]
         if len(self.folds) < 2 or not all(fold.size for fold in self.folds):
             sizes = [fold.size for fold in self.folds]
@@ -48,6 +52,7 @@ class CrossThreshold(ScanThreshold):
         folds: Sequence[int],
         fpr: float = 0.05,
         subjects: Sequence[Hashable] | None = None,
+        refit: bool = False,
     ) -> CrossThreshold:
         """Return the threshold for out-of-fold scores; each subject stands with its highest.
 
@@ -56,6 +61,7 @@ class CrossThreshold(ScanThreshold):
             folds: fold of each scan; scans of one subject share it.
             fpr: wanted false-positive rate in (0, 1).
             subjects: subject of each scan; None where every scan is a subject of its own.
+            refit: scans are judged by one detector that was fitted again to all healthy scans.
 
         Raises:
             ArgumentError: lengths that differ, NaN, fewer than two folds, or a subject in two.
@@ -69,11 +75,13 @@ class CrossThreshold(ScanThreshold):
             raise ArgumentError("a subject lies in two folds; folds are by subject.")
         highest = highest_of(values, owners)
         parts = [[v for o, v in highest.items() if home[o] == k] for k in sorted(set(folds))]
-        return cls(parts, fpr)
+        return cls(parts, fpr, refit)
 
     @property
     def guaranteed(self) -> float:
-        """Largest false-positive rate that exchangeable subjects allow, over random cohorts."""
+        """Largest false-positive rate that exchangeable subjects allow; 1 after a refit."""
+        if self.refit:
+            return 1.0
         k, n = len(self.folds), self.n
         excess = min(2 * (1 - 1 / k) / (n / k + 1), (1 - k / n) / (k + 1))
         return min(1.0, 2 * self.expected_fpr + excess)
@@ -98,9 +106,10 @@ class CrossThreshold(ScanThreshold):
     def describe(self) -> str:
         """Return the operating point in some sentences."""
         low, high = self.fpr_interval()
+        proven = "nothing is" if self.refit else f"at most {self.guaranteed:.1%} is"
         text = (
             f"Expected false-positive rate about {self.expected_fpr:.1%} (95 % interval {low:.1%} to "
-            f"{high:.1%}; at most {self.guaranteed:.1%} is proven) from out-of-fold scores of all "
+            f"{high:.1%}; {proven} proven) from out-of-fold scores of all "
             f"{self.n} healthy subjects in {len(self.folds)} folds."
         )
         return text + self._few()
@@ -111,7 +120,8 @@ class CrossThreshold(ScanThreshold):
         # By fold, since each fold is compared by itself.
         scores = [plain_score(s) for fold in self.folds for s in fold.tolist()]
         return {
-            **super().to_dict(), "scores": scores, "folds": sizes, "guaranteed_fpr": self.guaranteed,
+            **super().to_dict(), "scores": scores, "folds": sizes, "refit": self.refit,
+            "guaranteed_fpr": self.guaranteed,
         }  # fmt: skip
 
     @classmethod
@@ -122,7 +132,9 @@ class CrossThreshold(ScanThreshold):
         try:
             scores = [float(score) for score in state["scores"]]
             ends = np.cumsum(state["folds"])
-            restored = cls(np.split(np.array(scores), ends[:-1]), float(state["fpr"]))
+            restored = cls(
+                np.split(np.array(scores), ends[:-1]), float(state["fpr"]), bool(state["refit"])
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"This is no stored scan threshold: {error!r}.") from error
         if ends[-1] != len(scores) or restored.threshold != float(state["threshold"]):

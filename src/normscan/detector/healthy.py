@@ -115,7 +115,7 @@ def decided(state: State, healthy: Healthy) -> State:
     threshold: ScanThreshold
     if state.calibration.kind == "cross":
         threshold = CrossThreshold.of_subjects(
-            healthy.scores, healthy.folds, state.fpr, healthy.subjects
+            healthy.scores, healthy.folds, state.fpr, healthy.subjects, state.calibration.refit
         )
     else:
         threshold = ScanThreshold.fit(healthy.scores, state.fpr, healthy.subjects)
