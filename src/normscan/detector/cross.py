@@ -38,6 +38,7 @@ class Work:
 
     Attributes:
         asked: with settled calibration and learnt preprocessing.
+        built: the same, with a method that is not fitted yet.
         seen: of the cohort.
         parts: healthy scans of each fold.
         sets: prepared samples of each fold, and by name of what else the method draws from.
@@ -47,6 +48,7 @@ class Work:
     """
 
     asked: State
+    built: State
     seen: Survey
     parts: list[Cohort]
     sets: dict[str, PreparedSet]
@@ -76,15 +78,15 @@ def fit(
         The fitted state, and the out-of-fold scores.
     """
     work = begin(asked, cohort, folder, fabric, workers, bar)
-    first = fitting.built(fitting.build(work.asked, work.seen))
-    method, healthy, seconds = together(work) if first.leaves_out else one_by_one(work)
+    way = together if fitting.built(work.built).leaves_out else one_by_one
+    method, healthy, seconds = way(work)
     if asked.calibration.refit:
         bar.say("all healthy scans together")
         method, _, spent = member(work, 0)
         seconds |= {f"refit/{name}": value for name, value in spent.items()}
     method.eval().requires_grad_(False)
-    state = fitting.build(work.asked, work.seen).changed(method=method, gate=work.asked.gate)
-    state = state.changed(training=_training(work, healthy, seconds))
+    training = _training(work, healthy, seconds)
+    state = work.built.changed(method=method, gate=work.asked.gate, training=training)
     return decided(state, healthy), healthy
 
 
@@ -111,7 +113,7 @@ def begin(
     if asked.gated:
         others = [row for part in parts[1:] for row in part]
         asked = asked.changed(gate=Gate.of_cohort(others, list(parts[0]), workers))
-    return Work(asked.changed(preprocess=learnt), seen, parts, sets, folder, fabric, bar)
+    return Work(asked.changed(preprocess=learnt), state, seen, parts, sets, folder, fabric, bar)
 
 
 def one_by_one(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
@@ -130,8 +132,8 @@ def one_by_one(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
 
 def together(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
     """Fit a method once that can leave out each fold in turn."""
-    state = fitting.build(work.asked, work.seen)
-    method, device, seed = fitting.built(state), work.fabric.device, state.seed
+    state, device, seed = work.built, work.fabric.device, work.built.seed
+    method = fitting.built(state)
     method.to(device).requires_grad_(False).eval()
     folds = [work.fold(number) for number in range(1, len(work.parts) + 1)]
     started = time.monotonic()
