@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Normal
 from normscan.errors import ArgumentError
 from normscan.methods.autoencoders.compact import latent_elbow, split_uncertainty
 from normscan.methods.base import Batch
-from normscan.networks.autoencoder import BaurAutoencoder, CompactAutoencoder
+from normscan.networks.autoencoder import BaurAutoencoder, Code, CompactAutoencoder, Levels
 from normscan.networks.memory import Memory, MemoryAutoencoder, attention_entropy
 from normscan.networks.norms import kept_statistics
 from normscan.objectives.losses import heteroscedastic
@@ -32,12 +32,12 @@ def batch(n=4, size=16, channels=1):
 
 
 def test_spatial_codes_have_the_sizes_of_the_cards():
-    baur = BaurAutoencoder(2, 1, 128, head="spatial")
+    baur = BaurAutoencoder(2, 1, 128, Code(head="spatial"))
     assert baur.encode(torch.rand(1, 1, 128, 128))[0].shape == (1, 128, 8, 8)
     assert [type(m) for m in baur.decoder[:2]] == [nn.BatchNorm2d, nn.ReLU]
     assert not any(isinstance(m, nn.Linear) for m in baur.modules())
     assert [m.p for m in baur.modules() if isinstance(m, nn.Dropout)] == [0.2]
-    cai = CompactAutoencoder(2, 1, 64, 16, head="spatial")
+    cai = CompactAutoencoder(2, 1, 64, Code(16, head="spatial"))
     assert cai.encode(torch.rand(1, 1, 64, 64))[0].shape == (1, 16, 4, 4)
     points = [m for m in cai.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     ends = [(m.in_channels, m.out_channels, m.bias) for m in points]
@@ -46,7 +46,7 @@ def test_spatial_codes_have_the_sizes_of_the_cards():
 
 
 def test_dropout_on_the_spatial_code_is_off_at_test():
-    net = BaurAutoencoder(2, 1, 16, width=4, dropout=0.5, head="spatial")
+    net = BaurAutoencoder(2, 1, 16, Code(head="spatial"), Levels(4), dropout=0.5)
     x = torch.rand(2, 1, 16, 16)
     assert (net.encode(x)[0] == 0).float().mean() > 0.3
     net.eval()
@@ -65,7 +65,7 @@ def test_constrained_bottleneck_is_16_by_16():
 def test_second_encoding_and_the_running_statistics():
     """The release runs the restoration through encoder and first decoder layers, in training."""
     method = card("constrained_ae_compact").create(size=16, width=4, hidden=8, latent=5)
-    twin = CompactAutoencoder(2, 1, 16, 5, width=4, hidden=8)
+    twin = CompactAutoencoder(2, 1, 16, Code(5), width=4, hidden=8)
     twin.load_state_dict(method.network.state_dict())
     x = 2 * batch().image - 1
     terms = method.loss(batch(), "", "")
@@ -149,7 +149,7 @@ def test_entropy_against_torch():
 
 
 def test_memory_stands_between_encoder_and_decoder():
-    coder = CompactAutoencoder(2, 1, 16, 5, width=4, hidden=8).eval()
+    coder = CompactAutoencoder(2, 1, 16, Code(5), width=4, hidden=8).eval()
     net = MemoryAutoencoder(coder, Memory(1, 5, 0.0))
     x = torch.rand(3, 1, 16, 16)
     # One slot: every image gets the same code.

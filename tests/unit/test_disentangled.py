@@ -13,6 +13,7 @@ from normscan.methods.autoencoders.disentangled import (
     shape_consistency,
 )
 from normscan.methods.base import Batch
+from normscan.networks.autoencoder import BaurAutoencoder, Levels
 from normscan.registry import card
 from normscan.rng import Rng
 from normscan.synthesis.rectangles import bright_values, gamma_shifted, painted, rectangles
@@ -162,7 +163,5 @@ def test_terms_of_the_phases_and_running_statistics():
 
 
 def test_widest_leaves_the_default_alone():
-    from normscan.networks.autoencoder import BaurAutoencoder
-
-    plain, told = BaurAutoencoder(size=64, width=8), BaurAutoencoder(size=64, width=8, widest=32)
+    plain, told = (BaurAutoencoder(size=64, levels=Levels(8, n)) for n in (None, 32))
     assert [p.shape for p in plain.parameters()] == [p.shape for p in told.parameters()]

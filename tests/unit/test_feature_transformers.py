@@ -17,6 +17,7 @@ from normscan.networks.attention_layers import (
     LinearAttention,
     MaskedTransformer,
     TokenDecoder,
+    Tokens,
     _Attend,
     neighbour_mask,
 )
@@ -84,7 +85,7 @@ def test_a_window_over_the_whole_grid_is_refused():
 
 def test_attention_does_not_see_what_is_masked():
     mask = neighbour_mask(4, 5, 3)
-    layer = _Attend(8, 2, 0.0)
+    layer = _Attend(Tokens(8, 16, 2, 0.0))
     query, place = torch.randn(1, 20, 8), torch.randn(20, 8)
     source = torch.randn(1, 20, 8, requires_grad=True)
     # A sum over a normalised token never changes.
@@ -94,7 +95,7 @@ def test_attention_does_not_see_what_is_masked():
 
 
 def test_restorer_keeps_the_shape_and_has_queries_for_each_layer():
-    network = MaskedTransformer(10, (4, 5), 16, 3, 32, 4, 0.0, 3)
+    network = MaskedTransformer(10, (4, 5), 3, Tokens(16, 32, 4, 0.0), 3)
     x = torch.randn(2, 10, 4, 5)
     assert network(x).shape == x.shape
     assert network.queries.shape == (3, 20, 16)
@@ -208,7 +209,7 @@ class FakeStages(nn.Module):
 
 
 def test_uniad_jitters_in_training_and_maps_lengths():
-    network = MaskedTransformer(4, (8, 8), 8, 1, 16, 2, 0.0, 3)
+    network = MaskedTransformer(4, (8, 8), 1, Tokens(8, 16, 2, 0.0), 3)
     training = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "batch_size": 2, "epochs": 10}
     method = UniAD(FakeStages(), network, 20.0, training | {"steps": None, "patience": None})
     images = batch(torch.rand(2, 1, 32, 32))

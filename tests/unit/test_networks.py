@@ -11,7 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
-from normscan.networks.autoencoder import BaurAutoencoder, ChannelAffine, CompactAutoencoder
+from normscan.networks.autoencoder import (
+    BaurAutoencoder,
+    ChannelAffine,
+    Code,
+    CompactAutoencoder,
+    Levels,
+)
 from normscan.networks.blocks import WeightStandardizedConv, doublings, pad_to_multiple
 from normscan.networks.unet import UNet, middle_divisor
 from normscan.networks.wgan import Critic, Generator
@@ -138,7 +144,7 @@ def test_unet_has_skips_and_a_linear_output():
 
 
 def test_baur_autoencoder_has_the_widths_of_the_card():
-    net = BaurAutoencoder(2, 1, 128, 128, heads=2)
+    net = BaurAutoencoder(2, 1, 128, Code(128, heads=2))
     assert convolutions(net.encoder, nn.Conv2d) == [
         (1, 32),
         (32, 64),
@@ -162,7 +168,7 @@ def test_baur_autoencoder_has_the_widths_of_the_card():
 )
 @pytest.mark.parametrize("norm", ["batch", "affine"])
 def test_baur_autoencoder_shapes(dims, size, channels, narrow, norm):
-    net = BaurAutoencoder(dims, channels, size, 7, heads=2, width=8, norm=norm)
+    net = BaurAutoencoder(dims, channels, size, Code(7, heads=2), Levels(8, norm=norm))
     x = torch.rand(2, channels, *[size] * dims)
     assert [z.shape for z in net.encode(x)] == [(2, 7), (2, 7)]
     assert net.encoder(x).shape == (2, narrow * 8**dims)
@@ -177,12 +183,12 @@ def test_affine_norm_is_batch_norm_that_never_normalises():
             mine.copy_(theirs.reshape(1, 3, 1, 1))
     x = torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(affine(x), norm(x))
-    net = BaurAutoencoder(2, 1, 16, 4, width=8, norm="affine")
+    net = BaurAutoencoder(2, 1, 16, Code(4), Levels(8, norm="affine"))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
 def test_compact_autoencoder_has_the_widths_of_the_card():
-    net = CompactAutoencoder(2, 1, 64, 16, heads=2)
+    net = CompactAutoencoder(2, 1, 64, Code(16, heads=2))
     assert convolutions(net.encoder, nn.Conv2d) == [(1, 16), (16, 32), (32, 64), (64, 64)]
     ups = [(64, 64), (64, 32), (32, 16), (16, 1)]
     assert convolutions(net.decoder, nn.ConvTranspose2d) == ups
@@ -195,7 +201,7 @@ def test_compact_autoencoder_has_the_widths_of_the_card():
 
 @pytest.mark.parametrize(("dims", "size"), [(2, 8), (2, 32), (2, 128), (3, 16)])
 def test_compact_autoencoder_shapes(dims, size):
-    net = CompactAutoencoder(dims, 2, size, 5, width=4, hidden=32)
+    net = CompactAutoencoder(dims, 2, size, Code(5), width=4, hidden=32)
     x = torch.rand(2, 2, *[size] * dims)
     assert net.encode(x)[0].shape == (2, 5) and net(x).shape == x.shape
 

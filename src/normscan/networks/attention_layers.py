@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,12 +112,30 @@ def neighbour_mask(height: int, width: int, side: int) -> Tensor:
     return mask
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Sizes that all layers of a transformer share.
+
+    Attributes:
+        dim: numbers in a token, an even multiple of ``heads``.
+        hidden: width of the feed-forward parts.
+        heads: of each attention.
+        dropout: share of the values dropped in all of it.
+    """
+
+    dim: int
+    hidden: int
+    heads: int
+    dropout: float
+
+
 class _Attend(nn.Module):
     """Attention, added to its query, then normalised; places count for what is compared only."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, tokens: Tokens) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
+        dim, dropout = tokens.dim, tokens.dropout
+        self.attention = nn.MultiheadAttention(dim, tokens.heads, dropout, batch_first=True)
         self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
 
     def forward(self, query: Tensor, source: Tensor, place: Tensor, mask: Tensor) -> Tensor:
@@ -126,8 +146,9 @@ class _Attend(nn.Module):
 
 
 class _Feed(nn.Module):
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+    def __init__(self, tokens: Tokens) -> None:
         super().__init__()
+        dim, hidden, dropout = tokens.dim, tokens.hidden, tokens.dropout
         self.layers = nn.Sequential(
             nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(hidden, dim), nn.Dropout(dropout),
@@ -147,19 +168,16 @@ class MaskedTransformer(nn.Module):
     Args:
         channels: of the features.
         grid: their rows and columns.
-        dim: numbers in a token, an even multiple of ``heads``.
         layers: of the encoder, and as many of the decoder.
-        hidden: width of the feed-forward parts.
-        heads: of each attention.
-        dropout: in all of it.
+        tokens: sizes of the layers.
         neighbours: side of the window that a token can't attend to; 0 hides nothing.
     """
 
     def __init__(
-        self, channels: int, grid: tuple[int, int], dim: int, layers: int, hidden: int, heads: int,
-        dropout: float, neighbours: int,
-    ) -> None:  # fmt: skip
+        self, channels: int, grid: tuple[int, int], layers: int, tokens: Tokens, neighbours: int
+    ) -> None:
         super().__init__()
+        dim = tokens.dim
         self.grid = grid
         self.mask: Tensor
         self.register_buffer("mask", neighbour_mask(*grid, neighbours), persistent=False)
@@ -169,10 +187,10 @@ class MaskedTransformer(nn.Module):
         self.queries = nn.Parameter(torch.randn(layers, grid[0] * grid[1], dim))
 
         def attends() -> nn.ModuleList:
-            return nn.ModuleList(_Attend(dim, heads, dropout) for _ in range(layers))
+            return nn.ModuleList(_Attend(tokens) for _ in range(layers))
 
         def feeds() -> nn.ModuleList:
-            return nn.ModuleList(_Feed(dim, hidden, dropout) for _ in range(layers))
+            return nn.ModuleList(_Feed(tokens) for _ in range(layers))
 
         self.encoder = nn.ModuleList([attends(), feeds()])
         self.decoder = nn.ModuleList([attends(), attends(), feeds()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -24,6 +25,43 @@ class ChannelAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a narrow network is narrow by.
+
+    Attributes:
+        length: numbers of a dense code, channels of a spatial one.
+        heads: 1 for an autoencoder, 2 for mean and spread of a variational one.
+        head: ``dense``, or ``spatial`` without linear layers.
+    """
+
+    length: int = 128
+    heads: int = 1
+    head: Head = "dense"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The convolutions between the image and the bottleneck.
+
+    Attributes:
+        width: channels of the first convolution.
+        widest: channels of the widest one where they aren't four times ``width``.
+        smallest: pixels along each axis at the bottleneck.
+        norm: ``batch``, or ``affine`` for the released code, whose batch norm is never in
+            training mode.
+        slope: of the Leaky ReLUs.
+        final: whether a 1x1 convolution to the channels of the input ends the decoder.
+    """
+
+    width: int = 32
+    widest: int | None = None
+    smallest: int = 8
+    norm: Norm = "batch"
+    slope: float = 0.3
+    final: bool = True
 
 
 def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
@@ -62,19 +100,11 @@ class BaurAutoencoder(CodedNetwork):
     Args:
         dims: 2 or 3.
         channels: of input and output.
-        size: pixels along each axis; ``smallest`` times a power of two.
-        latent: length of a dense code.
-        heads: 1 for an autoencoder, 2 for mean and spread of a variational one.
-        width: channels of the first convolution (32); the widest has four times as many.
+        size: pixels along each axis; ``levels.smallest`` times a power of two.
+        code: 128 numbers; the features at the bottleneck if it is spatial.
+        levels: 32 channels that double to 128, down to 8 pixels.
         dropout: after the linear layers, or on the spatial code.
-        norm: ``batch``, or ``affine`` for the released code, whose batch norm is never in
-            training mode.
-        head: ``dense``, or ``spatial`` without linear layers.
-        smallest: pixels along each axis at the bottleneck.
-        widest: channels of the widest convolution where they aren't four times ``width``.
         restoring_dropout: after the decoder's linear layer where it isn't ``dropout``.
-        slope: of the Leaky ReLUs.
-        final: whether a 1x1 convolution to the channels of the input ends the decoder.
     """
 
     def __init__(
@@ -82,42 +112,37 @@ class BaurAutoencoder(CodedNetwork):
         dims: int = 2,
         channels: int = 1,
         size: int = 128,
-        latent: int = 128,
+        code: Code = Code(),
+        levels: Levels = Levels(),
         *,
-        heads: int = 1,
-        width: int = 32,
         dropout: float = 0.2,
-        norm: Norm = "batch",
-        head: Head = "dense",
-        smallest: int = 8,
-        widest: int | None = None,
         restoring_dropout: float | None = None,
-        slope: float = 0.3,
-        final: bool = True,
     ) -> None:
         super().__init__()
-        n = doublings(size, smallest)
-        widest = widest or 4 * width
-        down = [min(widest, width * 2**i) for i in range(n)]
-        up = [max(width, widest // 2**i) for i in range(n)]
+        n = doublings(size, levels.smallest)
+        widest = levels.widest or 4 * levels.width
+        down = [min(widest, levels.width * 2**i) for i in range(n)]
+        up = [max(levels.width, widest // 2**i) for i in range(n)]
+        norm, slope = levels.norm, levels.slope
         parts: list[nn.Module] = []
         for a, b in zip([channels, *down], down, strict=False):
             parts += [layer("conv", dims, a, b, 5, stride=2, padding=2), _norm(norm, dims, b)]
             parts.append(nn.LeakyReLU(slope))
         narrow = max(1, down[-1] // 8)
-        shape = (narrow, *[smallest] * dims)
-        flat = narrow * smallest**dims
+        shape = (narrow, *[levels.smallest] * dims)
+        flat = narrow * levels.smallest**dims
         out: list[nn.Module] = []
         codes: list[nn.Module]
-        if head == "spatial":
-            codes = [nn.Dropout(dropout) for _ in range(heads)]
+        if code.head == "spatial":
+            codes = [nn.Dropout(dropout) for _ in range(code.heads)]
         else:
             parts += [layer("conv", dims, down[-1], narrow, 1), nn.Flatten()]
             codes = [
-                nn.Sequential(nn.Linear(flat, latent), nn.Dropout(dropout)) for _ in range(heads)
+                nn.Sequential(nn.Linear(flat, code.length), nn.Dropout(dropout))
+                for _ in range(code.heads)
             ]
             again = dropout if restoring_dropout is None else restoring_dropout
-            out += [nn.Linear(latent, flat), nn.Dropout(again), nn.Unflatten(1, shape)]
+            out += [nn.Linear(code.length, flat), nn.Dropout(again), nn.Unflatten(1, shape)]
             out.append(layer("conv", dims, narrow, down[-1], 1))
         self.encoder = nn.Sequential(*parts)
         self.heads = nn.ModuleList(codes)
@@ -127,7 +152,7 @@ class BaurAutoencoder(CodedNetwork):
                 layer("conv_transpose", dims, a, b, 5, stride=2, padding=2, output_padding=1)
             )
             out += [_norm(norm, dims, b), nn.LeakyReLU(slope)]
-        if final:
+        if levels.final:
             out.append(layer("conv", dims, up[-1], channels, 1))
         self.decoder = nn.Sequential(*out)
 
@@ -143,11 +168,9 @@ class CompactAutoencoder(CodedNetwork):
         dims: 2 or 3.
         channels: of input and output.
         size: pixels along each axis; 4 times a power of two (64 in the article).
-        latent: length of a dense code, channels of a spatial one.
-        heads: 1, or 2 for a variational code.
+        code: 16 numbers, or as many channels of 4x4 positions.
         width: channels of the first convolution.
         hidden: width of the hidden layer.
-        head: ``dense`` or ``spatial``.
         outputs: channels of the output where they aren't the input's.
     """
 
@@ -156,12 +179,10 @@ class CompactAutoencoder(CodedNetwork):
         dims: int = 2,
         channels: int = 1,
         size: int = 64,
-        latent: int = 16,
+        code: Code = Code(16),
         *,
-        heads: int = 1,
         width: int = 16,
         hidden: int = 1024,
-        head: Head = "dense",
         outputs: int | None = None,
     ) -> None:
         super().__init__()
@@ -179,7 +200,8 @@ class CompactAutoencoder(CodedNetwork):
         wide = down[-1]
         out: list[nn.Module]
         codes: list[nn.Module]
-        if head == "spatial":
+        latent, heads = code.length, code.heads
+        if code.head == "spatial":
             conv = partial(layer, "conv", dims, kernel_size=1, bias=False)
             parts += [conv(wide, hidden), layer("batch_norm", dims, hidden), nn.ReLU()]
             codes = [conv(hidden, latent) for _ in range(heads)]

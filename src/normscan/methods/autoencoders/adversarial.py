@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from normscan.methods.autoencoders.plain import BAUR_POSTPROCESS, BAUR_RANGE, OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import Residual, absolute, positive
-from normscan.networks.autoencoder import BaurAutoencoder, CodedNetwork, Norm
+from normscan.networks.autoencoder import BaurAutoencoder, Code, CodedNetwork, Levels, Norm
 from normscan.networks.norms import kept_statistics
 from normscan.networks.residual import ResidualAutoencoder
 from normscan.objectives.losses import gradient_penalty
@@ -263,8 +263,8 @@ def constrained_adversarial_port(
         norm: ``batch``, or ``affine`` for a learned scale and shift only.
     """
     network = BaurAutoencoder(
-        dims, channels, size, latent, width=width, dropout=dropout, norm=norm, smallest=16,
-        restoring_dropout=0.0,
+        dims, channels, size, Code(latent), Levels(width, smallest=16, norm=norm),
+        dropout=dropout, restoring_dropout=0.0,
     )  # fmt: skip
     return ConstrainedAdversarial(
         network=network,

@@ -19,7 +19,7 @@ from normscan.methods.autoencoders.plain import (
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, squared
 from normscan.methods.schedule import Schedule, phase, with_training
-from normscan.networks.autoencoder import CompactAutoencoder
+from normscan.networks.autoencoder import Code, CompactAutoencoder, Head
 from normscan.networks.backbones import Backbone
 from normscan.networks.memory import Memory, MemoryAutoencoder, attention_entropy
 from normscan.objectives.losses import heteroscedastic
@@ -72,11 +72,14 @@ COMPACT = with_training(
 )
 
 
-def compact_network(dims: int, channels: int, options: Compact, **more: Any) -> CompactAutoencoder:
-    """Return the family's network; ``more`` are further arguments of ``CompactAutoencoder``."""
+def compact_network(
+    dims: int, channels: int, options: Compact, *, heads: int = 1, head: Head = "dense",
+    outputs: int | None = None,
+) -> CompactAutoencoder:  # fmt: skip
+    """Return the family's network, with what one of its methods changes."""
     return CompactAutoencoder(
-        dims, channels, options["size"], options["latent"],
-        width=options["width"], hidden=options["hidden"], **more,
+        dims, channels, options["size"], Code(options["latent"], heads, head),
+        width=options["width"], hidden=options["hidden"], outputs=outputs,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from normscan.methods.base import Batch, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, positive
 from normscan.methods.schedule import Schedule, phase, schedule
-from normscan.networks.autoencoder import BaurAutoencoder
+from normscan.networks.autoencoder import BaurAutoencoder, Code, Levels
 from normscan.networks.blocks import layer
 from normscan.networks.norms import kept_statistics
 from normscan.registry import register
@@ -44,10 +44,12 @@ class DisentangledAutoencoder(nn.Module):
         super().__init__()
 
         def branch(width: int) -> BaurAutoencoder:
+            levels = Levels(
+                width, widest=2 * width, smallest=max(1, size // 8), slope=SLOPE, final=False
+            )
             return BaurAutoencoder(
-                dims, channels, size, width=width, dropout=dropout, head="spatial",
-                smallest=max(1, size // 8), widest=2 * width, slope=SLOPE, final=False,
-            )  # fmt: skip
+                dims, channels, size, Code(head="spatial"), levels, dropout=dropout
+            )
 
         narrow = max(1, width // 4)
         self.shape, self.appearance = branch(width), branch(narrow)

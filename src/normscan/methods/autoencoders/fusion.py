@@ -13,7 +13,7 @@ from normscan.methods.autoencoders.plain import BAUR_RANGE, OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.reconstruction import positive
 from normscan.methods.schedule import Schedule, phase, schedule, settings
-from normscan.networks.autoencoder import BaurAutoencoder
+from normscan.networks.autoencoder import BaurAutoencoder, Code, Levels
 from normscan.networks.unet import UNet
 from normscan.objectives.gradients import gradient_difference
 from normscan.objectives.segmentation import soft_dice, weighted_cross_entropy
@@ -238,7 +238,9 @@ def segmentation_from_pseudo_labels(
         segment_epochs: its passes over the scans that it learns from.
         segment_steps: number of its updates instead of ``segment_epochs``.
     """
-    restorer = BaurAutoencoder(dims, channels, size, width=width, dropout=dropout, head="spatial")
+    restorer = BaurAutoencoder(
+        dims, channels, size, Code(head="spatial"), Levels(width), dropout=dropout
+    )
     segmenter = UNet(dims, channels, segment_width, segment_depth, outputs=1)
     return PseudoLabelSegmentation(
         restorer=restorer,

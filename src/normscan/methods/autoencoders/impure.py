@@ -11,7 +11,7 @@ from normscan.methods.base import Batch, Method
 from normscan.methods.impure_training import WARM_UP, ImpureTraining
 from normscan.methods.reconstruction import Reconstruction, absolute
 from normscan.methods.schedule import Schedule, schedule
-from normscan.networks.autoencoder import BaurAutoencoder
+from normscan.networks.autoencoder import BaurAutoencoder, Code, Levels
 from normscan.registry import register
 
 
@@ -58,6 +58,6 @@ def impure_training(
     def loss(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"l1": (restored - batch.image).abs().mean()}
 
-    network = BaurAutoencoder(dims, channels, size, latent, width=width, dropout=dropout)
+    network = BaurAutoencoder(dims, channels, size, Code(latent), Levels(width), dropout=dropout)
     method = Reconstruction(network, loss, absolute, training)
     return method if cut is None else ImpureTraining(method, cut, warm_up)

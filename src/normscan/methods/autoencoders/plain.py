@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from normscan.methods.base import Batch, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, positive
 from normscan.methods.schedule import Schedule, phase, with_training
-from normscan.networks.autoencoder import BaurAutoencoder, Norm
+from normscan.networks.autoencoder import BaurAutoencoder, Code, Head, Levels, Norm
 from normscan.networks.norms import kept_statistics
 from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
@@ -93,11 +93,15 @@ BAUR = with_training(
 )
 
 
-def baur_network(dims: int, channels: int, options: Baur, **more: Any) -> BaurAutoencoder:
-    """Return the study's network; ``more`` are further arguments of ``BaurAutoencoder``."""
+def baur_network(
+    dims: int, channels: int, options: Baur, *, heads: int = 1, head: Head = "dense",
+    smallest: int = 8, restoring_dropout: float | None = None,
+) -> BaurAutoencoder:  # fmt: skip
+    """Return the study's network, with what one of its methods changes."""
+    levels = Levels(options["width"], smallest=smallest, norm=options["norm"])
     return BaurAutoencoder(
-        dims, channels, options["size"], options["latent"],
-        width=options["width"], dropout=options["dropout"], norm=options["norm"], **more,
+        dims, channels, options["size"], Code(options["latent"], heads, head), levels,
+        dropout=options["dropout"], restoring_dropout=restoring_dropout,
     )  # fmt: skip
 
 

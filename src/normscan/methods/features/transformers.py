@@ -23,7 +23,7 @@ from normscan.methods.features.common import (
 )
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.aggregation import concatenated
-from normscan.networks.attention_layers import MaskedTransformer, TokenDecoder
+from normscan.networks.attention_layers import MaskedTransformer, TokenDecoder, Tokens
 from normscan.networks.backbones import Backbone
 from normscan.objectives.cosine import damped, distance_map, global_distance, point_distance
 from normscan.objectives.optimizers import dropped, stable_adamw, warm_cosine
@@ -287,7 +287,6 @@ def uniad(
     """
     backbone = backbone_of(options, channels)
     side = -(-options["size"] // backbone.strides[-1])
-    restorer = MaskedTransformer(
-        sum(backbone.channels), (side, side), width, layers, hidden, heads, dropout, neighbours
-    )
+    tokens = Tokens(width, hidden, heads, dropout)
+    restorer = MaskedTransformer(sum(backbone.channels), (side, side), layers, tokens, neighbours)
     return UniAD(backbone, restorer, jitter, options)
