@@ -84,10 +84,13 @@ class Verdict:
 
 def detector(method: str, dims: int, steps: int | None = None, **options) -> Detector:
     """An unfitted tiny detector; ``steps`` shortens every phase that counts in steps."""
-    arguments = {"dims": dims}
+    arguments: dict[str, int] = {"dims": dims}
     if steps is not None:
-        counted = [a for a in card(method).defaults if a == "steps" or a.endswith("_steps")]
-        arguments |= dict.fromkeys(counted, steps)
+        tiny = card(method).arguments("tiny")
+        counted = [a for a in tiny if a == "steps" or a.endswith("_steps")]
+        arguments |= {a: steps if tiny[a] is None else min(steps, tiny[a]) for a in counted}
+        if "batch_size" in tiny:
+            arguments["batch_size"] = min(4, tiny["batch_size"])
     if dims == 3 and "batch_size" in card(method).defaults:
         arguments["batch_size"] = 2
     options = {"gate": False, **options}  # odd sizes and constant images must reach the method
