@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan.errors import ScanError
+from normscan.errors import ScanError, printable
 
 if TYPE_CHECKING:
     from normscan.series import Series
@@ -132,7 +132,7 @@ class Scan:
     @property
     def name(self) -> str:
         """File name without the folder, or ``array``."""
-        return self.source.name if self.source else "array"
+        return printable(self.source.name) if self.source else "array"
 
     @property
     def dims(self) -> int:

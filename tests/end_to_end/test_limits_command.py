@@ -62,7 +62,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
     assert sum(stored["gate"]["planted"].values()) == 36
     # The same places, planted by hand and predicted as any other scan.
     detector = ns.load(model)
-    source = scan_source(ns.Cohort.read(toy()), "test", 0, detector.seed)
+    source = scan_source(ns.Cohort.read(toy()), "test", 0)
     for number in (0, 3):
         place = source.site(number, 14.0)
         assert isinstance(place, BlobSite)

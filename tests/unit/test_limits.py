@@ -160,7 +160,7 @@ class Oracle:
         places = (np.arange(len(scans)) + 0.5) / len(scans)
         self.limit = dict(zip(self.base, self.T * np.exp(self.S * logit(places)), strict=True))
 
-    def doubt_about(self, split):
+    def doubts(self, rows, split):
         return ()
 
     def predict(self, scan, foreground=None, details=True, force=False):

@@ -22,7 +22,7 @@ from normscan.cli.federated import federate as federate
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cohort import Cohort
-from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
+from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
 from normscan.progress import Progress
 
 
@@ -179,9 +179,10 @@ def predict(
     tracked = bar.track(files, "predict", len(files))
     for name, parts, companions in zip(names, tracked, beside, strict=True):
         try:
-            scan = parts if len(parts) > 1 else parts[0]
-            finding = detector.predict(scan, force=force, companions=companions)
-            finding.save(folder, name)
+            with of_scan(name):
+                scan = parts if len(parts) > 1 else parts[0]
+                finding = detector.predict(scan, force=force, companions=companions)
+                finding.save(folder, name)
         except NormscanError as error:
             failures += 1
             print(f"{name}: left out: {error}", file=sys.stderr)
@@ -236,7 +237,7 @@ def evaluate(
     from normscan.detector import load
 
     detector = load(run, device)
-    table = Cohort.read(cohort, root=root, seed=detector.seed)
+    table = detector.read_cohort(cohort, root)
     folder = Path(out) if out else Path(run) / "evaluation"
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
@@ -286,7 +287,7 @@ def limits(
     from normscan.limits import detection_limits, write_limits
 
     detector = load(run, device)
-    table = None if cohort is None else Cohort.read(cohort, root=root, seed=detector.seed)
+    table = None if cohort is None else detector.read_cohort(cohort, root)
     folder = Path(out) if out else Path(run) / "limits"
     found = detection_limits(
         detector, table, phantom=phantom, kind=kind, sizes=sizes, contrasts=contrasts, count=count,

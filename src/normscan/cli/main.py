@@ -7,13 +7,13 @@ answers at once.
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from normscan.cli.outlet import outlets
 from normscan.errors import NormscanError, nearest
 from normscan.version import __version__
 
@@ -78,8 +78,19 @@ USAGE_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 2 wrong input."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; return its exit code: 0 done, 1 some scans failed, 2 wrong input."""
+    with outlets() as out:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        out.flush()
+        if out.failure is not None:
+            reason = out.failure.strerror or out.failure
+            return fail(
+                f"standard output: can't be written ({reason}). All else was done.", code or 2
+            )
+        return code
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         lines = (f"  {name:<12}{text}" for name, text in COMMANDS.items())
         print(HELP.format(commands="\n".join(lines)), end="")
@@ -98,10 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail(STOPPED.get(name, "stopped."), 130)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         # A full disk, a missing right: the system's reason says more than a traceback.
         return fail(f"{error.filename or name}: {error.strerror or error}.")
@@ -111,7 +118,8 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
 ) -> None:
     """Print a warning of ours as one line for people, and leave out those of libraries."""
-    if category is UserWarning and "normscan" in filename:
+    glyph = str(message).startswith("Glyph")  # of a name in a picture; matplotlib draws a box
+    if category is UserWarning and "normscan" in filename and not glyph:
         print(f"note: {message}", file=sys.stderr)
 
 

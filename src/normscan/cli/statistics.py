@@ -115,10 +115,12 @@ def subgroups(
         seed: of the bootstrap.
         json: print JSON for machines.
     """
+    from normscan.evaluation.columns import column_name
     from normscan.metrics.subgroups import subgroups as groups_of
 
     table = _table(run)
     table = table[table["label"].notna()]
+    column = column_name(column) if column_name(column) in table else column
     if column not in table:
         known = [c for c in table.columns if c not in ("scan", "score", "p_value", "seconds")]
         raise ArgumentError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.cohort.delimited import read_cells
-from normscan.errors import CohortError, nearest
+from normscan.errors import CohortError, nearest, printable
 from normscan.io.files import stem
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = ("scan", "subject", "path", "label", "mask", "foreground", "split", "site")
 SPLITS = ("train", "val", "test", "extra")
 FILES = ("path", "target", "mask", "foreground", "structures")
+LONGEST_NAME = 180  # bytes; file systems take 255, and results add endings
 TABLES = (".csv", ".tsv", ".parquet")
 EXAMPLE = (
     "Describe it in a CSV with the columns path, label (0 healthy, 1 anomalous, empty unknown) "
@@ -204,15 +206,28 @@ def _scan_names(given: list[str], files: list[tuple[str, ...]], source: str) -> 
 def unique_names(paths: list[str]) -> list[str]:
     """Name scans by their file's stem where that is unique, else by the shortest unique path."""
     parts = [Path(p.replace("\\", "/")).parts for p in paths]
-    parts = [tuple(q for q in p if q not in ("..", ".", "/")) for p in parts]
+    parts = [tuple(q for q in p if q not in ("..", ".", "/")) or ("scan",) for p in parts]
     stems = [(*p[:-1], stem(p[-1])) for p in parts]
     # The same stem in two formats keeps its extension.
     for candidates in (stems, parts):
         for depth in range(1, max(map(len, candidates)) + 1):
-            names = ["_".join(p[-depth:]) for p in candidates]
+            names = [_file_name("_".join(p[-depth:])) for p in candidates]
             if len(set(names)) == len(names):
                 return names
     return [f"{name}_{row}" for row, name in enumerate(names)]
+
+
+def _file_name(name: str) -> str:
+    """Return a name that files of results can begin with: text that can be shown, and not too long.
+
+    Of a longer name the beginning stays, with a hash of the whole.
+    """
+    shown = printable(name).replace("\\", "_")
+    bytes_ = shown.encode()
+    if len(bytes_) <= LONGEST_NAME:
+        return shown
+    mark = hashlib.sha256(bytes_).hexdigest()[:8]
+    return f"{bytes_[: LONGEST_NAME - 9].decode(errors='ignore')}_{mark}"
 
 
 def _numbers(cells: list[str]) -> Any:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from normscan.cohort import Division
 from normscan.decide import Calibration, CrossThreshold
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, OutputError
@@ -22,7 +23,7 @@ from normscan.preprocess.settings import build_preprocess
 from normscan.quality import Gate
 from normscan.rng import seeded
 from normscan.training.checkpoint import write_tensors
-from normscan.training.folder import CONFIG, DETECTOR, WEIGHTS
+from normscan.training.folder import CONFIG, DETECTOR, DIVISION, WEIGHTS
 from normscan.version import __version__
 from normscan.wrappers import wrap
 
@@ -69,6 +70,8 @@ def write_state(state: State, folder: Path) -> State:
     }
     with atomic_path(folder / "card.md") as temporary:
         temporary.write_text(model_card(state), encoding="utf-8")
+    if state.division is not None:
+        state.division.write(folder / DIVISION)
     write_json(folder / DETECTOR, about)
     return state
 
@@ -139,6 +142,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
             fingerprint=about["sha256"],
+            division=Division.read(folder / DIVISION) if (folder / DIVISION).exists() else None,
         )
         method = read_method(state, folder)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def evaluate(
         CohortError: no scan in that part, or none could be predicted.
         OutputError: ``out`` is a file.
     """
-    cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=detector.seed)
+    cohort = cohort if isinstance(cohort, Cohort) else detector.read_cohort(cohort)
     rows = cohort.part(split)
     if not len(rows):
         raise CohortError(f"the cohort has no scans in the split '{split}'.")
@@ -76,9 +76,10 @@ def evaluate(
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
-        for note in (*detector.doubt_about(split), *scores.masks.notes()):
+        doubts = detector.doubts(list(rows), split)
+        for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
-        results = _results(detector, cohort, scores, split, region, rows.has_masks, command)
+        results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
         results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
@@ -98,6 +99,7 @@ def _results(
     region: Region,
     masks: bool,
     command: str,
+    doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     metrics, pixels = summarise(scores, detector.pixel_threshold, masks)
     if pixels is not None:
@@ -119,9 +121,7 @@ def _results(
         "cohort": {
             "split": split,
             "counts": _counts(cohort),
-            "notes": list(
-                dict.fromkeys([*detector.doubt_about(split), *cohort.notes, *scores.masks.notes()])
-            ),
+            "notes": list(dict.fromkeys([*doubts, *cohort.notes, *scores.masks.notes()])),
         },
         "metrics": metrics,
         "decision": _decision(detector, scores),

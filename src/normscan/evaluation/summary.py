@@ -10,6 +10,7 @@ from typing import Any
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import CohortError
+from normscan.evaluation.columns import column_name
 from normscan.evaluation.scoring import Region, Scores, score_cohort
 from normscan.metrics import image_metrics
 from normscan.metrics.predictive import decision_metrics
@@ -116,6 +117,7 @@ def group_metrics(scores: Scores, column: str, threshold: float | None) -> list[
     """Metrics of the anomalous scans of each value of a column, against all healthy scans."""
     healthy = [r for r in scores.rows if r["label"] == 0]
     anomalous = [r for r in scores.rows if r["label"] == 1]
+    column = column_name(column)
     entries = []
     for value in sorted({str(r.get(column, "")) for r in anomalous}):
         some = Scores(rows=healthy + [r for r in anomalous if str(r.get(column, "")) == value])

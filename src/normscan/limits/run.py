@@ -94,8 +94,13 @@ def detection_limits(
         source = PhantomSource(phantom, kind)
     else:
         assert scans is not None
-        source = scan_source(scans, split, seed, detector.seed)
-        source.notes += detector.doubt_about(source.about.get("split", ""))
+        if isinstance(scans, str | os.PathLike):
+            scans = detector.read_cohort(scans)
+        source = scan_source(scans, split, seed)
+        if isinstance(scans, Cohort):
+            part = source.about["split"]
+            rows = [row for row in scans.part(part) if row.label == 0]
+            source.notes += detector.doubts(rows, part)
     if contrasts is None:
         contrasts = CONTRASTS if kind == BLOB else PHANTOM_CONTRASTS
     grid = _grid(source.sizes() if sizes is None else sizes, contrasts, kind)

@@ -104,22 +104,19 @@ class ScanSource:
         return _sizes_for(*self.scans[0][2]())
 
 
-def scan_source(
-    scans: Cohort | str | os.PathLike[str] | Sequence[Scan], split: str, seed: int, cohort_seed: int
-) -> ScanSource:
+def scan_source(scans: Cohort | Sequence[Scan], split: str, seed: int) -> ScanSource:
     """Return the source of a cohort's held-out healthy scans, or of scans in memory.
 
     Args:
-        scans: a cohort, the path of its table or folder, or scans that are all healthy.
+        scans: a cohort, or scans that are all healthy.
         split: part of the cohort: test, or val where test has no healthy scan.
         seed: of the order of the scans, the places and the shapes.
-        cohort_seed: of the split, where the table gives none.
 
     Raises:
         CohortError: no healthy scan in the part.
         ArgumentError: a part that trains, or no scans.
     """
-    if not isinstance(scans, Cohort | str | os.PathLike):
+    if not isinstance(scans, Cohort):
         held: list[tuple[str, str, Loader]] = [
             (f"scan {i + 1}", f"scan {i + 1}", lambda scan=scan: (scan, None))  # type: ignore[misc]
             for i, scan in enumerate(scans)
@@ -127,7 +124,7 @@ def scan_source(
         if not held:
             raise ArgumentError("no scans were given to plant lesions into.")
         return ScanSource(held, seed, {"scans": len(held), "kind": BLOB})
-    cohort = scans if isinstance(scans, Cohort) else Cohort.read(scans, seed=cohort_seed)
+    cohort = scans
     if split not in ("test", "val"):
         raise ArgumentError(f"split is '{split}'; lesions are planted into test or val scans.")
     notes = []
