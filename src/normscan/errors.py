@@ -42,7 +42,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as any page can show it: what can't be shown becomes ``\\t``, ``\\udce9``."""
+    """Return a file's name as any page can show it: what can't be shown is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

@@ -110,6 +110,7 @@ class Scan:
             array, channels = colour_first(array)
         data = array if channels is not None else array[None]
         dims = data.ndim - 1
+        known = affine is not None or spacing is not None
         if affine is None:
             steps = np.ones(3)
             if spacing is not None:
@@ -127,6 +128,7 @@ class Scan:
             channels=channels or ("image",),
             source=source,
             dtype=dtype or str(array.dtype),
+            extra={"spacing_known": True} if known else {},
         )
 
     @property
@@ -149,6 +151,12 @@ class Scan:
         """Millimetres per step along each spatial axis."""
         columns = np.linalg.norm(self.affine[:3, : self.dims], axis=0)
         return tuple(float(s) for s in columns)
+
+    @property
+    def measured(self) -> bool:
+        """Whether its millimetres are known; without a spacing in the file they are pixels."""
+        told = "nifti" in self.extra or bool(self.extra.get("spacing_known"))
+        return told or not np.allclose(self.spacing, 1)
 
     @property
     def voxel_volume(self) -> float:

@@ -66,7 +66,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
     for number in (0, 3):
         place = source.site(number, 14.0)
         assert isinstance(place, BlobSite)
-        part = rows[rows["site"] == number].set_index(["size_mm", "contrast"])
+        part = rows[rows["site"] == number].set_index(["size", "contrast"])
         twin = detector.predict(place.twin, force=True)
         assert part.loc[(0, 0), "score"].item() == twin.score
         lesion = place.grow(8.0)(6.0)
@@ -77,7 +77,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
         assert row["overlap"] == pytest.approx(new[lesion.mask].mean(), abs=1e-4)
     # The bigger and brighter, the more is found.
     cells = pd.DataFrame(stored["cells"]).query("level == 'lesion'")
-    found = cells.set_index(["contrast", "size_mm"])["found"]
+    found = cells.set_index(["contrast", "size"])["found"]
     assert found[6, 14] >= found[2, 4] and found[6, 14] > 0
     before = (out / "limits.csv").read_bytes()
     assert run(*command) == 0  # all is there: nothing is predicted but the examples
@@ -91,8 +91,8 @@ def test_limits_of_volumes(trained, toy, tmp_path):
     options = ("--sizes", "[5, 9]", "--contrasts", "[5]", "--count", 2, "--replicates", 0)
     command = ("limits", trained("mean_image", 3), "--cohort", toy(3), "--out", out, *options)
     assert run(*command) == 0
-    rows = pd.read_csv(out / "limits.csv").query("size_mm > 0")
-    ball = np.pi / 6 * rows["size_mm"] ** 3
+    rows = pd.read_csv(out / "limits.csv").query("size > 0")
+    ball = np.pi / 6 * rows["size"] ** 3
     assert (rows["extent"] / ball).between(0.85, 1.1).all()
     assert "slice" in (out / "limits.html").read_text()
 

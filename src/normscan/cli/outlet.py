@@ -17,7 +17,7 @@ class Outlet:
 
     A pipe that was closed, as ``head`` does, or a disk that is full ends the printing: what is
     written later is dropped, and the job goes on. Characters that the stream can't show are
-    written as ``\\xe9``.
+    written as escapes.
 
     Attributes:
         failure: what ended the printing, other than a reader that went away; None if nothing did.

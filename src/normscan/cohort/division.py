@@ -57,20 +57,13 @@ class Division:
             rows: the scans.
             split: of all of them, instead of what they say.
         """
-        return cls(
-            [
-                Member(
-                    row.scan,
-                    row.subject,
-                    split or row.split,
-                    content_of(row.paths),
-                    content_of(
-                        filter(None, (*row.targets, row.structures, row.foreground, row.mask))
-                    ),
-                )  # fmt: skip
-                for row in rows
-            ]
-        )
+        members = []
+        for row in rows:
+            beside = filter(None, (*row.targets, row.structures, row.foreground, row.mask))
+            place = split or row.split
+            own = content_of(row.paths)
+            members.append(Member(row.scan, row.subject, place, own, content_of(beside)))
+        return cls(members)
 
     @classmethod
     def read(cls, path: Path) -> Division:

@@ -274,6 +274,7 @@ def predict(
     if state.scan_threshold is not None:
         finding.threshold = state.scan_threshold.threshold
         finding.p_value, finding.anomalous = state.scan_threshold.judge(scores)
+        finding.false_alarms = state.scan_threshold.rates()
     finding.pixel_threshold = state.pixel_threshold
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)

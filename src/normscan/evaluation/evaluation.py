@@ -121,6 +121,7 @@ def _results(
         "cohort": {
             "split": split,
             "counts": _counts(cohort),
+            "doubts": list(doubts),
             "notes": list(dict.fromkeys([*doubts, *cohort.notes, *scores.masks.notes()])),
         },
         "metrics": metrics,
@@ -139,7 +140,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
     threshold = detector.scan_threshold
     if threshold is None:
         names = ("threshold", "fpr_wanted", "fpr_expected", "fpr_low", "fpr_high", "n_validation",
-                 "flagged_anomalous", "flagged_healthy", "calibration")  # fmt: skip
+                 "promise", "flagged_anomalous", "flagged_healthy", "calibration")  # fmt: skip
         return {**dict.fromkeys(names), "open": True, "warning": detector.training["calibration"]}
     low, high = threshold.fpr_interval()
     return {
@@ -152,6 +153,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
         "kind": detector.calibration.kind,
         "open": False,
         "warning": None if threshold.certified else threshold.describe(),
+        "promise": threshold.describe(),
         "flagged_anomalous": _flagged(scores, 1),
         "flagged_healthy": _flagged(scores, 0),
         "calibration": _calibration(scores, threshold.n),

@@ -72,7 +72,7 @@ class Scores:
         where = finding.foreground if region == "foreground" else None
         self.pixels.add(finding.map, mask, row.subject, where)
         if (found := finding.segmentation) is not None:
-            spacing = finding.scan.spacing
+            spacing = finding.scan.spacing if finding.scan.measured else None
             self.segmentations.add(found, finding.map, mask, row.subject, spacing, where)
         self.masked += bool(mask.any())
         if group and mask.any():

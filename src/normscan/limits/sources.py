@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
-from normscan.errors import ArgumentError, CohortError, ScanError, nearest
+from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError, nearest
 from normscan.limits.planting import BlobSite, Planted, Site, found_foreground, planted
 from normscan.phantom.anatomy import Placer, Places
 from normscan.phantom.config import DIAMETERS, KINDS, PhantomConfig
@@ -48,8 +49,12 @@ class Source(Protocol):
         """Return the site of a number from 0, for lesions of up to a diameter in mm."""
         ...
 
+    def length(self) -> str:
+        """Return the unit of lengths, mm or px."""
+        ...
+
     def sizes(self) -> tuple[float, ...]:
-        """Return the diameters in mm that suit the scans."""
+        """Return the diameters that suit the scans."""
         ...
 
 
@@ -98,6 +103,19 @@ class ScanSource:
         scan, foreground = load()
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_BLOB, number)))
         return BlobSite(subject, name, scan, foreground, rng, largest)
+
+    def length(self) -> str:
+        """Return the unit of lengths: mm, or px where a scan gives no spacing.
+
+        Where scans differ, those without a spacing stand with pixels of 1 mm, and a note says so.
+        """
+        found = set()
+        for _, _, load in self.scans[:10]:
+            with contextlib.suppress(NormscanError):
+                found.add(load()[0].measured)
+        if found == {True, False}:
+            self.notes.append("Some scans give no spacing: their pixels count as 1 mm.")
+        return "px" if found == {False} else "mm"
 
     def sizes(self) -> tuple[float, ...]:
         """Return diameters from two pixels to a quarter of the first scan's anatomy."""
@@ -198,6 +216,10 @@ class PhantomSource:
         self.about: dict[str, Any] = {"simulated": True, "kind": kind, "phantom": config.as_dict()}
         self.root = ""
         self.notes = ["The scans are SIMULATED: the limits say nothing of patients."]
+
+    def length(self) -> str:
+        """Return the unit of lengths, mm."""
+        return "mm"
 
     def sizes(self) -> tuple[float, ...]:
         """Return diameters from half of the kind's smallest to its largest."""

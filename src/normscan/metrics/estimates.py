@@ -109,7 +109,8 @@ def bootstrap(
     """Return the point estimates with percentile intervals over resampled subjects.
 
     Replicates on which a statistic is NaN (one class drawn) are dropped for it and show in
-    `replicates_used`. One subject, or no replicate, gives no interval: NaN.
+    `replicates_used`. One subject, no replicate, or replicates that all agree (a perfect score of a
+    few subjects) give no interval: NaN.
 
     Args:
         statistics: maps subject weights (r, subjects) to named values (r,); called in chunks.
@@ -131,6 +132,8 @@ def bootstrap(
     for name, value in point.items():
         values = drawn[name][~np.isnan(drawn[name])]
         low, high = np.quantile(values, tails) if values.size else (np.nan, np.nan)
+        if low == high:
+            low = high = np.nan
         estimates[name] = Estimate(float(value), float(low), float(high), subjects, values.size)
     return estimates
 
