@@ -93,7 +93,8 @@ def fit(
     from torch import cuda
 
     from normscan.detector import Detector
-    from normscan.training.folder import DETECTOR
+    from normscan.training.fabric import check_machine
+    from normscan.training.folder import DETECTOR, check_run
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
@@ -101,13 +102,22 @@ def fit(
         wrappers=wrappers, calibration=calibration, folds=folds, refit=refit, **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
+    # Before any file of the cohort is opened.
+    check_run(Path(out), resume)
+    check_machine(device, devices, precision)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
         table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
     if table is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         bar.say(str(table.summary(bar.track)))
-        if preset in ("paper", "code") and device in ("auto", "cpu") and not cuda.is_available():
+        trained = any(detector.arguments.get(name) for name in ("steps", "epochs"))
+        if (
+            trained
+            and preset in ("paper", "code")
+            and device in ("auto", "cpu")
+            and not cuda.is_available()
+        ):
             bar.say(
                 f"preset {preset} is the article's size and may take days without a GPU; "
                 "--preset laptop takes minutes"
@@ -128,7 +138,7 @@ def fit(
     seconds = detector.training["seconds"]["total"]
     done = "was trained before" if finished else f"is trained ({seconds:.0f} s)"
     print(f"{method} {done}. {detector.training['calibration']}")
-    after = f"predict {out} SCAN --out FOLDER"
+    after = f"predict {out} SCAN..."
     if cohort is not None:
         after = f"evaluate {out} --cohort {cohort}"
     print(f"detector: {out}\nnext: normscan {after}")
@@ -137,32 +147,35 @@ def fit(
 def predict(
     run: str,
     scans: list[str],
-    out: str,
+    out: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
     target: list[str] | None = None,
     structures: list[str] | None = None,
-) -> None:
+) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
     Args:
         run: run folder of the detector.
         scans: files; a scan with one file per channel is written as its files joined by commas.
-        out: folder for the results.
+        out: folder for the results; RUN/predictions by default.
         device: auto, cpu or cuda.
         overwrite: replace the findings of an earlier prediction.
         force: score scans that the quality gate refuses, too.
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: for methods that use them, label maps of the anatomy likewise.
+
+    Returns:
+        0, or 1 where some of the scans could not be predicted.
     """
     from normscan.cohort.table import unique_names
     from normscan.detector import load
     from normscan.io.atomic import check_folder
 
     detector = load(run, device)
-    folder = Path(out)
+    folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if not all(scans):
         raise ScanError("an empty name stands among the scans. Name a file.")
@@ -194,7 +207,10 @@ def predict(
             print(f"  note: {note}")
     if failures == len(scans):
         raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
+    if failures:
+        print(f"{failures} of {len(scans)} scans could not be predicted.", file=sys.stderr)
     print(f"results: {folder}")
+    return 1 if failures else 0
 
 
 def _beside(count: int, **given: list[str] | None) -> list[dict[str, str | list[str]]]:
@@ -219,6 +235,7 @@ def evaluate(
     group: str | None = None,
     baselines: bool = True,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -232,6 +249,7 @@ def evaluate(
         group: column whose values are told apart.
         baselines: fit the mean image and image statistics too, and print them beside.
         device: auto, cpu or cuda.
+        overwrite: replace the evaluation of another cohort or split in the folder.
     """
     from normscan import evaluation
     from normscan.detector import load
@@ -242,6 +260,7 @@ def evaluate(
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
         baselines=evaluation.BASELINES if baselines else (), command=_command_line(), progress=True,
+        overwrite=overwrite,
     )  # fmt: skip
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
     print(evaluation.text_summary(results))

@@ -6,7 +6,6 @@ answers at once.
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 import warnings
@@ -14,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from normscan.cli.outlet import outlets
-from normscan.errors import NormscanError, nearest
+from normscan.cli.spelling import SYNONYMS, spelled
+from normscan.errors import ArgumentError, NormscanError, nearest
 from normscan.version import __version__
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ POSITIONAL = {
 }
 
 STOPPED = {
-    "fit": "stopped. Training goes on from its last checkpoint (one a minute) with --resume.",
+    "fit": "stopped. If the run folder is there, a checkpoint was written (one a minute), and --resume "
+    "goes on from it; else the same command begins again.",
+    "demo": "stopped. It can't be gone on with: the same command begins again.",
     "benchmark": "stopped. The cells that are done are kept; the same command goes on from there.",
     "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
     "limits": "stopped. The lesions that are done are kept; the same command goes on from there.",
@@ -100,11 +102,13 @@ def _main(arguments: list[str]) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        return fail(f"there is no command '{name}'.{nearest(name, COMMANDS)} See normscan --help.")
+        meant = SYNONYMS.get(name.lower())
+        hint = f" It is called {meant}: {COMMANDS[meant]}." if meant else nearest(name, COMMANDS)
+        return fail(f"there is no command '{name}'.{hint} See normscan --help.")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return run(name, arguments[1:])
+            return run(name, arguments[1:]) or 0
     except NormscanError as error:
         return fail(str(error))
     except KeyboardInterrupt:
@@ -129,8 +133,8 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
     return code
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Parse the arguments of a command and call it."""
+def run(name: str, arguments: list[str]) -> int | None:
+    """Parse the arguments of a command and call it; return its exit code, None for 0."""
     if (text := _at_once(name, arguments)) is not None:
         print(text)
         return 0
@@ -142,7 +146,11 @@ def run(name: str, arguments: list[str]) -> int:
     if name == "fit":
         card, arguments = _method(arguments)
     parser = build_parser(name, signature, card, _preset(arguments))
-    values = parser.parse_args(_flags(arguments, signature))
+    try:
+        given = spelled(arguments, parser._option_string_actions, signature)
+    except ArgumentError as error:
+        return fail(f"{error} See {parser.prog} --help.")
+    values = parser.parse_args(given)
     options = {k: v for k, v in vars(values).items() if k != "config"}
     if card is not None:
         if options["preset"] != _preset(arguments):
@@ -150,8 +158,8 @@ def run(name: str, arguments: list[str]) -> int:
                 "a preset changes the defaults: give it on the command line, --preset NAME."
             )
         options = _split_method(options, card)
-    function(**options)
-    return 0
+    code: int | None = function(**options)
+    return code
 
 
 def _at_once(name: str, arguments: list[str]) -> str | None:
@@ -187,17 +195,6 @@ def _preset(arguments: list[str]) -> str:
         if text == "--preset" and i + 1 < len(arguments):
             return arguments[i + 1]
     return "paper"
-
-
-def _flags(arguments: list[str], function: Callable[..., Any]) -> list[str]:
-    """Let ``--resume`` stand for ``--resume=true``: the parser wants a value for a truth."""
-    parameters = inspect.signature(function).parameters.values()
-    names = {f"--{p.name}" for p in parameters if p.annotation in ("bool", bool)}
-    following = [*arguments, ""][1:]
-    return [
-        f"{text}=true" if text in names and after not in ("true", "false") else text
-        for text, after in zip(arguments, following, strict=True)
-    ]
 
 
 def build_parser(

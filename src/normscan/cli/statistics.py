@@ -71,6 +71,11 @@ def compare(
         print(_json.dumps({"runs": rows, "pairs": plain, "left_out": dropped}, indent=2))
         return
     share = decided.prevalence
+    for name, table in zip(names, tables, strict=True):
+        told = table["seen"].fillna("") if "seen" in table else []
+        seen = sum(bool(word) for word in told)
+        if seen:
+            print(f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv")
     print(f"{len(labels)} scans of {len(set(subjects))} subjects, {int(labels.sum())} anomalous")
     if dropped:
         print(f"left out: {dropped} scans that not all runs scored")

@@ -29,6 +29,7 @@ from normscan.cohort.table import (
     TABLES,
     find_root,
     holds_files,
+    label_notes,
     normalise,
     read_table,
     write_table,
@@ -50,7 +51,7 @@ class Cohort:
     subject         who it is of; splits are by subject. Each scan its own subject if absent
     path            file, relative to the table's folder (or its parent, or ``root``)
     path_<channel>  instead of ``path``: one file per channel, for example path_t1, path_flair
-    label           0 healthy, 1 anomalous, empty unknown
+    label           0 healthy, 1 anomalous (or such words), empty unknown
     mask            lesion mask, or empty
     foreground      mask of the anatomy (for example the brain), or empty
     target          a further scan of the same subject on the same grid, or empty
@@ -94,10 +95,10 @@ class Cohort:
             CohortError: missing or misspelt columns, unknown labels or splits, the same scan twice,
                 a subject in train and test.
         """
+        self.notes = [*notes, *label_notes(table)]
         self.table = normalise(table, "The table")
         check_subjects(self.table, "The table")
         self.root = Path(root)
-        self.notes = list(notes)
         self.auxiliary: Cohort | None = None
 
     @classmethod
@@ -139,6 +140,8 @@ class Cohort:
         if given.is_dir():
             return cls._read_folder(given, root, seed, fractions, division)
         if not given.is_file():
+            if given.exists():
+                raise CohortError(f"{given}: is neither a regular file nor a folder.")
             names = [p.name for p in given.parent.iterdir()] if given.parent.is_dir() else []
             raise CohortError(f"{given}: no such table or folder.{nearest(given.name, names)}")
         folder = Path(os.path.abspath(given)).parent
@@ -209,6 +212,7 @@ class Cohort:
         source: str,
         division: Division | None = None,
     ) -> Cohort:
+        notes = [*notes, *label_notes(table)]
         table = normalise(table, source)
         root = find_root(table, candidates, source)
         table, more = assign_splits(table, root, seed, fractions, source, division)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,11 @@ class Division:
         csv.writer(text).writerows([HEAD, *self.members])
         with atomic_path(path) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+    def digest(self) -> str:
+        """Return a hash of the scans' names, subjects and content, whatever their split."""
+        told = sorted((m.scan, m.subject, m.content) for m in self.members)
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def changed(self, other: Division) -> list[str]:
         """Return the names of scans that a detector may learn from and whose files differ."""

@@ -17,7 +17,7 @@ from normscan.io.files import EXTENSIONS, extension, stem, walk_files
 if TYPE_CHECKING:
     import pandas as pd
 
-HEALTHY = {"no", "normal", "healthy", "good"}
+HEALTHY = {"no", "normal", "healthy", "good", "control", "controls"}
 ANOMALOUS = {
     "yes", "abnormal", "anomaly", "anomalous", "anomalies", "ungood", "bad", "unhealthy",
     "diseased", "defect", "defective",
@@ -29,8 +29,8 @@ SPLIT_NAMES = {
 MASKS = {"ground_truth", "groundtruth", "ground-truth", "label", "labels", "mask", "masks", "gt"}
 IMAGES = {"img", "imgs", "image", "images"}
 KNOWN = (
-    "no/ yes/; normal/ abnormal/; healthy/ anomaly/; good/ ungood/; train/ val/ test/ above any of "
-    "these; MVTec AD (train/good, test/<defect>, ground_truth/<defect>); BMAD "
+    "no/ yes/; normal/ abnormal/; healthy/ anomaly/; control/ patients/; good/ ungood/; "
+    "train/ val/ test/ above any of these; MVTec AD (train/good, test/<defect>, ground_truth/<defect>); BMAD "
     "(test/Ungood/img, test/Ungood/label); masks as <stem>_mask.* or in a folder masks/"
 )
 _MASK_STEM = re.compile(r"[_-]mask(_?\d+)?$", re.IGNORECASE)

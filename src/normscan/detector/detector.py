@@ -90,6 +90,21 @@ class Detector(State):
         )  # fmt: skip
         self._begin(state)
 
+    def __repr__(self) -> str:
+        """Return what it is and whether it was fitted."""
+        state = "not fitted"
+        if self.method is not None:
+            state = f"{self.arguments['dims']}D, threshold {self.threshold_text}"
+        return f"Detector('{self.card.id}', preset='{self.preset}', {state})"
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold of scores and its expected false alarms, in a few words."""
+        found = self.scan_threshold
+        if found is None:
+            return "open"
+        return f"{found.threshold:.4g}, expected false alarms {found.expected_fpr:.1%}"
+
     def _begin(self, state: State) -> None:
         self._take(state)
         # As asked for: fitting settles what depends on the cohort, refitting starts from here.
@@ -222,8 +237,8 @@ def create(method: str, **options: Any) -> Detector:
 
     Example:
         >>> import normscan as ns
-        >>> ns.create("dae", preset="laptop", noise_std=0.3)  # doctest: +ELLIPSIS
-        <normscan.detector.detector.Detector object at ...>
+        >>> ns.create("dae", preset="laptop", noise_std=0.3)
+        Detector('dae', preset='laptop', not fitted)
     """
     return Detector(method, **options)
 

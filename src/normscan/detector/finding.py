@@ -27,7 +27,7 @@ UNDECIDED = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Finding:
     """The result for a scan, in the scan's own geometry.
 
@@ -71,6 +71,11 @@ class Finding:
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        """Return score and decision, no arrays."""
+        p = "" if self.p_value is None else f", p {self.p_value:.3g}"
+        return f"Finding({self.scan.name}: score {self.score:.5g}{p}, {self.decision})"
 
     @property
     def segmentation(self) -> np.ndarray | None:

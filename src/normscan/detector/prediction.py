@@ -247,7 +247,13 @@ def predict(
         raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
     seen = ""
     if isinstance(scan, np.ndarray):
-        scan = check_array(scan)
+        given, scan = scan.shape, check_array(scan)
+        flat = state.gate is not None and state.gate.limits["dims"] == [2]
+        if scan.dims == 3 and flat:
+            raise ScanError(
+                f"array: {given} is one volume, and this detector was trained on 2D scans. Predict "
+                "images one by one; a volume on purpose as Scan.from_array(array, stack=True)."
+            )
     elif not isinstance(scan, Scan):
         paths = [scan] if isinstance(scan, str | os.PathLike) else scan
         scan, seen = read_scan(scan), state.seen(map(Path, paths))

@@ -19,6 +19,7 @@ from normscan.training.fabric import launch_fabric
 from normscan.training.folder import DETECTOR, DIVISION, claim_folder, tidied
 
 HEALTHY = "healthy.csv"
+FEW = 10  # healthy subjects
 
 
 def fit(
@@ -111,6 +112,10 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
     subjects = {s: {r.subject for r in cohort.part(s)} for s in ("train", "val")}
     val, every = len(subjects["val"]), len(subjects["train"] | subjects["val"])
     chosen = asked.calibration.settled(val, every, asked.fpr, processes)
+    if 0 < every < FEW:
+        bar.say(
+            f"only {every} healthy subjects train and set the threshold: figures will be rough."
+        )
     wanted = f"threshold: {asked.fpr:.3g} false alarms are wanted"
     split = f"val alone ({val}) can promise {promise(val, asked.fpr)}"
     both = f"all healthy subjects in {chosen.folds} folds ({every}) {promise(every, asked.fpr)}"

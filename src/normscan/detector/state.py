@@ -232,6 +232,13 @@ def ask(
             most = f"1..{prepared.size}, the size that scans are brought to"
             raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
         values["size"] = patch
+    for name, value in values.items():
+        rate = name in ("lr", "learning_rate") or name.startswith("lr_") or name.endswith("_lr")
+        if rate and isinstance(value, int | float) and not 0 <= value < float("inf"):
+            raise ArgumentError(f"{name} is {value}; a learning rate is 0 or more.")
+    if values.get("dims") and values["dims"] not in card.dims:
+        axes = " or ".join(map(str, card.dims))
+        raise ArgumentError(f"method '{method}' works on {axes} axes, not dims={values['dims']}.")
     for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0), ("shots", 1)):
         count = values.get(name)
         if isinstance(count, int) and count < least:

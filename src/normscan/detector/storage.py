@@ -23,6 +23,7 @@ from normscan.preprocess.settings import build_preprocess
 from normscan.quality import Gate
 from normscan.rng import seeded
 from normscan.training.checkpoint import write_tensors
+from normscan.training.fabric import check_device
 from normscan.training.folder import CONFIG, DETECTOR, DIVISION, WEIGHTS
 from normscan.version import __version__
 from normscan.wrappers import wrap
@@ -98,6 +99,10 @@ def read_detector(folder: Path) -> dict[str, Any]:
     """
     path = folder / DETECTOR
     if not path.is_file():
+        if not folder.is_dir():
+            raise OutputError(
+                f"{folder}: there is no such folder. Name the run folder of a detector."
+            )
         if (folder / CONFIG).is_file():
             raise OutputError(f"{folder}: the run is not finished. Finish it with fit --resume.")
         raise OutputError(f"{folder} holds no detector ({DETECTOR} is missing).")
@@ -118,6 +123,7 @@ def read_detector(folder: Path) -> dict[str, Any]:
 
 def read_state(folder: Path, device: str = "auto") -> State:
     """Read a detector; see ``normscan.detector.load``."""
+    check_device(device)
     about = read_detector(folder)
     try:
         setup = about["configuration"]

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from normscan.cohort import Cohort
+from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
-from normscan.errors import CohortError, nearest
+from normscan.errors import CohortError, OutputError, nearest
 from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
 from normscan.evaluation.summary import BASELINES, baseline_metrics, group_metrics, summarise
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
-from normscan.io.values import finite, write_json
+from normscan.io.values import finite, read_json, write_json
 from normscan.metrics import calibration
 from normscan.progress import Progress
 
@@ -34,13 +34,14 @@ def evaluate(
     report: str | os.PathLike[str] | None = None,
     command: str = "",
     progress: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a detector and write ``results.json``, ``scans.csv`` and ``report.html``.
 
     Args:
         detector: fitted.
         cohort: a cohort, or the path of its table or folder.
-        out: folder for the files; those of an earlier evaluation are replaced.
+        out: folder for the files; those of an earlier evaluation of the same scans are replaced.
         split: part of the cohort.
         region: ``whole`` evaluates all pixels of a scan, ``foreground`` those of the foreground.
         group: column whose values are told apart; one called kind, defect, pathology or diagnosis
@@ -49,13 +50,14 @@ def evaluate(
         report: path of the page; ``report.html`` in ``out`` by default.
         command: to be recorded.
         progress: show progress on stderr.
+        overwrite: replace an evaluation of other scans, too.
 
     Returns:
         The results, as in ``results.json``.
 
     Raises:
         CohortError: no scan in that part, or none could be predicted.
-        OutputError: ``out`` is a file.
+        OutputError: ``out`` is a file, or holds an evaluation of other scans.
     """
     cohort = cohort if isinstance(cohort, Cohort) else detector.read_cohort(cohort)
     rows = cohort.part(split)
@@ -70,6 +72,9 @@ def evaluate(
     group = group or group_column(rows)
     out = Path(out)
     check_folder(out)
+    scanned = Division.of(rows).digest()
+    if not overwrite:
+        _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
         scores = score_cohort(detector, rows, region, group, bar)
         if not scores.rows:
@@ -80,6 +85,7 @@ def evaluate(
         for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
+        results["cohort"]["sha256"] = scanned
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
         results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
@@ -89,6 +95,20 @@ def evaluate(
         page = Path(report) if report else out / "report.html"
         write_page(page, detector, rows, results, table)
     return results
+
+
+def _refuse_other(out: Path, scanned: str, split: str) -> None:
+    """Refuse a folder with an evaluation of other scans: it would be lost."""
+    try:
+        before = read_json(out / "results.json")["cohort"]
+        known, part = before.get("sha256"), before.get("split")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # there is none, or nothing that could be kept
+    if known and known != scanned:
+        raise OutputError(
+            f"{out} holds an evaluation of other scans (split '{part}', now '{split}'). Name another "
+            "folder with --out, or replace it with --overwrite."
+        )
 
 
 def _results(

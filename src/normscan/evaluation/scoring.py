@@ -101,7 +101,8 @@ def score_cohort(
             # Results and reports travel: they name files as the table does, not where they lie.
             reason = str(error).replace(f"{rows.root}{os.sep}", "")
             scores.failures.append({"scan": row.scan, "reason": reason})
-            bar.say(f"left out {row.scan}: {error}")
+            if name == "predict":  # of baselines it was said already
+                bar.say(f"left out {row.scan}: {error}")
     return scores
 
 

@@ -104,10 +104,10 @@ def sentences(limits: Limits) -> list[str]:
                 f"{surface.sizes[-1]:g} {limits.length}."
             )
             continue
-        faintest = surface.faintest(surface.sizes[-1], aim)
+        faintest, unit = surface.faintest(surface.sizes[-1], aim), limits.length
         said.append(
-            f"{name} lesions are found {aim:.0%} of the time from {strongest} {limits.length} where they "
-            f"differ by {surface.contrasts[-1]:g}; at {surface.sizes[-1]:g} {limits.length}, from a difference of "
-            f"{faintest}."
+            f"{name} lesions are found {aim:.0%} of the time from {strongest} {unit} where they "
+            f"differ by {surface.contrasts[-1]:g}; at {surface.sizes[-1]:g} {unit}, from a difference "
+            f"of {faintest}."
         )
     return said

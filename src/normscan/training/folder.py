@@ -31,15 +31,8 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
     """
     if not _first_process():
         return
-    if folder.exists() and (not folder.is_dir() or any(map(_counts, folder.iterdir()))):
-        config = folder / CONFIG if folder.is_dir() else folder
-        if not folder.is_dir() or not config.is_file():
-            raise OutputError(f"{folder} exists and is no run folder. Choose another one.")
-        if not resume:
-            state = "a finished" if (folder / DETECTOR).exists() else "an unfinished"
-            raise OutputError(
-                f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
-            )
+    if check_run(folder, resume):
+        config = folder / CONFIG
         try:
             before = dict(read_json(config))
         except (ValueError, TypeError) as error:
@@ -53,6 +46,28 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
             )
         return
     write_json(folder / CONFIG, configuration)
+
+
+def check_run(folder: Path, resume: bool) -> bool:
+    """Refuse a folder that can't be that of a new run, or of one to go on with.
+
+    Returns:
+        Whether it holds a run.
+
+    Raises:
+        OutputError: it exists and is no run folder, or ``resume`` is False.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(map(_counts, folder.iterdir()))):
+        return False
+    config = folder / CONFIG if folder.is_dir() else folder
+    if not folder.is_dir() or not config.is_file():
+        raise OutputError(f"{folder} exists and is no run folder. Choose another one.")
+    if not resume:
+        state = "a finished" if (folder / DETECTOR).exists() else "an unfinished"
+        raise OutputError(
+            f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
+        )
+    return True
 
 
 def _counts(path: Path) -> bool:
