@@ -19,10 +19,11 @@ from normscan.cli.data import tiles as tiles
 from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
+from normscan.cli.predict import predict as predict
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cohort import Cohort
-from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
+from normscan.errors import OutputError
 from normscan.progress import Progress
 
 
@@ -144,87 +145,6 @@ def fit(
     print(f"detector: {out}\nnext: normscan {after}")
 
 
-def predict(
-    run: str,
-    scans: list[str],
-    out: str | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    force: bool = False,
-    target: list[str] | None = None,
-    structures: list[str] | None = None,
-) -> int:
-    """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
-
-    Args:
-        run: run folder of the detector.
-        scans: files; a scan with one file per channel is written as its files joined by commas.
-        out: folder for the results; RUN/predictions by default.
-        device: auto, cpu or cuda.
-        overwrite: replace the findings of an earlier prediction.
-        force: score scans that the quality gate refuses, too.
-        target: for methods that compare a scan with further ones of the same subject: these, one
-            for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
-        structures: for methods that use them, label maps of the anatomy likewise.
-
-    Returns:
-        0, or 1 where some of the scans could not be predicted.
-    """
-    from normscan.cohort.table import unique_names
-    from normscan.detector import load
-    from normscan.io.atomic import check_folder
-
-    detector = load(run, device)
-    folder = Path(out) if out else Path(run) / "predictions"
-    check_folder(folder)
-    if not all(scans):
-        raise ScanError("an empty name stands among the scans. Name a file.")
-    files = [[p] if Path(p).exists() else p.split(",") for p in scans]
-    beside = _beside(len(files), target=target, structures=structures)
-    names = unique_names([parts[0] for parts in files])
-    taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
-    if taken and not overwrite:
-        raise OutputError(
-            f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
-        )
-    failures = 0
-    bar = Progress()
-    tracked = bar.track(files, "predict", len(files))
-    for name, parts, companions in zip(names, tracked, beside, strict=True):
-        try:
-            with of_scan(name):
-                scan = parts if len(parts) > 1 else parts[0]
-                finding = detector.predict(scan, force=force, companions=companions)
-                finding.save(folder, name)
-        except NormscanError as error:
-            failures += 1
-            print(f"{name}: left out: {error}", file=sys.stderr)
-            continue
-        p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
-        print(f"{name}: score {finding.score:.5g}{p_value}  {finding.decision}")
-        doubts = finding.quality.reasons if finding.quality else ()
-        for note in (*doubts, *finding.notes):
-            print(f"  note: {note}")
-    if failures == len(scans):
-        raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
-    if failures:
-        print(f"{failures} of {len(scans)} scans could not be predicted.", file=sys.stderr)
-    print(f"results: {folder}")
-    return 1 if failures else 0
-
-
-def _beside(count: int, **given: list[str] | None) -> list[dict[str, str | list[str]]]:
-    """Return what stands beside each scan."""
-    beside: list[dict[str, str | list[str]]] = [{} for _ in range(count)]
-    for name, paths in given.items():
-        if paths is not None and len(paths) != count:
-            raise ArgumentError(f"--{name} names {len(paths)} files for {count} scans.")
-        for companions, path in zip(beside, paths or [], strict=False):
-            several = "," in path and not Path(path).exists()
-            companions[name] = path.split(",") if several else path
-    return beside
-
-
 def evaluate(
     run: str,
     cohort: str,
@@ -256,6 +176,8 @@ def evaluate(
 
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
+    for note in table.notes:
+        print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,

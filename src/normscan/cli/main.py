@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
-    "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
+    "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
@@ -223,7 +223,7 @@ def build_parser(
     if name == "compare":
         parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
     if name == "predict":
-        parser.add_argument("scans", nargs="+", help="files to score")
+        parser.add_argument("scans", nargs="*", help="files, folders or patterns to score")
     if name == "datasets":
         parser.add_argument(
             "action", nargs="?", default="list", help="list, show, prepare, download"

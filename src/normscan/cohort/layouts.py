@@ -135,6 +135,11 @@ def _notes(rows: list[dict[str, str]], others: set[str], masks: _Masks) -> list[
     return notes
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """List the pictures and volumes below a folder, without masks; empty where all is DICOM."""
+    return [name for name in _walk(folder) if not _describe(name).is_mask]
+
+
 def _walk(folder: Path) -> list[str]:
     """List the image files below, sorted; hidden files and link loops are left out."""
     return sorted(name for name in walk_files(folder) if extension(name) in EXTENSIONS)

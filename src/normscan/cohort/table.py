@@ -161,6 +161,7 @@ def _check_columns(names: list[str], source: str) -> None:
     missing = [c for c, there in (("path", has_path), ("label", "label" in names)) if not there]
     if missing:
         hints = " ".join(_hint(m, [n for n in names if n not in COLUMNS]) for m in missing)
+        hints = hints and f" {hints.strip()}"
         empty = " Its cells may be empty (unknown)." if missing == ["label"] else ""
         raise CohortError(
             f"{source}: has no column {' and no column '.join(missing)}, only "
@@ -180,7 +181,7 @@ def _check_columns(names: list[str], source: str) -> None:
 def _hint(missing: str, names: list[str]) -> str:
     for name in names:
         if name.lower() in _ALSO[missing]:
-            return f" Is it '{name}'? Call it {missing}."
+            return f"Is it '{name}'? Call it {missing}."
     found = nearest(missing, {n.lower(): n for n in names})
     for name in names:
         found = found.replace(f"'{name.lower()}'", f"'{name}'")

@@ -332,6 +332,8 @@ def predict_rows(
         except NormscanError as error:
             yield row, error
             continue
+        if role := state.seen(row.paths):
+            found.notes = (SEEN[role], *found.notes)
         # Outside of the block: what goes wrong with the consumer isn't this scan's.
         yield row, found
 
