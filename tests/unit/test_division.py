@@ -153,3 +153,21 @@ def test_wrong_values_are_refused_before_files_are_opened(tmp_path):
         ns.create("ae_dense", preset="tiny", lr=-1)
     with pytest.raises(ArgumentError, match="dims=4"):
         ns.create("ae_dense", preset="tiny", dims=4)
+
+
+def test_arrays_scans_files_and_tables_fit_alike(folder):
+    files = sorted(folder.glob("h*.npy"))
+    arrays = [np.load(path) for path in files]
+
+    def score(data):
+        detector = ns.create("mean_image", preset="tiny", calibration="split", gate=False)
+        return detector.fit(data, device="cpu").predict(arrays[0]).score
+
+    wanted = score(files)
+    assert score(arrays) == wanted
+    assert score([ns.Scan.from_array(array) for array in arrays]) == wanted
+    table = pd.DataFrame({"path": [str(path) for path in files], "label": 0})
+    assert splits(Cohort.read(table, root=folder)) == splits(Cohort.from_table(table, folder))
+    for wrong in (np.stack(arrays), 3, [], [3]):
+        with pytest.raises(ArgumentError):
+            score(wrong)

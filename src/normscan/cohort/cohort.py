@@ -104,7 +104,7 @@ class Cohort:
     @classmethod
     def read(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | pd.DataFrame,
         root: str | os.PathLike[str] | None = None,
         seed: int = 0,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
@@ -122,7 +122,7 @@ class Cohort:
         go to test; the same seed gives the same split on every machine.
 
         Args:
-            path: table, folder or .npz.
+            path: table, folder or .npz; or a pandas table, whose root is this folder by default.
             root: folder of the table's relative paths; by default the folder of the table or, if
                 the files aren't there, that folder's parent.
             seed: of the split.
@@ -136,6 +136,9 @@ class Cohort:
                 test.
             ArgumentError: fractions that don't sum to 1.
         """
+        if not isinstance(path, str | os.PathLike):
+            source = "The table"
+            return cls._make(path, [Path(root or ".")], seed, fractions, [], source, division)
         given = Path(path)
         if given.is_dir():
             return cls._read_folder(given, root, seed, fractions, division)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
+from normscan.cohort.memory import as_cohort
 from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
 from normscan.detector.finding import Finding
@@ -22,6 +23,9 @@ from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
 from normscan.progress import Progress
 from normscan.scan import Scan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Detector(State):
@@ -125,7 +129,7 @@ class Detector(State):
 
     def fit(
         self,
-        cohort: Cohort | str | os.PathLike[str] | None,
+        cohort: Cohort | str | os.PathLike[str] | pd.DataFrame | Sequence[Any] | None,
         out: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
@@ -139,8 +143,9 @@ class Detector(State):
         """Learn what healthy looks like, then set the thresholds on healthy validation scans.
 
         Args:
-            cohort: a cohort, or the path of its table or folder; None for a zero-shot method
-                without healthy scans, which then takes no decisions.
+            cohort: a cohort, the path of its table or folder, a pandas table, or a list of healthy
+                arrays, scans or files; None for a zero-shot method without healthy scans, which
+                then takes no decisions.
             out: run folder for log, checkpoint and the finished detector; None keeps everything in
                 memory and a temporary folder.
             device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
@@ -166,13 +171,12 @@ class Detector(State):
             if self.card.regime != "zero-shot":
                 raise ArgumentError(f"'{self.card.id}' learns from scans: give it a cohort.")
             cohort = Cohort.empty()
-        cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
-        if auxiliary is not None:
-            cohort = cohort.with_auxiliary(auxiliary)
         folder = None if out is None else Path(out)
-        with Progress(progress) as bar:
+        with Progress(progress) as bar, as_cohort(cohort, self.seed) as given:
+            if auxiliary is not None:
+                given = given.with_auxiliary(auxiliary)
             machine = (device, devices, precision)
-            self._take(fit(self.asked(), cohort, folder, machine, workers, resume, bar))
+            self._take(fit(self.asked(), given, folder, machine, workers, resume, bar))
         return self
 
     def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
