@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ def read_state(folder: Path, device: str = "auto") -> State:
         threshold = about["scan_threshold"]
         if threshold is None and not asked.card.may_stay_open:
             raise ValueError("it has no scan threshold")
+        if pixel is not None and math.isnan(float(pixel)):
+            raise ValueError("its pixel threshold is no number")
         state = asked.changed(
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),

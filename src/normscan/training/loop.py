@@ -288,7 +288,10 @@ class Trainer:
             return
         kept = []
         for text in path.read_text().splitlines():
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # cut where the process was killed
             if (line["phase_index"], line["step"]) <= (phase, step):
                 kept.append(text + "\n")
         path.write_text("".join(kept))
