@@ -142,6 +142,17 @@ def test_what_a_killed_process_left_half_written_blocks_no_run(folder, tmp_path)
         fit(folder / "all.csv", tmp_path / "mine")
 
 
+def test_a_copy_of_a_scan_that_trained_is_known_whatever_the_split_says(folder):
+    table = pd.read_csv(folder / "all.csv")
+    shutil.copy(folder / "h05.npy", folder / "a_copy.npy")
+    table.loc[0, "path"] = "a_copy.npy"
+    table["split"] = ["test"] * 2 + ["val"] * 3 + ["train"] * 7
+    table.to_csv(folder / "copies.csv", index=False)
+    detector = fit(folder / "copies.csv")
+    rows = list(detector.read_cohort(folder / "copies.csv").part("test"))
+    assert [detector.seen(row.paths) for row in rows] == ["trained", ""]
+
+
 def test_a_damaged_table_is_said_to_be_so(tmp_path):
     (tmp_path / DIVISION).write_text("scan,split\na,train\n")
     with pytest.raises(CohortError, match="damaged"):

@@ -36,6 +36,12 @@ class Member(NamedTuple):
     beside: str = ""
 
 
+def _rank(split: str) -> int:
+    """Order splits by how much a scan in them is known to the detector, the most first."""
+    known = ("train", AUXILIARY, "val", "extra", "test")
+    return known.index(split) if split in known else len(known)
+
+
 @dataclass
 class Division:
     """The scans of a cohort by name, subject, split and content.
@@ -47,7 +53,9 @@ class Division:
     members: list[Member] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._by_content = {m.content: m for m in reversed(self.members) if m.content}
+        # Of copies the one that trained counts.
+        ranked = sorted(self.members, key=lambda m: _rank(m.split), reverse=True)
+        self._by_content = {m.content: m for m in ranked if m.content}
         self._by_name = {(m.scan, m.subject): m for m in reversed(self.members)}
 
     @classmethod
@@ -129,8 +137,7 @@ class Division:
             if member is not None:
                 places.append((subject, member.split))
         # What trained goes before what didn't.
-        order = {split: -rank for rank, split in enumerate(("train", AUXILIARY, "val", "extra"))}
-        homes = dict(sorted(places, key=lambda place: order.get(place[1], -9)))
+        homes = dict(sorted(places, key=lambda place: _rank(place[1]), reverse=True))
         homes = {who: "extra" if split == AUXILIARY else split for who, split in homes.items()}
         return [homes.get(subject) for _, subject, _ in rows], named
 

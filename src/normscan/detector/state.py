@@ -34,6 +34,10 @@ _DOUBTS = {
 }
 
 
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
 @dataclass(eq=False, repr=False)
 class State:
     """A detector as plain values; see ``Detector`` for those that a user gives.
@@ -149,26 +153,15 @@ class State:
         for role, told in _DOUBTS.items():
             names = [row.scan for row, its in zip(rows, roles, strict=True) if its == role]
             if names:
-                which = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-                whose = "" if len(names) == len(rows) else which
+                whose = "" if len(names) == len(rows) else f" ({_some(names)})"
                 notes.append(f"{len(names)} of these {len(rows)} scans{whose} {told}")
-        known = (
-            {m.subject: self.role_of(m.split) for m in self.division.members}
-            if self.division
-            else {}
-        )
-        people = sorted(
-            {
-                r.subject
-                for r, role in zip(rows, roles, strict=True)
-                if not role and known.get(r.subject)
-            }
-        )
-        if people:
+        members = [] if self.division is None else self.division.members
+        known = {m.subject for m in members if self.role_of(m.split)}
+        new = {row.subject for row, role in zip(rows, roles, strict=True) if not role}
+        if people := sorted(new & known):
             notes.append(
-                f"{len(people)} subjects ({', '.join(people[:5])}{', ...' if len(people) > 5 else ''}) "
-                "have the name of one that trained or calibrated the detector. If they are the same, "
-                "figures on them are too good."
+                f"{len(people)} subjects ({_some(people)}) have the name of one that trained or "
+                "calibrated the detector. If they are the same, figures on them are too good."
             )
         return tuple(notes)
 
