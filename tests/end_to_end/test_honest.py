@@ -131,7 +131,7 @@ def test_no_name_ends_a_batch(folder, detector, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert run("predict", detector, *(tmp_path / name for name in names), "--out", out) == 0
     ascii_only.seek(0)
-    assert ascii_only.read().count("score") == 5
+    assert ascii_only.read().count(": score") == 5
     found = list(out.glob("*_finding.json"))
     assert len(found) == 5 and all(p.name.isprintable() and len(p.name) < 255 for p in found)
     assert {p.name for p in found} >= {"good_finding.json", "ü中_finding.json"}
@@ -166,7 +166,7 @@ def test_no_millimetres_without_a_spacing(folder, detector, tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert "HD95 (px)" in page and "under 5 px" in page
     assert "cm²" not in page and " mm" not in page
-    assert run("predict", detector, folder / "p17.png", "--out", tmp_path / "found") == 0
+    assert run("predict", detector, folder / "p17.png", "--force", "--out", tmp_path / "found") == 0
     found = json.loads((tmp_path / "found" / "p17_finding.json").read_text())
     assert found["components"] and all(
         set(each) == {"voxels", "peak", "peak_index"} for each in found["components"]
@@ -180,7 +180,7 @@ def test_no_millimetres_without_a_spacing(folder, detector, tmp_path, capsys):
 
 
 def test_the_promised_rate_stands_beside_the_decision(folder, detector, tmp_path, capsys):
-    assert run("predict", detector, folder / "p17.png", "--out", tmp_path / "out") == 0
+    assert run("predict", detector, folder / "p17.png", "--force", "--out", tmp_path / "out") == 0
     # The highest of three healthy scores: 1 in 4.
     assert "anomalous (so are 25 % of healthy scans, 5 % were wanted)" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "p17_finding.json").read_text())
@@ -245,7 +245,7 @@ def test_folders_patterns_and_tables_give_one_table_of_scores(folder, detector, 
         shutil.copy(folder / name, some / name)
     (some / "p18.png").write_bytes(b"no picture")
     out = tmp_path / "out"
-    assert run("predict", detector, some, "--out", out) == 1
+    assert run("predict", detector, some, "--force", "--out", out) == 1
     table = pd.read_csv(out / "scores.csv").set_index("scan")
     assert list(table.index) == ["p00", "p16", "p17", "p18"]  # the mask is no scan
     found = json.loads((out / "p16_finding.json").read_text())
@@ -253,13 +253,15 @@ def test_folders_patterns_and_tables_give_one_table_of_scores(folder, detector, 
     assert table.loc["p16", "anomalous"] and "p18.png" in table.loc["p18", "left_out"]
     assert "trained this detector" in table.loc["p00", "notes"]
     assert run("predict", detector, some / "p1[67].png", "--out", out) == 2  # they are there
-    assert run("predict", detector, folder / "p1[29].png", "--out", out) == 0
+    assert run("predict", detector, folder / "p1[29].png", "--force", "--out", out) == 0
     assert len(pd.read_csv(out / "scores.csv")) == 6
     capsys.readouterr()
     assert run("predict", detector, folder / "z*.png", "--out", out) == 2
     assert "no file fits" in capsys.readouterr().err
     every = tmp_path / "every"
-    assert run("predict", detector, "--cohort", folder / "cohort.csv", "--out", every) == 0
+    assert (
+        run("predict", detector, "--cohort", folder / "cohort.csv", "--force", "--out", every) == 0
+    )
     assert len(pd.read_csv(every / "scores.csv")) == 20
     assert run("predict", detector) == 2
 

@@ -105,6 +105,7 @@ def bootstrap(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    flat: bool = False,
 ) -> dict[str, Estimate]:
     """Return the point estimates with percentile intervals over resampled subjects.
 
@@ -120,6 +121,7 @@ def bootstrap(
         replicates: number of resamples; 0 for no intervals.
         seed: seed of the resampling; the same seed draws the same subjects.
         confidence: coverage of the interval, in (0, 1).
+        flat: replicates that all agree are an interval, as of a difference that is always 0.
 
     Raises:
         ArgumentError: a negative number of replicates or a confidence outside (0, 1).
@@ -132,7 +134,7 @@ def bootstrap(
     for name, value in point.items():
         values = drawn[name][~np.isnan(drawn[name])]
         low, high = np.quantile(values, tails) if values.size else (np.nan, np.nan)
-        if low == high:
+        if low == high and not flat:
             low = high = np.nan
         estimates[name] = Estimate(float(value), float(low), float(high), subjects, values.size)
     return estimates

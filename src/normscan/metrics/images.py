@@ -286,6 +286,7 @@ def bootstrap_difference(
         replicates=replicates,
         seed=seed,
         confidence=confidence,
+        flat=True,
     )[metric]
 
 

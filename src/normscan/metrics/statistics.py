@@ -120,7 +120,7 @@ def percentile(
         return Interval(value, math.nan, math.nan, subjects, 0, "none", reason or "undefined")
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     if low == high:
-        why = "all resamples give the same value"
+        why = reason or "all resamples give the same value"
         return Interval(value, math.nan, math.nan, subjects, drawn.size, "none", why)
     return Interval(value, float(low), float(high), subjects, drawn.size, "percentile", reason)
 
