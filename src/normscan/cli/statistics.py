@@ -72,8 +72,7 @@ def compare(
         return
     share = decided.prevalence
     for name, table in zip(names, tables, strict=True):
-        told = table["seen"].fillna("") if "seen" in table else []
-        seen = sum(bool(word) for word in told)
+        seen = int(table["seen"].notna().sum()) if "seen" in table else 0
         if seen:
             print(f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv")
     print(f"{len(labels)} scans of {len(set(subjects))} subjects, {int(labels.sum())} anomalous")

@@ -64,8 +64,8 @@ def _file(item: Any, place: Path) -> str:
         return os.path.abspath(item)
     if isinstance(item, Scan):
         path = place.with_suffix(".npz")
-        where = {"affine": item.affine} if item.measured else {}
-        np.savez(path, image=item.data, channels=np.array(item.channels), **where)
+        arrays: dict[str, Any] = {"image": item.data, "channels": np.array(item.channels)}
+        np.savez(path, **arrays | ({"affine": item.affine} if item.measured else {}))
     elif isinstance(item, np.ndarray):
         path = place.with_suffix(".npy")
         np.save(path, item, allow_pickle=False)

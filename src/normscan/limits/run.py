@@ -100,8 +100,8 @@ def detection_limits(
         source.about["length"] = source.length()
         if isinstance(scans, Cohort):
             part = source.about["split"]
-            rows = [row for row in scans.part(part) if row.label == 0]
-            source.notes += detector.doubts(rows, part)
+            healthy = [row for row in scans.part(part) if row.label == 0]
+            source.notes += detector.doubts(healthy, part)
     if contrasts is None:
         contrasts = CONTRASTS if kind == BLOB else PHANTOM_CONTRASTS
     grid = _grid(source.sizes() if sizes is None else sizes, contrasts, kind)
