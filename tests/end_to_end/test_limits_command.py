@@ -53,7 +53,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
     command = ("limits", model, "--cohort", toy(), "--out", out, *GRID)
     assert run(*command) == 0
     text = capsys.readouterr().out
-    assert "36 lesions planted" in text and "smallest diameter in mm" in text
+    assert "36 lesions planted" in text and "smallest diameter in px" in text
     assert {p.name for p in out.iterdir()} == FILES
     rows = pd.read_csv(out / "limits.csv")
     assert len(rows) == 4 * (1 + 9) and rows["scan"].str.startswith("test0").all()

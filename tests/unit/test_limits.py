@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tests.support.planted import head, site
 
+from normscan.cohort import Cohort
 from normscan.decide import ScanThreshold
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, CohortError, OutputError, ScanError
@@ -354,16 +355,18 @@ def test_a_bad_scan_stops_nothing(heads):
 
 
 def test_cohorts_give_their_held_out_healthy_scans(toy):
-    source = scan_source(toy(), "test", 0, 0)
+    cohort = Cohort.read(toy())
+    source = scan_source(cohort, "test", 0)
     names = [name for _, name, _ in source.scans]
+    assert source.length() == "px"
     assert len(names) == 12 and all(n.startswith("test0") for n in names)
     assert sorted(names) != names and source.about["subjects"] == 12
-    assert [n for _, n, _ in scan_source(toy(), "test", 0, 0).scans] == names
-    assert all(n.startswith("val0") for _, n, _ in scan_source(toy(), "val", 0, 0).scans)
+    assert [n for _, n, _ in scan_source(cohort, "test", 0).scans] == names
+    assert all(n.startswith("val0") for _, n, _ in scan_source(cohort, "val", 0).scans)
     sizes = source.sizes()
     assert len(sizes) == 6 and sizes[0] >= 2 and sizes[-1] < 20
     with pytest.raises(ArgumentError, match="test or val"):
-        scan_source(toy(), "train", 0, 0)
+        scan_source(cohort, "train", 0)
 
 
 # ---------------------------------------------------------------------- the phantom

@@ -231,7 +231,9 @@ def ask(
             raise ArgumentError(f"{name} is {value}; a learning rate is 0 or more.")
     if values.get("dims") and values["dims"] not in card.dims:
         axes = " or ".join(map(str, card.dims))
-        raise ArgumentError(f"method '{method}' works on {axes} axes, not dims={values['dims']}.")
+        raise ArgumentError(
+            f"method '{method}' works on {axes} spatial axes, not dims={values['dims']}."
+        )
     for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0), ("shots", 1)):
         count = values.get(name)
         if isinstance(count, int) and count < least:

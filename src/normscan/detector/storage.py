@@ -102,7 +102,7 @@ def read_detector(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise OutputError(
-                f"{folder}: there is no such folder. Name the run folder of a detector."
+                f"{folder}: holds no detector: there is no such folder. Name a run folder."
             )
         if (folder / CONFIG).is_file():
             raise OutputError(f"{folder}: the run is not finished. Finish it with fit --resume.")
