@@ -6,8 +6,9 @@ except the loops over a cohort, which report a bad scan and go on.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class NormscanError(Exception):
@@ -38,3 +39,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def printable(name: str) -> str:
+    """Return a file's name as any page can show it: what can't be shown is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+@contextlib.contextmanager
+def of_scan(name: str) -> Iterator[None]:
+    """Raise what goes wrong with one scan as ``ScanError``, so that a loop over many goes on.
+
+    Args:
+        name: of the scan.
+
+    Raises:
+        NormscanError: of the block, or instead of a file that can't be read or written, a name that
+            can't be encoded, too little memory.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"'{printable(str(error.filename))}': " if error.filename else ""
+        raise ScanError(f"{name}: {what}{error.strerror or error}.") from error
+    except UnicodeError as error:
+        raise ScanError(f"{name}: a name can't be encoded ({error}). Rename the file.") from error
+    except MemoryError as error:
+        raise ScanError(
+            f"{name}: there is too little memory for it{f' ({error})' if str(error) else ''}. Make it "
+            "smaller, or use a larger machine."
+        ) from error

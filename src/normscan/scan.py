@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan.errors import ScanError
+from normscan.errors import ScanError, printable
 
 if TYPE_CHECKING:
     from normscan.series import Series
@@ -110,6 +110,7 @@ class Scan:
             array, channels = colour_first(array)
         data = array if channels is not None else array[None]
         dims = data.ndim - 1
+        known = affine is not None or spacing is not None
         if affine is None:
             steps = np.ones(3)
             if spacing is not None:
@@ -127,12 +128,13 @@ class Scan:
             channels=channels or ("image",),
             source=source,
             dtype=dtype or str(array.dtype),
+            extra={"spacing_known": True} if known else {},
         )
 
     @property
     def name(self) -> str:
         """File name without the folder, or ``array``."""
-        return self.source.name if self.source else "array"
+        return printable(self.source.name) if self.source else "array"
 
     @property
     def dims(self) -> int:
@@ -149,6 +151,12 @@ class Scan:
         """Millimetres per step along each spatial axis."""
         columns = np.linalg.norm(self.affine[:3, : self.dims], axis=0)
         return tuple(float(s) for s in columns)
+
+    @property
+    def measured(self) -> bool:
+        """Whether its millimetres are known; without a spacing in the file they are pixels."""
+        told = "nifti" in self.extra or bool(self.extra.get("spacing_known"))
+        return told or not np.allclose(self.spacing, 1)
 
     @property
     def voxel_volume(self) -> float:

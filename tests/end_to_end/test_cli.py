@@ -341,7 +341,7 @@ def test_bad_scans_are_left_out_and_no_identity_is_written(volumes, tmp_path, ca
     assert results["failures"][0]["reason"].startswith("torn.nii.gz: ")
     assert len(pd.read_csv(out / "evaluation/scans.csv")) == 4
     files = (volumes / "v10.nii.gz", volumes / "torn.nii.gz", volumes / "v09.nii.gz")
-    assert run("predict", out, *files, "--out", out / "predicted") == 0
+    assert run("predict", out, *files, "--out", out / "predicted") == 1
     assert "torn: left out: " in capsys.readouterr().err
     found = {p.name for p in (out / "predicted").glob("*_finding.json")}
     assert found == {"v09_finding.json", "v10_finding.json"}

@@ -53,7 +53,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
     command = ("limits", model, "--cohort", toy(), "--out", out, *GRID)
     assert run(*command) == 0
     text = capsys.readouterr().out
-    assert "36 lesions planted" in text and "smallest diameter in mm" in text
+    assert "36 lesions planted" in text and "smallest diameter in px" in text
     assert {p.name for p in out.iterdir()} == FILES
     rows = pd.read_csv(out / "limits.csv")
     assert len(rows) == 4 * (1 + 9) and rows["scan"].str.startswith("test0").all()
@@ -62,11 +62,11 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
     assert sum(stored["gate"]["planted"].values()) == 36
     # The same places, planted by hand and predicted as any other scan.
     detector = ns.load(model)
-    source = scan_source(ns.Cohort.read(toy()), "test", 0, detector.seed)
+    source = scan_source(ns.Cohort.read(toy()), "test", 0)
     for number in (0, 3):
         place = source.site(number, 14.0)
         assert isinstance(place, BlobSite)
-        part = rows[rows["site"] == number].set_index(["size_mm", "contrast"])
+        part = rows[rows["site"] == number].set_index(["size", "contrast"])
         twin = detector.predict(place.twin, force=True)
         assert part.loc[(0, 0), "score"].item() == twin.score
         lesion = place.grow(8.0)(6.0)
@@ -77,7 +77,7 @@ def test_limits_of_a_cohort(trained, toy, tmp_path, capsys):
         assert row["overlap"] == pytest.approx(new[lesion.mask].mean(), abs=1e-4)
     # The bigger and brighter, the more is found.
     cells = pd.DataFrame(stored["cells"]).query("level == 'lesion'")
-    found = cells.set_index(["contrast", "size_mm"])["found"]
+    found = cells.set_index(["contrast", "size"])["found"]
     assert found[6, 14] >= found[2, 4] and found[6, 14] > 0
     before = (out / "limits.csv").read_bytes()
     assert run(*command) == 0  # all is there: nothing is predicted but the examples
@@ -91,8 +91,8 @@ def test_limits_of_volumes(trained, toy, tmp_path):
     options = ("--sizes", "[5, 9]", "--contrasts", "[5]", "--count", 2, "--replicates", 0)
     command = ("limits", trained("mean_image", 3), "--cohort", toy(3), "--out", out, *options)
     assert run(*command) == 0
-    rows = pd.read_csv(out / "limits.csv").query("size_mm > 0")
-    ball = np.pi / 6 * rows["size_mm"] ** 3
+    rows = pd.read_csv(out / "limits.csv").query("size > 0")
+    ball = np.pi / 6 * rows["size"] ** 3
     assert (rows["extent"] / ball).between(0.85, 1.1).all()
     assert "slice" in (out / "limits.html").read_text()
 

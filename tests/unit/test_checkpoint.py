@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from normscan.errors import ScanError
+from normscan.errors import OutputError, ScanError
 from normscan.training.checkpoint import cpu_state, load_state, pack, save_state, unpack
 
 
@@ -156,3 +156,15 @@ def test_a_checkpoint_has_the_rights_of_any_file(tmp_path):
     (tmp_path / "any").touch()
     save_state(tmp_path / "state", STATE)
     assert (tmp_path / "state").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match="free space"):
+            save_state(tmp_path / "checkpoint.safetensors", {"weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(tmp_path.iterdir())

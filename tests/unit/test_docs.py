@@ -216,7 +216,7 @@ def test_command_parses(page: Path, line: str, tmp_path: Path, monkeypatch):
 
 def parse(command: str, function, card, rest: list[str]) -> None:
     parser = cli.build_parser(command, function, card, cli._preset(rest))
-    parser.parse_args(cli._flags(rest, function))
+    parser.parse_args(cli.spelled(rest, parser._option_string_actions, function))
 
 
 def test_commands_were_found():

@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tests.support.planted import head, site
 
+from normscan.cohort import Cohort
 from normscan.decide import ScanThreshold
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, CohortError, OutputError, ScanError
@@ -78,7 +79,7 @@ def table(found, subjects=20, sizes=(4.0, 8.0), contrasts=(1.0,)):
         for size in sizes:
             for contrast in contrasts:
                 hit = bool(found(i, size, contrast))
-                more = {"size_mm": size, "contrast": contrast, "flagged": hit, "found": hit}
+                more = {"size": size, "contrast": contrast, "flagged": hit, "found": hit}
                 rows.append(row | more)
     return pd.DataFrame(rows)
 
@@ -99,7 +100,7 @@ def test_the_fit_never_falls(rng):
 
 
 def test_cells_have_wilson_intervals():
-    counted = cells(table(lambda i, size, c: i < size), "scan").set_index("size_mm")
+    counted = cells(table(lambda i, size, c: i < size), "scan").set_index("size")
     for size, hits in ((4.0, 4), (8.0, 8)):
         row = counted.loc[size]
         assert (row["planted"], row["found"], row["probability"]) == (20, hits, hits / 20)
@@ -118,7 +119,7 @@ def test_intervals_are_by_subject():
 
 def test_curves_of_scans_start_at_the_rate_of_the_twins():
     rows = table(lambda i, size, c: i < 6 or size > 5)
-    rows.loc[(rows["size_mm"] == 0) & (rows["site"] < 6), "flagged"] = True
+    rows.loc[(rows["size"] == 0) & (rows["site"] < 6), "flagged"] = True
     (scan,), (lesion,) = (surfaces(rows, level, 20) for level in ("scan", "lesion"))
     assert scan.curve.floor == pytest.approx(0.3) and lesion.curve.floor == 0
     # 6 of 20 at 4 mm are no more than the twins: nothing of them is owed to the lesion.
@@ -160,7 +161,7 @@ class Oracle:
         places = (np.arange(len(scans)) + 0.5) / len(scans)
         self.limit = dict(zip(self.base, self.T * np.exp(self.S * logit(places)), strict=True))
 
-    def doubt_about(self, split):
+    def doubts(self, rows, split):
         return ()
 
     def predict(self, scan, foreground=None, details=True, force=False):
@@ -215,15 +216,15 @@ def test_the_oracle_is_found_at_its_limit(known):
     faintest = known.faintest(9.0, 0.5)
     assert faintest.value == pytest.approx(Oracle.T / (81 * area), rel=0.1)
     fit = known.table[known.table["level"] == "scan"]
-    exact = expit(np.log(fit["contrast"].abs() * area * fit["size_mm"] ** 2 / Oracle.T) / Oracle.S)
+    exact = expit(np.log(fit["contrast"].abs() * area * fit["size"] ** 2 / Oracle.T) / Oracle.S)
     np.testing.assert_allclose(fit["fit"], exact, atol=0.07)
 
 
 def test_rows_are_paired_and_complete(known):
     rows = known.rows
     assert len(rows) == 24 * (1 + 5 * 4) and known.levels == ["scan", "lesion"]
-    lesions = rows[rows["size_mm"] > 0]
-    assert (lesions.groupby("site")[["x_mm", "y_mm", "z_mm"]].nunique() == 1).all().all()
+    lesions = rows[rows["size"] > 0]
+    assert (lesions.groupby("site")[["x", "y", "z"]].nunique() == 1).all().all()
     assert lesions["scan"].nunique() == lesions["subject"].nunique() == 24
     assert (known.table["planted"] == 24).all()
     assert known.healthy()["flagged"] == 0 and known.healthy()["n"] == 24
@@ -241,10 +242,10 @@ def test_examples_are_the_faintest_found_and_the_largest_missed(heads):
     oracle = Oracle(heads, maps=False)
     limits = detection_limits(oracle, heads, count=24, **GRID)
     assert limits.levels == ["scan"] and not (limits.rows["found"] == True).any()  # noqa: E712
-    lesions = limits.rows[limits.rows["size_mm"] > 0]
+    lesions = limits.rows[limits.rows["size"] > 0]
     likely = limits.table[limits.table["probability"] >= 0.5]
     found = likely["contrast"].abs().min()
-    missed = lesions[~lesions["flagged"]]["size_mm"].max()
+    missed = lesions[~lesions["flagged"]]["size"].max()
     assert limits.examples[FAINTEST][0].title.endswith(f"contrast +{found:g}")
     assert limits.examples[LARGEST][0].title.startswith(f"{missed:g} mm")
     assert limits.examples[LARGEST][0].mask.any() and not limits.examples[LARGEST][0].anomalous
@@ -354,16 +355,18 @@ def test_a_bad_scan_stops_nothing(heads):
 
 
 def test_cohorts_give_their_held_out_healthy_scans(toy):
-    source = scan_source(toy(), "test", 0, 0)
+    cohort = Cohort.read(toy())
+    source = scan_source(cohort, "test", 0)
     names = [name for _, name, _ in source.scans]
+    assert source.length() == "px"
     assert len(names) == 12 and all(n.startswith("test0") for n in names)
     assert sorted(names) != names and source.about["subjects"] == 12
-    assert [n for _, n, _ in scan_source(toy(), "test", 0, 0).scans] == names
-    assert all(n.startswith("val0") for _, n, _ in scan_source(toy(), "val", 0, 0).scans)
+    assert [n for _, n, _ in scan_source(cohort, "test", 0).scans] == names
+    assert all(n.startswith("val0") for _, n, _ in scan_source(cohort, "val", 0).scans)
     sizes = source.sizes()
     assert len(sizes) == 6 and sizes[0] >= 2 and sizes[-1] < 20
     with pytest.raises(ArgumentError, match="test or val"):
-        scan_source(toy(), "train", 0, 0)
+        scan_source(cohort, "train", 0)
 
 
 # ---------------------------------------------------------------------- the phantom

@@ -252,7 +252,7 @@ def test_replicates_with_one_class_are_dropped_and_counted():
     result = image_metrics([0.1, 0.2, 0.9], [0, 0, 1], replicates=500, seed=1)
     # The one anomalous scan is missed with probability (2/3)^3, alone with (1/3)^3.
     assert abs(result.auroc.replicates_used / 500 - (1 - 9 / 27)) < 0.07
-    assert result.auroc.low == result.auroc.high == 1
+    assert (result.auroc.low, result.auroc.high) == (pytest.approx(0.025), 1)  # 1 of 1 pairs
 
 
 def test_one_subject_or_no_replicate_has_no_interval():
@@ -333,3 +333,14 @@ def test_bad_pixel_input_is_refused():
         with pytest.raises(ArgumentError):
             pixels.evaluate(**arguments)
     assert len(pixels) == 1
+
+
+def test_perfect_scores_have_the_exact_interval_of_disjoint_pairs():
+    from scipy.stats import binomtest
+
+    found = image_metrics([0.1, 0.2, 0.3, 0.8, 0.9], [0, 0, 0, 1, 1])
+    exact = binomtest(2, 2).proportion_ci(0.95, "exact")
+    assert (found.auroc.low, found.auroc.high) == pytest.approx((exact.low, 1))
+    swapped = image_metrics([0.8, 0.9, 0.7, 0.1, 0.2], [0, 0, 0, 1, 1])
+    assert (swapped.auroc.low, swapped.auroc.high) == pytest.approx((0, 1 - exact.low))
+    assert math.isnan(found.ap.low)  # every resample gives 1: no interval

@@ -173,4 +173,7 @@ def test_small_components_leave_the_segmentation():
     finding.smallest_component = 4
     assert finding.segmentation.sum() == 25
     (component,) = finding.components()
-    assert component["voxels"] == 25 and component["area_mm2"] == 25
+    assert component == {"voxels": 25, "peak": 1, "peak_index": [10, 10]}
+    finding.scan = Scan.from_array(scan.data[0], spacing=(2.0, 3.0))
+    (component,) = finding.components()
+    assert component["voxels"] == 25 and component["area_mm2"] == 150

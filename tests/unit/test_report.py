@@ -154,7 +154,8 @@ def test_full_page_says_what_matters(tmp_path: Path) -> None:
     text = Page(write(tmp_path)).text
     expected = [
         "Of 6 anomalous scans, 5 were flagged (83%); of 6 healthy scans, 1 was flagged (17%).",
-        "set on 8 healthy validation scans to flag 5% of healthy scans",
+        "set on 8 healthy validation subjects: it is expected to flag 10.0% of healthy scans",
+        "not the 5% that were wanted",
         "Not for diagnosis.",
         "Too few validation scans.",
         "95% interval 1.0% to 30.0%",

@@ -139,7 +139,7 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
     results = evaluation.evaluate(
         cast(Detector, watched), cohort, folder / "evaluation",
         region=cast(evaluation.Region, job.region), baselines=(), command=job.command,
-        progress=progress,
+        progress=progress, overwrite=True,
     )  # fmt: skip
     values, note = watched.variants()
     indices = restored.indices() if restored else {}

@@ -100,8 +100,8 @@ def _row(path: Path, folder: Path, entities: dict[str, str]) -> dict[str, Any]:
         "anomalous": said["anomalous"],
         "threshold": said["threshold"],
         "components": len(parts),
-        # Of a single slice only the area is known.
-        "volume": None if any("area_mm2" in p for p in parts) else sum(p["volume_mm3"] for p in parts),
+        # Of a single slice only the area is known, of a scan without spacing not even that.
+        "volume": sum(p["volume_mm3"] for p in parts) if all("volume_mm3" in p for p in parts) else None,
         "peak": max((p["peak"] for p in parts), default=None),
         "method": made["method"],
         "detector_sha256": made["detector_sha256"],

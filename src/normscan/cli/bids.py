@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.bids.tables import read_json
 from normscan.cli.main import fail
-from normscan.errors import ArgumentError, CohortError, NormscanError, nearest
+from normscan.cli.outlet import outlets
+from normscan.errors import ArgumentError, CohortError, NormscanError, nearest, of_scan
 from normscan.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ keyboard. Research use. Not for diagnosis."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a level; return its exit code."""
     options = build_parser().parse_args(argv)
+    with outlets():
+        return _main(options)
+
+
+def _main(options: argparse.Namespace) -> int:
     try:
         return (_participant if options.analysis_level == "participant" else _group)(options)
     except NormscanError as error:
@@ -92,13 +98,16 @@ def _participant(options: argparse.Namespace) -> int:
     failures = 0
     tracked = bar.track(rows, "predict", len(rows))
     for row, result in detector.predict_cohort(tracked, details=True):
-        if isinstance(result, Finding):
-            write_finding(options.output_dir, options.bids_dir, row, result)
+        try:
+            if not isinstance(result, Finding):
+                raise result
+            with of_scan(row.scan):
+                write_finding(options.output_dir, options.bids_dir, row, result)
             for note in result.notes:
                 print(f"{row.scan}: note: {note}", file=sys.stderr)
-        else:
+        except NormscanError as error:
             failures += 1
-            print(f"{row.scan}: left out: {result}", file=sys.stderr)
+            print(f"{row.scan}: left out: {error}", file=sys.stderr)
     print(f"{len(rows) - failures} scans scored, {before} there before, {failures} left out.")
     print(f"results: {options.output_dir}")
     return NONE_WORKED if failures == len(rows) and not before else 0

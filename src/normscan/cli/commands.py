@@ -19,10 +19,11 @@ from normscan.cli.data import tiles as tiles
 from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
+from normscan.cli.predict import predict as predict
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cohort import Cohort
-from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
+from normscan.errors import OutputError
 from normscan.progress import Progress
 
 
@@ -93,7 +94,8 @@ def fit(
     from torch import cuda
 
     from normscan.detector import Detector
-    from normscan.training.folder import DETECTOR
+    from normscan.training.fabric import check_machine
+    from normscan.training.folder import DETECTOR, check_run
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
@@ -101,13 +103,22 @@ def fit(
         wrappers=wrappers, calibration=calibration, folds=folds, refit=refit, **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
+    # Before any file of the cohort is opened.
+    check_run(Path(out), resume)
+    check_machine(device, devices, precision)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
         table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
     if table is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         bar.say(str(table.summary(bar.track)))
-        if preset in ("paper", "code") and device in ("auto", "cpu") and not cuda.is_available():
+        trained = any(detector.arguments.get(name) for name in ("steps", "epochs"))
+        if (
+            trained
+            and preset in ("paper", "code")
+            and device in ("auto", "cpu")
+            and not cuda.is_available()
+        ):
             bar.say(
                 f"preset {preset} is the article's size and may take days without a GPU; "
                 "--preset laptop takes minutes"
@@ -128,84 +139,10 @@ def fit(
     seconds = detector.training["seconds"]["total"]
     done = "was trained before" if finished else f"is trained ({seconds:.0f} s)"
     print(f"{method} {done}. {detector.training['calibration']}")
-    after = f"predict {out} SCAN --out FOLDER"
+    after = f"predict {out} SCAN..."
     if cohort is not None:
         after = f"evaluate {out} --cohort {cohort}"
     print(f"detector: {out}\nnext: normscan {after}")
-
-
-def predict(
-    run: str,
-    scans: list[str],
-    out: str,
-    device: str = "auto",
-    overwrite: bool = False,
-    force: bool = False,
-    target: list[str] | None = None,
-    structures: list[str] | None = None,
-) -> None:
-    """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
-
-    Args:
-        run: run folder of the detector.
-        scans: files; a scan with one file per channel is written as its files joined by commas.
-        out: folder for the results.
-        device: auto, cpu or cuda.
-        overwrite: replace the findings of an earlier prediction.
-        force: score scans that the quality gate refuses, too.
-        target: for methods that compare a scan with further ones of the same subject: these, one
-            for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
-        structures: for methods that use them, label maps of the anatomy likewise.
-    """
-    from normscan.cohort.table import unique_names
-    from normscan.detector import load
-    from normscan.io.atomic import check_folder
-
-    detector = load(run, device)
-    folder = Path(out)
-    check_folder(folder)
-    if not all(scans):
-        raise ScanError("an empty name stands among the scans. Name a file.")
-    files = [[p] if Path(p).exists() else p.split(",") for p in scans]
-    beside = _beside(len(files), target=target, structures=structures)
-    names = unique_names([parts[0] for parts in files])
-    taken = [n for n in names if (folder / f"{n}_finding.json").exists()]
-    if taken and not overwrite:
-        raise OutputError(
-            f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
-        )
-    failures = 0
-    bar = Progress()
-    tracked = bar.track(files, "predict", len(files))
-    for name, parts, companions in zip(names, tracked, beside, strict=True):
-        try:
-            scan = parts if len(parts) > 1 else parts[0]
-            finding = detector.predict(scan, force=force, companions=companions)
-            finding.save(folder, name)
-        except NormscanError as error:
-            failures += 1
-            print(f"{name}: left out: {error}", file=sys.stderr)
-            continue
-        p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
-        print(f"{name}: score {finding.score:.5g}{p_value}  {finding.decision}")
-        doubts = finding.quality.reasons if finding.quality else ()
-        for note in (*doubts, *finding.notes):
-            print(f"  note: {note}")
-    if failures == len(scans):
-        raise NormscanError(f"none of the {len(scans)} scans could be predicted.")
-    print(f"results: {folder}")
-
-
-def _beside(count: int, **given: list[str] | None) -> list[dict[str, str | list[str]]]:
-    """Return what stands beside each scan."""
-    beside: list[dict[str, str | list[str]]] = [{} for _ in range(count)]
-    for name, paths in given.items():
-        if paths is not None and len(paths) != count:
-            raise ArgumentError(f"--{name} names {len(paths)} files for {count} scans.")
-        for companions, path in zip(beside, paths or [], strict=False):
-            several = "," in path and not Path(path).exists()
-            companions[name] = path.split(",") if several else path
-    return beside
 
 
 def evaluate(
@@ -218,6 +155,7 @@ def evaluate(
     group: str | None = None,
     baselines: bool = True,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -231,16 +169,20 @@ def evaluate(
         group: column whose values are told apart.
         baselines: fit the mean image and image statistics too, and print them beside.
         device: auto, cpu or cuda.
+        overwrite: replace the evaluation of another cohort or split in the folder.
     """
     from normscan import evaluation
     from normscan.detector import load
 
     detector = load(run, device)
-    table = Cohort.read(cohort, root=root, seed=detector.seed)
+    table = detector.read_cohort(cohort, root)
+    for note in table.notes:
+        print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
         baselines=evaluation.BASELINES if baselines else (), command=_command_line(), progress=True,
+        overwrite=overwrite,
     )  # fmt: skip
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
     print(evaluation.text_summary(results))
@@ -286,7 +228,7 @@ def limits(
     from normscan.limits import detection_limits, write_limits
 
     detector = load(run, device)
-    table = None if cohort is None else Cohort.read(cohort, root=root, seed=detector.seed)
+    table = None if cohort is None else detector.read_cohort(cohort, root)
     folder = Path(out) if out else Path(run) / "limits"
     found = detection_limits(
         detector, table, phantom=phantom, kind=kind, sizes=sizes, contrasts=contrasts, count=count,

@@ -64,7 +64,10 @@ def pitfalls(
     check_folder(folder)
     detector = None if run is None else load(run, device)
     restore = None if detector is None else restoring(detector)
-    table = Cohort.read(cohort, root=root, seed=seed if detector is None else detector.seed)
+    if detector is None:
+        table = Cohort.read(cohort, root=root, seed=seed)
+    else:
+        table = detector.read_cohort(cohort, root)
     with Progress() as bar:
         x, inside, failures = healthy_images(
             table.part(split), images, size, detector, partial(bar.track, name="prepare")

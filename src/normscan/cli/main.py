@@ -6,15 +6,15 @@ answers at once.
 
 from __future__ import annotations
 
-import inspect
-import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from normscan.errors import NormscanError, nearest
+from normscan.cli.outlet import outlets
+from normscan.cli.spelling import SYNONYMS, spelled
+from normscan.errors import ArgumentError, NormscanError, nearest
 from normscan.version import __version__
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
-    "predict": "score scans and write their maps: normscan predict RUN SCAN... --out FOLDER",
+    "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
@@ -68,7 +68,9 @@ POSITIONAL = {
 }
 
 STOPPED = {
-    "fit": "stopped. Training goes on from its last checkpoint (one a minute) with --resume.",
+    "fit": "stopped. If the run folder is there, a checkpoint was written (one a minute), and --resume "
+    "goes on from it; else the same command begins again.",
+    "demo": "stopped. It can't be gone on with: the same command begins again.",
     "benchmark": "stopped. The cells that are done are kept; the same command goes on from there.",
     "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
     "limits": "stopped. The lesions that are done are kept; the same command goes on from there.",
@@ -78,8 +80,19 @@ USAGE_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 2 wrong input."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; return its exit code: 0 done, 1 some scans failed, 2 wrong input."""
+    with outlets() as out:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        out.flush()
+        if out.failure is not None:
+            reason = out.failure.strerror or out.failure
+            return fail(
+                f"standard output: can't be written ({reason}). All else was done.", code or 2
+            )
+        return code
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         lines = (f"  {name:<12}{text}" for name, text in COMMANDS.items())
         print(HELP.format(commands="\n".join(lines)), end="")
@@ -89,19 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        return fail(f"there is no command '{name}'.{nearest(name, COMMANDS)} See normscan --help.")
+        meant = SYNONYMS.get(name.lower())
+        hint = f" It is called {meant}: {COMMANDS[meant]}." if meant else nearest(name, COMMANDS)
+        return fail(f"there is no command '{name}'.{hint} See normscan --help.")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return run(name, arguments[1:])
+            return run(name, arguments[1:]) or 0
     except NormscanError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail(STOPPED.get(name, "stopped."), 130)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         # A full disk, a missing right: the system's reason says more than a traceback.
         return fail(f"{error.filename or name}: {error.strerror or error}.")
@@ -111,7 +122,8 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
 ) -> None:
     """Print a warning of ours as one line for people, and leave out those of libraries."""
-    if category is UserWarning and "normscan" in filename:
+    glyph = str(message).startswith("Glyph")  # of a name in a picture; matplotlib draws a box
+    if category is UserWarning and "normscan" in filename and not glyph:
         print(f"note: {message}", file=sys.stderr)
 
 
@@ -121,8 +133,8 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
     return code
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Parse the arguments of a command and call it."""
+def run(name: str, arguments: list[str]) -> int | None:
+    """Parse the arguments of a command and call it; return its exit code, None for 0."""
     if (text := _at_once(name, arguments)) is not None:
         print(text)
         return 0
@@ -134,7 +146,11 @@ def run(name: str, arguments: list[str]) -> int:
     if name == "fit":
         card, arguments = _method(arguments)
     parser = build_parser(name, signature, card, _preset(arguments))
-    values = parser.parse_args(_flags(arguments, signature))
+    try:
+        given = spelled(arguments, parser._option_string_actions, signature)
+    except ArgumentError as error:
+        return fail(f"{error} See {parser.prog} --help.")
+    values = parser.parse_args(given)
     options = {k: v for k, v in vars(values).items() if k != "config"}
     if card is not None:
         if options["preset"] != _preset(arguments):
@@ -142,8 +158,8 @@ def run(name: str, arguments: list[str]) -> int:
                 "a preset changes the defaults: give it on the command line, --preset NAME."
             )
         options = _split_method(options, card)
-    function(**options)
-    return 0
+    code: int | None = function(**options)
+    return code
 
 
 def _at_once(name: str, arguments: list[str]) -> str | None:
@@ -181,17 +197,6 @@ def _preset(arguments: list[str]) -> str:
     return "paper"
 
 
-def _flags(arguments: list[str], function: Callable[..., Any]) -> list[str]:
-    """Let ``--resume`` stand for ``--resume=true``: the parser wants a value for a truth."""
-    parameters = inspect.signature(function).parameters.values()
-    names = {f"--{p.name}" for p in parameters if p.annotation in ("bool", bool)}
-    following = [*arguments, ""][1:]
-    return [
-        f"{text}=true" if text in names and after not in ("true", "false") else text
-        for text, after in zip(arguments, following, strict=True)
-    ]
-
-
 def build_parser(
     name: str, function: Callable[..., Any], card: Card | None = None, preset: str = "paper"
 ) -> ArgumentParser:
@@ -218,7 +223,7 @@ def build_parser(
     if name == "compare":
         parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
     if name == "predict":
-        parser.add_argument("scans", nargs="+", help="files to score")
+        parser.add_argument("scans", nargs="*", help="files, folders or patterns to score")
     if name == "datasets":
         parser.add_argument(
             "action", nargs="?", default="list", help="list, show, prepare, download"

@@ -71,6 +71,10 @@ def compare(
         print(_json.dumps({"runs": rows, "pairs": plain, "left_out": dropped}, indent=2))
         return
     share = decided.prevalence
+    for name, table in zip(names, tables, strict=True):
+        seen = int(table["seen"].notna().sum()) if "seen" in table else 0
+        if seen:
+            print(f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv")
     print(f"{len(labels)} scans of {len(set(subjects))} subjects, {int(labels.sum())} anomalous")
     if dropped:
         print(f"left out: {dropped} scans that not all runs scored")
@@ -115,10 +119,12 @@ def subgroups(
         seed: of the bootstrap.
         json: print JSON for machines.
     """
+    from normscan.evaluation.columns import column_name
     from normscan.metrics.subgroups import subgroups as groups_of
 
     table = _table(run)
     table = table[table["label"].notna()]
+    column = column_name(column) if column_name(column) in table else column
     if column not in table:
         known = [c for c in table.columns if c not in ("scan", "score", "p_value", "seconds")]
         raise ArgumentError(

@@ -9,12 +9,13 @@ from normscan.lazy import lazily
 if TYPE_CHECKING:
     from normscan.cohort.bids import read_bids as read_bids
     from normscan.cohort.cohort import Cohort as Cohort
+    from normscan.cohort.division import Division as Division
     from normscan.cohort.row import CohortRow as CohortRow
     from normscan.cohort.summary import CohortSummary as CohortSummary
     from normscan.cohort.table import COLUMNS as COLUMNS
     from normscan.cohort.table import SPLITS as SPLITS
 
-__all__ = ["COLUMNS", "SPLITS", "Cohort", "CohortRow", "CohortSummary", "read_bids"]
+__all__ = ["COLUMNS", "SPLITS", "Cohort", "CohortRow", "CohortSummary", "Division", "read_bids"]
 
 __getattr__ = lazily(
     __name__,
@@ -23,6 +24,7 @@ __getattr__ = lazily(
         "SPLITS": "table",
         "Cohort": "cohort",
         "CohortRow": "row",
+        "Division": "division",
         "CohortSummary": "summary",
         "read_bids": "bids",
     },

@@ -12,6 +12,7 @@ import numpy as np
 
 from normscan.bids.read import bids_table
 from normscan.cohort.archive import archive_table
+from normscan.cohort.division import AUXILIARY, Division
 from normscan.cohort.layouts import read_layout
 from normscan.cohort.row import CohortRow
 from normscan.cohort.splits import (
@@ -28,6 +29,7 @@ from normscan.cohort.table import (
     TABLES,
     find_root,
     holds_files,
+    label_notes,
     normalise,
     read_table,
     write_table,
@@ -49,7 +51,7 @@ class Cohort:
     subject         who it is of; splits are by subject. Each scan its own subject if absent
     path            file, relative to the table's folder (or its parent, or ``root``)
     path_<channel>  instead of ``path``: one file per channel, for example path_t1, path_flair
-    label           0 healthy, 1 anomalous, empty unknown
+    label           0 healthy, 1 anomalous (or such words), empty unknown
     mask            lesion mask, or empty
     foreground      mask of the anatomy (for example the brain), or empty
     target          a further scan of the same subject on the same grid, or empty
@@ -93,19 +95,20 @@ class Cohort:
             CohortError: missing or misspelt columns, unknown labels or splits, the same scan twice,
                 a subject in train and test.
         """
+        self.notes = [*notes, *label_notes(table)]
         self.table = normalise(table, "The table")
         check_subjects(self.table, "The table")
         self.root = Path(root)
-        self.notes = list(notes)
         self.auxiliary: Cohort | None = None
 
     @classmethod
     def read(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | pd.DataFrame,
         root: str | os.PathLike[str] | None = None,
         seed: int = 0,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
+        division: Division | None = None,
     ) -> Cohort:
         """Read a table or a folder.
 
@@ -119,11 +122,13 @@ class Cohort:
         go to test; the same seed gives the same split on every machine.
 
         Args:
-            path: table, folder or .npz.
+            path: table, folder or .npz; or a pandas table, whose root is this folder by default.
             root: folder of the table's relative paths; by default the folder of the table or, if
                 the files aren't there, that folder's parent.
             seed: of the split.
             fractions: healthy subjects for train, val and test.
+            division: of the scans that a detector was fitted with (``detector.division``): where no
+                split is given, theirs is taken over instead of drawn.
 
         Raises:
             CohortError: no such table or folder, an unknown layout, a wrong table (missing columns,
@@ -131,18 +136,23 @@ class Cohort:
                 test.
             ArgumentError: fractions that don't sum to 1.
         """
+        if not isinstance(path, str | os.PathLike):
+            source = "The table"
+            return cls._make(path, [Path(root or ".")], seed, fractions, [], source, division)
         given = Path(path)
         if given.is_dir():
-            return cls._read_folder(given, root, seed, fractions)
+            return cls._read_folder(given, root, seed, fractions, division)
         if not given.is_file():
+            if given.exists():
+                raise CohortError(f"{given}: is neither a regular file nor a folder.")
             names = [p.name for p in given.parent.iterdir()] if given.parent.is_dir() else []
             raise CohortError(f"{given}: no such table or folder.{nearest(given.name, names)}")
         folder = Path(os.path.abspath(given)).parent
         if given.suffix.lower() == ".npz":
             table, notes = archive_table(given)
-            return cls._make(table, [folder], seed, fractions, notes, str(given))
+            return cls._make(table, [folder], seed, fractions, notes, str(given), division)
         candidates = [Path(root)] if root is not None else [folder, folder.parent]
-        return cls._make(read_table(given), candidates, seed, fractions, [], str(given))
+        return cls._make(read_table(given), candidates, seed, fractions, [], str(given), division)
 
     @classmethod
     def from_table(
@@ -175,23 +185,24 @@ class Cohort:
         root: str | os.PathLike[str] | None,
         seed: int,
         fractions: Sequence[float],
+        division: Division | None,
     ) -> Cohort:
         for suffix in TABLES:
             own = folder / f"cohort{suffix}"
             if own.is_file():
-                return cls.read(own, root, seed, fractions)
+                return cls.read(own, root, seed, fractions, division)
         full = Path(os.path.abspath(folder))
         published = full.parent / "splits" / f"{full.name}.csv"
         if published.is_file():
             candidates = [Path(root)] if root is not None else [full.parent, published.parent]
             notes = [f"The fixed split of splits/{published.name} beside the folder was used."]
             table = read_table(published)
-            return cls._make(table, candidates, seed, fractions, notes, str(published))
+            return cls._make(table, candidates, seed, fractions, notes, str(published), division)
         if (folder / "dataset_description.json").is_file():
             table, notes = bids_table(folder)
         else:
             table, notes = read_layout(folder)
-        return cls._make(table, [folder], seed, fractions, notes, str(folder))
+        return cls._make(table, [folder], seed, fractions, notes, str(folder), division)
 
     @classmethod
     def _make(
@@ -202,10 +213,12 @@ class Cohort:
         fractions: Sequence[float],
         notes: list[str],
         source: str,
+        division: Division | None = None,
     ) -> Cohort:
+        notes = [*notes, *label_notes(table)]
         table = normalise(table, source)
         root = find_root(table, candidates, source)
-        table, more = assign_splits(table, root, seed, fractions, source)
+        table, more = assign_splits(table, root, seed, fractions, source, division)
         return cls._of(table, root, [*notes, *more])
 
     @classmethod
@@ -344,6 +357,14 @@ class Cohort:
         if self.auxiliary is not None:
             told += self.auxiliary.digest()
         return hashlib.sha256(told.encode()).hexdigest()
+
+    def division(self) -> Division:
+        """Return which scans stand in which split, by name and content; every file is read."""
+        found = Division.of(self)
+        if self.auxiliary is not None:
+            learnt = [row for row in self.auxiliary if row.split in ("train", "extra")]
+            found = Division([*found.members, *Division.of(learnt, AUXILIARY).members])
+        return found
 
     def require_healthy(self) -> None:
         """Refuse a cohort that nothing healthy can be learnt from.

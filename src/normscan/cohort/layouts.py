@@ -17,7 +17,7 @@ from normscan.io.files import EXTENSIONS, extension, stem, walk_files
 if TYPE_CHECKING:
     import pandas as pd
 
-HEALTHY = {"no", "normal", "healthy", "good"}
+HEALTHY = {"no", "normal", "healthy", "good", "control", "controls"}
 ANOMALOUS = {
     "yes", "abnormal", "anomaly", "anomalous", "anomalies", "ungood", "bad", "unhealthy",
     "diseased", "defect", "defective",
@@ -29,8 +29,8 @@ SPLIT_NAMES = {
 MASKS = {"ground_truth", "groundtruth", "ground-truth", "label", "labels", "mask", "masks", "gt"}
 IMAGES = {"img", "imgs", "image", "images"}
 KNOWN = (
-    "no/ yes/; normal/ abnormal/; healthy/ anomaly/; good/ ungood/; train/ val/ test/ above any of "
-    "these; MVTec AD (train/good, test/<defect>, ground_truth/<defect>); BMAD "
+    "no/ yes/; normal/ abnormal/; healthy/ anomaly/; control/ patients/; good/ ungood/; "
+    "train/ val/ test/ above any of these; MVTec AD (train/good, test/<defect>, ground_truth/<defect>); BMAD "
     "(test/Ungood/img, test/Ungood/label); masks as <stem>_mask.* or in a folder masks/"
 )
 _MASK_STEM = re.compile(r"[_-]mask(_?\d+)?$", re.IGNORECASE)
@@ -133,6 +133,11 @@ def _notes(rows: list[dict[str, str]], others: set[str], masks: _Masks) -> list[
     if masks.unused():
         notes.append(f"{masks.unused()} masks belong to no image, or to one that has another.")
     return notes
+
+
+def pictures_in(folder: Path) -> list[str]:
+    """List the pictures and volumes below a folder, without masks; empty where all is DICOM."""
+    return [name for name in _walk(folder) if not _describe(name).is_mask]
 
 
 def _walk(folder: Path) -> list[str]:

@@ -72,7 +72,7 @@ class CohortRow:
             )
         if self.channels:
             return read_scan(self.paths, channels=self.channels)
-        return read_scan(self.paths[0])
+        return read_scan(self.paths if len(self.paths) > 1 else self.paths[0])
 
     def load_mask(
         self, scan: Scan, threshold: float = 0.5, report: MaskReport | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normscan.cohort.division import Division, content_of
 from normscan.errors import ArgumentError, CohortError, ScanError
 from normscan.io.read import content_hash
 
@@ -22,6 +23,7 @@ def assign_splits(
     seed: int = 0,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     source: str = "The cohort",
+    division: Division | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Fill the column ``split``, or check and complete the one that is there.
 
@@ -35,12 +37,16 @@ def assign_splits(
     With a split: anomalous and unlabelled scans in train and val become ``extra``, since both are
     healthy only; where there is a train but no val, val is drawn from the training subjects.
 
+    With the division of a detector nothing is drawn: scans stand where they stood when it was
+    fitted, and those that it wasn't given go to test, unlabelled ones to extra.
+
     Args:
         table: a normalised table.
         root: folder of its relative paths.
         seed: of the shuffle.
         fractions: of train, val and test.
         source: what to call the cohort in messages.
+        division: of the scans that a detector was fitted with.
 
     Returns:
         The table with its splits, and notes of what was done.
@@ -61,7 +67,11 @@ def assign_splits(
     if any(given):
         check_subjects(table, source)
         if "train" in given and "val" not in given:
-            notes += _draw_val(table, root, seed, parts)
+            notes += _take_over(table, root, division) if division else []
+            if "val" not in set(table["split"]):
+                notes += _draw_val(table, root, seed, parts)
+    elif division:
+        notes += _take_over(table, root, division)
     else:
         notes += _divide(table, root, seed, parts)
     notes += only_healthy_trains(table)
@@ -223,6 +233,39 @@ def _divide(table: pd.DataFrame, root: Path, seed: int, fractions: list[float]) 
     mixed = len((healthy & sick) - divided)
     if mixed:
         notes.append(f"{mixed} subjects with healthy and anomalous scans are wholly in test.")
+    return notes
+
+
+def _take_over(table: pd.DataFrame, root: Path, division: Division) -> list[str]:
+    """Fill the split column in place as a detector's scans were divided; others don't train."""
+    columns = [c for c in table.columns if c == "path" or c.startswith("path_")]
+    rows = [
+        (scan, subject, content_of(root / p for p in files if p))
+        for scan, subject, files in zip(
+            table["scan"], table["subject"], table[columns].to_numpy(), strict=True
+        )
+    ]
+    places, named = division.places(rows)
+    splits = []
+    for place, given, label in zip(places, table["split"], _labels(table), strict=True):
+        if given:  # a table with train, but without val
+            splits.append(place if given == "train" and place in ("train", "val") else given)
+        elif place is None:
+            splits.append("extra" if label is None else "test")
+        else:
+            splits.append(place)
+    table["split"] = splits
+    counts = ", ".join(f"{splits.count(s)} {s}" for s in ("train", "val", "test") if s in splits)
+    new = sum(place is None for place in places)
+    notes = [
+        f"The detector's own split was taken over: {counts}; {new} scans are new to it and were not "
+        "in its cohort."
+    ]
+    if named:
+        notes.append(
+            f"{named} scans were known by their name and subject, not by their content. If they are "
+            "others, give the table a column split."
+        )
     return notes
 
 

@@ -123,6 +123,8 @@ def summarise(
         if reason:
             summary.unreadable.append((row.scan, reason))
     summary.notes += report.notes()
+    if not any(row.label == 0 for row in rows):
+        summary.notes.append("No scan is healthy: most methods learn from healthy scans alone.")
     _describe(summary, headers)
     summary.duplicates = _duplicates(hashed)
     return summary

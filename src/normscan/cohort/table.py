@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.cohort.delimited import read_cells
-from normscan.errors import CohortError, nearest
+from normscan.errors import CohortError, nearest, printable
 from normscan.io.files import stem
 
 if TYPE_CHECKING:
@@ -16,12 +17,32 @@ if TYPE_CHECKING:
 COLUMNS = ("scan", "subject", "path", "label", "mask", "foreground", "split", "site")
 SPLITS = ("train", "val", "test", "extra")
 FILES = ("path", "target", "mask", "foreground", "structures")
+LONGEST_NAME = 180  # bytes; file systems take 255, and results add endings
 TABLES = (".csv", ".tsv", ".parquet")
 EXAMPLE = (
     "Describe it in a CSV with the columns path, label (0 healthy, 1 anomalous, empty unknown) "
     "and, where there are any, subject, mask, foreground, split (train, val, test), site."
 )
-_LABELS = {"": None, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
+# What a label may be called, in any case. Folders are told by their own words (``layouts``).
+HEALTHY_WORDS = (
+    "healthy", "normal", "control", "controls", "hc", "negative", "no", "good", "false",
+)  # fmt: skip
+ANOMALOUS_WORDS = (
+    "anomalous", "anomaly", "abnormal", "unhealthy", "diseased", "disease", "patient", "patients",
+    "lesion", "lesioned", "tumor", "tumour", "stroke", "pathological", "pathology", "positive", "yes",
+    "ungood", "bad", "defect", "defective", "sick", "true",
+)  # fmt: skip
+UNKNOWN_WORDS = ("unknown", "unlabelled", "unlabeled", "n/a", "na")
+_LABELS: dict[str, int | None] = {
+    "": None, "0": 0, "1": 1, "0.0": 0, "1.0": 1,
+    **dict.fromkeys(HEALTHY_WORDS, 0), **dict.fromkeys(ANOMALOUS_WORDS, 1),
+    **dict.fromkeys(UNKNOWN_WORDS),
+}  # fmt: skip
+# What other programs call the columns that must be there.
+_ALSO = {
+    "path": ("image", "images", "file", "filename", "filepath", "image_path", "img", "scan_path"),
+    "label": ("class", "target", "y", "diagnosis", "group", "status", "anomaly"),
+}
 
 
 def holds_files(column: str) -> bool:
@@ -84,7 +105,8 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    _check_columns([str(c) for c in table.columns], source)
+    table = table.set_axis(_heads([str(c) for c in table.columns]), axis=1)
+    _check_columns(list(table.columns), source)
     cells = {str(c): [_text(v) for v in table[c]] for c in table.columns}
     for name in COLUMNS:
         cells.setdefault(name, [""] * len(table))
@@ -105,6 +127,32 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return pd.concat([result, pd.DataFrame(free, index=result.index)], axis=1)
 
 
+def label_notes(table: pd.DataFrame) -> list[str]:
+    """Say which words of a table were taken for healthy and for anomalous, where any were."""
+    column = next((c for c in table.columns if str(c).strip().lower() == "label"), None)
+    if column is None:
+        return []
+    words = sorted({_text(v) for v in table[column]})
+    said = {
+        meaning: [w for w in words if _LABELS.get(w.lower(), -1) == value and w.isalpha()]
+        for meaning, value in (("healthy", 0), ("anomalous", 1))
+    }
+    taken = [f"{', '.join(given)} as {meaning}" for meaning, given in said.items() if given]
+    plain = all(w.lower() in ("true", "false") for given in said.values() for w in given)
+    return [] if plain else [f"Labels were taken by their words: {'; '.join(taken)}."]
+
+
+def _heads(names: list[str]) -> list[str]:
+    """Return the names of the columns, the cohort's own in lower case (``Path``, ``Path_T1``)."""
+    heads = []
+    for name in names:
+        low = name.strip().lower()
+        first = next((p for p in ("path_", "target_") if low.startswith(p)), "")
+        own = low if low in (*COLUMNS, *FILES) else first + name.strip()[len(first) :]
+        heads.append(own if first or low in (*COLUMNS, *FILES) else name)
+    return heads
+
+
 def _check_columns(names: list[str], source: str) -> None:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -113,6 +161,7 @@ def _check_columns(names: list[str], source: str) -> None:
     missing = [c for c, there in (("path", has_path), ("label", "label" in names)) if not there]
     if missing:
         hints = " ".join(_hint(m, [n for n in names if n not in COLUMNS]) for m in missing)
+        hints = hints and f" {hints.strip()}"
         empty = " Its cells may be empty (unknown)." if missing == ["label"] else ""
         raise CohortError(
             f"{source}: has no column {' and no column '.join(missing)}, only "
@@ -130,6 +179,9 @@ def _check_columns(names: list[str], source: str) -> None:
 
 
 def _hint(missing: str, names: list[str]) -> str:
+    for name in names:
+        if name.lower() in _ALSO[missing]:
+            return f"Is it '{name}'? Call it {missing}."
     found = nearest(missing, {n.lower(): n for n in names})
     for name in names:
         found = found.replace(f"'{name.lower()}'", f"'{name}'")
@@ -163,12 +215,12 @@ def _check_files(files: list[tuple[str, ...]], source: str) -> None:
 
 def _labels(cells: list[str], source: str) -> list[int | None]:
     for row, cell in enumerate(cells):
-        if cell not in _LABELS:
+        if cell.lower() not in _LABELS:
             raise CohortError(
-                f"{source}: the label '{cell}' in row {row + 1} isn't known. Write 0 for healthy, "
-                "1 for anomalous, nothing where it is unknown."
+                f"{source}: the label '{cell}' in row {row + 1} isn't known. Write 0 (or healthy) for "
+                "healthy, 1 (or anomalous) for anomalous, nothing where it is unknown."
             )
-    return [_LABELS[cell] for cell in cells]
+    return [_LABELS[cell.lower()] for cell in cells]
 
 
 def _check_splits(cells: list[str], source: str) -> None:
@@ -204,15 +256,28 @@ def _scan_names(given: list[str], files: list[tuple[str, ...]], source: str) -> 
 def unique_names(paths: list[str]) -> list[str]:
     """Name scans by their file's stem where that is unique, else by the shortest unique path."""
     parts = [Path(p.replace("\\", "/")).parts for p in paths]
-    parts = [tuple(q for q in p if q not in ("..", ".", "/")) for p in parts]
+    parts = [tuple(q for q in p if q not in ("..", ".", "/")) or ("scan",) for p in parts]
     stems = [(*p[:-1], stem(p[-1])) for p in parts]
     # The same stem in two formats keeps its extension.
     for candidates in (stems, parts):
         for depth in range(1, max(map(len, candidates)) + 1):
-            names = ["_".join(p[-depth:]) for p in candidates]
+            names = [_file_name("_".join(p[-depth:])) for p in candidates]
             if len(set(names)) == len(names):
                 return names
     return [f"{name}_{row}" for row, name in enumerate(names)]
+
+
+def _file_name(name: str) -> str:
+    """Return a name that files of results can begin with: text that can be shown, and not too long.
+
+    Of a longer name the beginning stays, with a hash of the whole.
+    """
+    shown = printable(name).replace("\\", "_")
+    bytes_ = shown.encode()
+    if len(bytes_) <= LONGEST_NAME:
+        return shown
+    mark = hashlib.sha256(bytes_).hexdigest()[:8]
+    return f"{bytes_[: LONGEST_NAME - 9].decode(errors='ignore')}_{mark}"
 
 
 def _numbers(cells: list[str]) -> Any:
@@ -245,9 +310,11 @@ def find_root(table: pd.DataFrame, candidates: list[Path], source: str) -> Path:
         if any(split_address(folder / name)[0].exists() for name in first):
             return folder
     looked = " or ".join(str(folder) for folder in candidates)
+    mend = "Write paths relative to the folder of the table, or give that folder as root."
+    if "\\" in first[0]:
+        mend = "Its path has backslashes, which part no folders here: write slashes."
     raise CohortError(
-        f"{source}: the file {first[0]} of its first row isn't under {looked}. Write paths "
-        "relative to the folder of the table, or give that folder as root."
+        f"{source}: the file {first[0]} of its first row isn't under {looked}. {mend}"
     )
 
 

@@ -91,6 +91,11 @@ class ScanThreshold:
         low, high = betaincinv(self.rank, self.n - self.rank + 1, tails)
         return float(low), float(high)
 
+    def rates(self) -> dict[str, float]:
+        """Return the false-positive rate that was wanted, and what to expect of it."""
+        low, high = self.fpr_interval()
+        return {"wanted": self.fpr, "expected": self.expected_fpr, "low": low, "high": high}
+
     @property
     def needed(self) -> int:
         """Fewest healthy scans with which the wanted rate can be reached: ceil(1 / fpr) - 1."""

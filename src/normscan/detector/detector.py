@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
+from normscan.cohort.memory import as_cohort
 from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
 from normscan.detector.finding import Finding
@@ -22,6 +23,9 @@ from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
 from normscan.progress import Progress
 from normscan.scan import Scan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Detector(State):
@@ -90,6 +94,21 @@ class Detector(State):
         )  # fmt: skip
         self._begin(state)
 
+    def __repr__(self) -> str:
+        """Return what it is and whether it was fitted."""
+        state = "not fitted"
+        if self.method is not None:
+            state = f"{self.arguments['dims']}D, threshold {self.threshold_text}"
+        return f"Detector('{self.card.id}', preset='{self.preset}', {state})"
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold of scores and its expected false alarms, in a few words."""
+        found = self.scan_threshold
+        if found is None:
+            return "open"
+        return f"{found.threshold:.4g}, expected false alarms {found.expected_fpr:.1%}"
+
     def _begin(self, state: State) -> None:
         self._take(state)
         # As asked for: fitting settles what depends on the cohort, refitting starts from here.
@@ -103,14 +122,14 @@ class Detector(State):
         return self.changed(
             preprocess=self._asked[0], arguments=dict(self._asked[1]),
             calibration=self._asked[2], channels=(), method=None, scan_threshold=None,
-            pixel_threshold=None, gate=None, training={}, fingerprint="",
+            pixel_threshold=None, gate=None, training={}, fingerprint="", division=None,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ fitting
 
     def fit(
         self,
-        cohort: Cohort | str | os.PathLike[str] | None,
+        cohort: Cohort | str | os.PathLike[str] | pd.DataFrame | Sequence[Any] | None,
         out: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
@@ -124,8 +143,9 @@ class Detector(State):
         """Learn what healthy looks like, then set the thresholds on healthy validation scans.
 
         Args:
-            cohort: a cohort, or the path of its table or folder; None for a zero-shot method
-                without healthy scans, which then takes no decisions.
+            cohort: a cohort, the path of its table or folder, a pandas table, or a list of healthy
+                arrays, scans or files; None for a zero-shot method without healthy scans, which
+                then takes no decisions.
             out: run folder for log, checkpoint and the finished detector; None keeps everything in
                 memory and a temporary folder.
             device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
@@ -151,13 +171,12 @@ class Detector(State):
             if self.card.regime != "zero-shot":
                 raise ArgumentError(f"'{self.card.id}' learns from scans: give it a cohort.")
             cohort = Cohort.empty()
-        cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=self.seed)
-        if auxiliary is not None:
-            cohort = cohort.with_auxiliary(auxiliary)
         folder = None if out is None else Path(out)
-        with Progress(progress) as bar:
+        with Progress(progress) as bar, as_cohort(cohort, self.seed) as given:
+            if auxiliary is not None:
+                given = given.with_auxiliary(auxiliary)
             machine = (device, devices, precision)
-            self._take(fit(self.asked(), cohort, folder, machine, workers, resume, bar))
+            self._take(fit(self.asked(), given, folder, machine, workers, resume, bar))
         return self
 
     def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
@@ -222,8 +241,8 @@ def create(method: str, **options: Any) -> Detector:
 
     Example:
         >>> import normscan as ns
-        >>> ns.create("dae", preset="laptop", noise_std=0.3)  # doctest: +ELLIPSIS
-        <normscan.detector.detector.Detector object at ...>
+        >>> ns.create("dae", preset="laptop", noise_std=0.3)
+        Detector('dae', preset='laptop', not fitted)
     """
     return Detector(method, **options)
 

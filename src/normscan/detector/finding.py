@@ -27,7 +27,7 @@ UNDECIDED = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Finding:
     """The result for a scan, in the scan's own geometry.
 
@@ -39,6 +39,8 @@ class Finding:
             detector was calibrated.
         anomalous: whether the score is above the threshold; None where it has none.
         threshold: of the score.
+        false_alarms: share of healthy scans that are flagged at that threshold: ``wanted``,
+            ``expected``, and the ends ``low`` and ``high`` of the expectation; None without one.
         pixel_threshold: of the map; above it lies the segmentation.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
         reconstruction: (C, *scan.shape) in the scale of the prepared scan, where the method
@@ -59,6 +61,7 @@ class Finding:
     anomalous: bool | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
+    false_alarms: Mapping[str, float] | None = None
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
@@ -68,6 +71,11 @@ class Finding:
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        """Return score and decision, no arrays."""
+        p = "" if self.p_value is None else f", p {self.p_value:.3g}"
+        return f"Finding({self.scan.name}: score {self.score:.5g}{p}, {self.decision})"
 
     @property
     def segmentation(self) -> np.ndarray | None:
@@ -79,16 +87,28 @@ class Finding:
 
     @property
     def decision(self) -> str:
-        """The decision in words; ``open`` where no healthy scans set a threshold."""
+        """The decision in words; ``open`` where no healthy scans set a threshold.
+
+        Beside ``anomalous`` stands how many healthy scans are called so too.
+        """
         if self.anomalous is None:
             return "decision open, not calibrated on healthy scans"
-        return "anomalous" if self.anomalous else "within healthy range"
+        if not self.anomalous:
+            return "within healthy range"
+        if self.false_alarms is None:
+            return "anomalous"
+        wanted, expected = self.false_alarms["wanted"], self.false_alarms["expected"]
+        text = f"so are {100 * expected:.2g} % of healthy scans"
+        if expected > wanted + 1e-9:
+            text += f", {100 * wanted:.2g} % were wanted"
+        return f"anomalous ({text})"
 
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
 
         Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
-        and the place of that peak in RAS+ millimetres.
+        and the place of that peak in RAS+ millimetres; of a scan without a spacing, whose
+        millimetres nobody knows, the number of voxels, the peak and its ``peak_index``.
         """
         from scipy import ndimage
 
@@ -105,15 +125,14 @@ class Finding:
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
         found = []
         for i in np.argsort(-np.asarray(peaks), kind="stable"):
-            index = np.array([*places[i], *[0] * (3 - self.scan.dims), 1.0])
-            found.append(
-                {
-                    "voxels": int(voxels[i]),
-                    unit: float(voxels[i] * self.scan.voxel_volume),
-                    "peak": float(peaks[i]),
-                    "peak_mm": [round(float(v), 3) for v in (self.scan.affine @ index)[:3]],
-                }
-            )
+            each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
+            if self.scan.measured:
+                index = np.array([*places[i], *[0] * (3 - self.scan.dims), 1.0])
+                each[unit] = float(voxels[i] * self.scan.voxel_volume)
+                each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
+            else:
+                each["peak_index"] = [int(n) for n in places[i]]
+            found.append(each)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,6 +145,7 @@ class Finding:
             "anomalous": self.anomalous,
             "decision": self.decision,
             "threshold": self.threshold,
+            "false_alarms": None if self.false_alarms is None else dict(self.false_alarms),
             "pixel_threshold": self.pixel_threshold,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from normscan.cohort import CohortRow
 from normscan.detector.finding import Finding
 from normscan.detector.state import State
-from normscan.errors import ArgumentError, NormscanError, ScanError
+from normscan.errors import ArgumentError, NormscanError, ScanError, of_scan
 from normscan.io.companions import COMPANIONS, Given, read_companion
 from normscan.io.read import check_array, read_scan
 from normscan.methods.base import Batch, Maps, Method
@@ -28,6 +29,11 @@ from normscan.scores.reductions import reduce_map
 from normscan.training.data import split_slices
 
 OVERLAP = 0.5
+
+SEEN = {
+    "trained": "The scan trained this detector, so its score is lower than that of a new one.",
+    "calibrated": "The scan set this detector's threshold, so its p-value says nothing new.",
+}
 
 # Slices or patches at a time; of a volume at once there is one.
 BATCH = 16
@@ -239,10 +245,18 @@ def predict(
     """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
     if state.method is None:
         raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
+    seen = ""
     if isinstance(scan, np.ndarray):
-        scan = check_array(scan)
+        given, scan = scan.shape, check_array(scan)
+        flat = state.gate is not None and state.gate.limits["dims"] == [2]
+        if scan.dims == 3 and flat:
+            raise ScanError(
+                f"array: {given} is one volume, and this detector was trained on 2D scans. Predict "
+                "images one by one; a volume on purpose as Scan.from_array(array, stack=True)."
+            )
     elif not isinstance(scan, Scan):
-        scan = read_scan(scan)
+        paths = [scan] if isinstance(scan, str | os.PathLike) else scan
+        scan, seen = read_scan(scan), state.seen(map(Path, paths))
     begun = time.monotonic()
     verdict = None if state.gate is None else state.gate.check(scan)
     if verdict is not None and not (verdict.passed or force):
@@ -266,10 +280,13 @@ def predict(
     if state.scan_threshold is not None:
         finding.threshold = state.scan_threshold.threshold
         finding.p_value, finding.anomalous = state.scan_threshold.judge(scores)
+        finding.false_alarms = state.scan_threshold.rates()
     finding.pixel_threshold = state.pixel_threshold
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
     finding.notes = tuple(scan.extra.get("notes", ()))
+    if seen:
+        finding.notes = (SEEN[seen], *finding.notes)
     if prepared.working is not None:
         finding.notes += prepared.working.notes
         finding.facts = prepared.working.facts
@@ -305,16 +322,20 @@ def predict_rows(
     """Predict scan after scan; a bad scan yields its error and the rest goes on."""
     for row in rows:
         try:
-            scan = row.load()
-            foreground = row.load_foreground(scan)
-            used = {} if state.method is None else state.method.uses
-            found = {n: row.load_companion(n, scan) for n, use in used.items() if use.at_prediction}
-            beside = {name: array for name, array in found.items() if array is not None}
-            yield row, predict(state, scan, foreground, details, force, row.columns, beside)
+            with of_scan(row.scan):
+                scan = row.load()
+                foreground = row.load_foreground(scan)
+                used = {} if state.method is None else state.method.uses
+                read = {n: row.load_companion(n, scan) for n, u in used.items() if u.at_prediction}
+                beside = {name: array for name, array in read.items() if array is not None}
+                found = predict(state, scan, foreground, details, force, row.columns, beside)
         except NormscanError as error:
             yield row, error
-        except OSError as error:
-            yield row, ScanError(f"{row.scan}: can't be read ({error.strerror}).")
+            continue
+        if role := state.seen(row.paths):
+            found.notes = (SEEN[role], *found.notes)
+        # Outside of the block: what goes wrong with the consumer isn't this scan's.
+        yield row, found
 
 
 def averaged(members: list[Stitched]) -> Stitched:

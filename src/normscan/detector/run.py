@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
 
-from normscan.cohort import Cohort
+from normscan.cohort import Cohort, Division
 from normscan.decide import promise
 from normscan.decide.calibration import SPLIT
 from normscan.detector import cross, fitting
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
-from normscan.errors import ArgumentError
+from normscan.errors import ArgumentError, OutputError
 from normscan.progress import Progress
 from normscan.training.fabric import launch_fabric
-from normscan.training.folder import DETECTOR, claim_folder, tidied
+from normscan.training.folder import DETECTOR, DIVISION, claim_folder, tidied
 
 HEALTHY = "healthy.csv"
+FEW = 10  # healthy subjects
 
 
 def fit(
@@ -47,9 +49,11 @@ def fit(
     cohort = fitting.admit(settled, cohort)
     with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
         folder = Path(temporary) if out is None else out
+        division = None if out is not None else cohort.division()
         if out is not None:
             about = {"cohort": cohort.digest(), "precision": machine[2]}
             claim_folder(out, {**asked.configuration(), **about}, resume)
+            division = _divided(cohort, out)
             if resume and (out / DETECTOR).exists():
                 return read_state(out)
         with tidied(folder):
@@ -58,6 +62,7 @@ def fit(
             way = cross.fit if settled.calibration.kind == "cross" else fitting.fit
             state, healthy = way(settled, cohort, folder, fabric, workers, bar)
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
+            state = state.changed(division=division)
             if fabric.is_global_zero and (doubt := healthy.doubt()):
                 bar.say(doubt)
             if out is not None and fabric.is_global_zero:
@@ -65,6 +70,30 @@ def fit(
                 state = write_state(state, out)
                 cross.remove_members(out)
     return state
+
+
+def _divided(cohort: Cohort, out: Path) -> Division | None:
+    """Write which scans are to be learnt from, or check that they are those that the run began with.
+
+    Returns:
+        The division; None in a process that isn't the first of several.
+
+    Raises:
+        OutputError: the content of a scan changed.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        return None
+    division = cohort.division()
+    if not (out / DIVISION).exists():
+        division.write(out / DIVISION)
+        return division
+    if changed := Division.read(out / DIVISION).changed(division):
+        shown = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
+        raise OutputError(
+            f"{out} was begun with other images: the files of {len(changed)} scans have changed since "
+            f"({shown}). Bring them back, or train in another folder."
+        )
+    return division
 
 
 def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State:
@@ -83,6 +112,10 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
     subjects = {s: {r.subject for r in cohort.part(s)} for s in ("train", "val")}
     val, every = len(subjects["val"]), len(subjects["train"] | subjects["val"])
     chosen = asked.calibration.settled(val, every, asked.fpr, processes)
+    if 0 < every < FEW:
+        bar.say(
+            f"only {every} healthy subjects train and set the threshold: figures will be rough."
+        )
     wanted = f"threshold: {asked.fpr:.3g} false alarms are wanted"
     split = f"val alone ({val}) can promise {promise(val, asked.fpr)}"
     both = f"all healthy subjects in {chosen.folds} folds ({every}) {promise(every, asked.fpr)}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from normscan import registry
+from normscan.cohort import Cohort, CohortRow, Division
+from normscan.cohort.division import AUXILIARY, content_of
 from normscan.decide import Calibration, ScanThreshold
 from normscan.decide.calibration import SPLIT
 from normscan.errors import ArgumentError
@@ -21,6 +25,17 @@ from normscan.scores.postprocess import parse
 from normscan.scores.reductions import check_reduction
 from normscan.version import __version__
 from normscan.wrappers import check_wrappers
+
+_DOUBTS = {
+    "trained": "trained the detector: figures on them are too good. Healthy scans that it never saw "
+    "would show the true ones.",
+    "calibrated": "set its threshold: their rate of false alarms is the wanted one by construction. "
+    "Healthy scans that it never saw would show the true one.",
+}
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 @dataclass(eq=False, repr=False)
@@ -49,6 +64,7 @@ class State:
         gate: what a scan is compared with before it is scored, or None.
         training: what it was trained on and how long.
         fingerprint: SHA-256 of the stored weights, or an empty string.
+        division: of the scans that it was fitted with; None where an earlier version fitted it.
     """
 
     card: Card
@@ -72,6 +88,7 @@ class State:
     gate: Gate | None = None
     training: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    division: Division | None = None
 
     def changed(self, **changes: Any) -> State:
         """Return the state with other values; it shares the rest."""
@@ -97,15 +114,56 @@ class State:
         )
         return configuration
 
-    def doubt_about(self, split: str) -> tuple[str, ...]:
-        """Say that figures on a part of the cohort would be too good, where its scans trained."""
-        trained = split == "train" or (split == "val" and self.calibration.kind == "cross")
-        if not trained or self.card.regime == "zero-shot":
-            return ()
-        return (
-            f"The detector learnt from the scans of '{split}': figures on them are too good. Healthy "
-            "scans of test would show the true ones.",
-        )
+    def read_cohort(
+        self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+    ) -> Cohort:
+        """Read a cohort; where it gives no split, the one that the detector was fitted with holds."""
+        return Cohort.read(path, root=root, seed=self.seed, division=self.division)
+
+    def role_of(self, split: str) -> str:
+        """What the scans of a split were for the detector: trained, calibrated or nothing."""
+        drawn = set(self.training.get("samples", ())) - {"train", "val", AUXILIARY}
+        learnt = {"train", AUXILIARY} | ({"extra"} if drawn else set())
+        if self.calibration.kind == "cross":
+            learnt |= {"val"}
+        if self.card.regime == "zero-shot":
+            learnt = set()
+        if split in learnt:
+            return "trained"
+        return "calibrated" if split == "val" else ""
+
+    def seen(self, paths: Iterable[Path]) -> str:
+        """What a scan was for the detector, by the content of its files: see ``role_of``."""
+        if self.division is None:
+            return ""
+        member = self.division.find(content_of(paths))
+        return self.role_of(member.split) if member else ""
+
+    def doubts(self, rows: Sequence[CohortRow], split: str) -> tuple[str, ...]:
+        """Say which scans trained or calibrated the detector, so that figures on them are too good.
+
+        Args:
+            rows: scans to be scored.
+            split: that they lie in; all that is known of a detector without a division.
+        """
+        roles = [self.seen(row.paths) for row in rows]
+        if self.division is None:
+            roles = [self.role_of(split)] * len(rows)
+        notes = []
+        for role, told in _DOUBTS.items():
+            names = [row.scan for row, its in zip(rows, roles, strict=True) if its == role]
+            if names:
+                whose = "" if len(names) == len(rows) else f" ({_some(names)})"
+                notes.append(f"{len(names)} of these {len(rows)} scans{whose} {told}")
+        members = [] if self.division is None else self.division.members
+        known = {m.subject for m in members if self.role_of(m.split)}
+        new = {row.subject for row, role in zip(rows, roles, strict=True) if not role}
+        if people := sorted(new & known):
+            notes.append(
+                f"{len(people)} subjects ({_some(people)}) have the name of one that trained or "
+                "calibrated the detector. If they are the same, figures on them are too good."
+            )
+        return tuple(notes)
 
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
@@ -167,6 +225,15 @@ def ask(
             most = f"1..{prepared.size}, the size that scans are brought to"
             raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
         values["size"] = patch
+    for name, value in values.items():
+        rate = name in ("lr", "learning_rate") or name.startswith("lr_") or name.endswith("_lr")
+        if rate and isinstance(value, int | float) and not 0 <= value < float("inf"):
+            raise ArgumentError(f"{name} is {value}; a learning rate is 0 or more.")
+    if values.get("dims") and values["dims"] not in card.dims:
+        axes = " or ".join(map(str, card.dims))
+        raise ArgumentError(
+            f"method '{method}' works on {axes} spatial axes, not dims={values['dims']}."
+        )
     for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0), ("shots", 1)):
         count = values.get(name)
         if isinstance(count, int) and count < least:

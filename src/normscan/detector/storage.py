@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from normscan.cohort import Division
 from normscan.decide import Calibration, CrossThreshold
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, OutputError
@@ -22,7 +24,8 @@ from normscan.preprocess.settings import build_preprocess
 from normscan.quality import Gate
 from normscan.rng import seeded
 from normscan.training.checkpoint import write_tensors
-from normscan.training.folder import CONFIG, DETECTOR, WEIGHTS
+from normscan.training.fabric import check_device
+from normscan.training.folder import CONFIG, DETECTOR, DIVISION, WEIGHTS
 from normscan.version import __version__
 from normscan.wrappers import wrap
 
@@ -69,6 +72,8 @@ def write_state(state: State, folder: Path) -> State:
     }
     with atomic_path(folder / "card.md") as temporary:
         temporary.write_text(model_card(state), encoding="utf-8")
+    if state.division is not None:
+        state.division.write(folder / DIVISION)
     write_json(folder / DETECTOR, about)
     return state
 
@@ -95,6 +100,10 @@ def read_detector(folder: Path) -> dict[str, Any]:
     """
     path = folder / DETECTOR
     if not path.is_file():
+        if not folder.is_dir():
+            raise OutputError(
+                f"{folder}: holds no detector: there is no such folder. Name a run folder."
+            )
         if (folder / CONFIG).is_file():
             raise OutputError(f"{folder}: the run is not finished. Finish it with fit --resume.")
         raise OutputError(f"{folder} holds no detector ({DETECTOR} is missing).")
@@ -115,6 +124,7 @@ def read_detector(folder: Path) -> dict[str, Any]:
 
 def read_state(folder: Path, device: str = "auto") -> State:
     """Read a detector; see ``normscan.detector.load``."""
+    check_device(device)
     about = read_detector(folder)
     try:
         setup = about["configuration"]
@@ -130,6 +140,8 @@ def read_state(folder: Path, device: str = "auto") -> State:
         threshold = about["scan_threshold"]
         if threshold is None and not asked.card.may_stay_open:
             raise ValueError("it has no scan threshold")
+        if pixel is not None and math.isnan(float(pixel)):
+            raise ValueError("its pixel threshold is no number")
         state = asked.changed(
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
@@ -139,6 +151,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
             fingerprint=about["sha256"],
+            division=Division.read(folder / DIVISION) if (folder / DIVISION).exists() else None,
         )
         method = read_method(state, folder)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:

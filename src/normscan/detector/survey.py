@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -77,6 +78,10 @@ def survey(rows: Sequence[CohortRow], preprocess: Preprocess, cache: bool = True
         # Grey pictures and colour pictures side by side, or one channel under several names.
         mixed = len(kinds) > 1 and (RGB in kinds or all(len(k) == 1 for k in kinds))
         colour = "grey" if mixed else "keep"
+        if RGB in kinds and mixed:
+            warnings.warn(
+                "Grey and colour pictures stand side by side: all are read as grey.", stacklevel=2
+            )
     channels = ("grey",) if colour == "grey" else channels or first
     return Survey(dims, colour, channels, _targets(rows))
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normscan.cohort import Cohort
+from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
-from normscan.errors import CohortError, nearest
+from normscan.errors import CohortError, OutputError, nearest
 from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
 from normscan.evaluation.summary import BASELINES, baseline_metrics, group_metrics, summarise
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
-from normscan.io.values import finite, write_json
+from normscan.io.values import finite, read_json, write_json
 from normscan.metrics import calibration
 from normscan.progress import Progress
 
@@ -34,13 +34,14 @@ def evaluate(
     report: str | os.PathLike[str] | None = None,
     command: str = "",
     progress: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a detector and write ``results.json``, ``scans.csv`` and ``report.html``.
 
     Args:
         detector: fitted.
         cohort: a cohort, or the path of its table or folder.
-        out: folder for the files; those of an earlier evaluation are replaced.
+        out: folder for the files; those of an earlier evaluation of the same scans are replaced.
         split: part of the cohort.
         region: ``whole`` evaluates all pixels of a scan, ``foreground`` those of the foreground.
         group: column whose values are told apart; one called kind, defect, pathology or diagnosis
@@ -49,15 +50,16 @@ def evaluate(
         report: path of the page; ``report.html`` in ``out`` by default.
         command: to be recorded.
         progress: show progress on stderr.
+        overwrite: replace an evaluation of other scans, too.
 
     Returns:
         The results, as in ``results.json``.
 
     Raises:
         CohortError: no scan in that part, or none could be predicted.
-        OutputError: ``out`` is a file.
+        OutputError: ``out`` is a file, or holds an evaluation of other scans.
     """
-    cohort = cohort if isinstance(cohort, Cohort) else Cohort.read(cohort, seed=detector.seed)
+    cohort = cohort if isinstance(cohort, Cohort) else detector.read_cohort(cohort)
     rows = cohort.part(split)
     if not len(rows):
         raise CohortError(f"the cohort has no scans in the split '{split}'.")
@@ -70,15 +72,20 @@ def evaluate(
     group = group or group_column(rows)
     out = Path(out)
     check_folder(out)
+    scanned = Division.of(rows).digest()
+    if not overwrite:
+        _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
         scores = score_cohort(detector, rows, region, group, bar)
         if not scores.rows:
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
-        for note in (*detector.doubt_about(split), *scores.masks.notes()):
+        doubts = detector.doubts(list(rows), split)
+        for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
-        results = _results(detector, cohort, scores, split, region, rows.has_masks, command)
+        results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
+        results["cohort"]["sha256"] = scanned
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
         results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
@@ -90,6 +97,20 @@ def evaluate(
     return results
 
 
+def _refuse_other(out: Path, scanned: str, split: str) -> None:
+    """Refuse a folder with an evaluation of other scans: it would be lost."""
+    try:
+        before = read_json(out / "results.json")["cohort"]
+        known, part = before.get("sha256"), before.get("split")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # there is none, or nothing that could be kept
+    if known and known != scanned:
+        raise OutputError(
+            f"{out} holds an evaluation of other scans (split '{part}', now '{split}'). Name another "
+            "folder with --out, or replace it with --overwrite."
+        )
+
+
 def _results(
     detector: Detector,
     cohort: Cohort,
@@ -98,6 +119,7 @@ def _results(
     region: Region,
     masks: bool,
     command: str,
+    doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     metrics, pixels = summarise(scores, detector.pixel_threshold, masks)
     if pixels is not None:
@@ -119,9 +141,8 @@ def _results(
         "cohort": {
             "split": split,
             "counts": _counts(cohort),
-            "notes": list(
-                dict.fromkeys([*detector.doubt_about(split), *cohort.notes, *scores.masks.notes()])
-            ),
+            "doubts": list(doubts),
+            "notes": list(dict.fromkeys([*doubts, *cohort.notes, *scores.masks.notes()])),
         },
         "metrics": metrics,
         "decision": _decision(detector, scores),
@@ -139,7 +160,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
     threshold = detector.scan_threshold
     if threshold is None:
         names = ("threshold", "fpr_wanted", "fpr_expected", "fpr_low", "fpr_high", "n_validation",
-                 "flagged_anomalous", "flagged_healthy", "calibration")  # fmt: skip
+                 "promise", "flagged_anomalous", "flagged_healthy", "calibration")  # fmt: skip
         return {**dict.fromkeys(names), "open": True, "warning": detector.training["calibration"]}
     low, high = threshold.fpr_interval()
     return {
@@ -152,6 +173,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
         "kind": detector.calibration.kind,
         "open": False,
         "warning": None if threshold.certified else threshold.describe(),
+        "promise": threshold.describe(),
         "flagged_anomalous": _flagged(scores, 1),
         "flagged_healthy": _flagged(scores, 0),
         "calibration": _calibration(scores, threshold.n),

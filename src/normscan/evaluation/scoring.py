@@ -11,6 +11,7 @@ from normscan.cohort import Cohort, CohortRow
 from normscan.detector import Detector
 from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
+from normscan.evaluation.columns import column_name
 from normscan.io import MaskReport
 from normscan.metrics import PixelScores
 from normscan.metrics.segmentation import SegmentationScores
@@ -34,8 +35,18 @@ class Scores:
     unmasked: int = 0
     masks: MaskReport = field(default_factory=MaskReport)
 
-    def add(self, row: CohortRow, finding: Finding, region: Region, group: str | None) -> None:
-        """Take in one scan, or nothing of it if its mask is bad."""
+    def add(
+        self, row: CohortRow, finding: Finding, region: Region, group: str | None, seen: str = ""
+    ) -> None:
+        """Take in one scan, or nothing of it if its mask is bad.
+
+        Args:
+            row: the scan.
+            finding: what the detector says of it.
+            region: pixels that count.
+            group: column whose values are told apart.
+            seen: what the scan was for the detector, see ``State.seen``.
+        """
         mask = row.load_mask(finding.scan, report=self.masks)
         self.rows.append(
             {
@@ -43,12 +54,14 @@ class Scores:
                 "subject": row.subject,
                 "label": row.label,
                 "split": row.split,
+                **({"site": row.site} if row.site else {}),
                 "score": finding.score,
                 "p_value": finding.p_value,
                 "anomalous": finding.anomalous,
                 **({"quality": finding.quality.status} if finding.quality else {}),
+                "seen": seen,
                 "seconds": round(finding.seconds, 4),
-                **row.columns,
+                **{column_name(name): value for name, value in row.columns.items()},
             }
         )
         if finding.map is None:
@@ -59,7 +72,7 @@ class Scores:
         where = finding.foreground if region == "foreground" else None
         self.pixels.add(finding.map, mask, row.subject, where)
         if (found := finding.segmentation) is not None:
-            spacing = finding.scan.spacing
+            spacing = finding.scan.spacing if finding.scan.measured else None
             self.segmentations.add(found, finding.map, mask, row.subject, spacing, where)
         self.masked += bool(mask.any())
         if group and mask.any():
@@ -83,12 +96,13 @@ def score_cohort(
         try:
             if isinstance(result, NormscanError):
                 raise result
-            scores.add(row, result, region, group)
+            scores.add(row, result, region, group, detector.seen(row.paths))
         except NormscanError as error:
             # Results and reports travel: they name files as the table does, not where they lie.
             reason = str(error).replace(f"{rows.root}{os.sep}", "")
             scores.failures.append({"scan": row.scan, "reason": reason})
-            bar.say(f"left out {row.scan}: {error}")
+            if name == "predict":  # of baselines it was said already
+                bar.say(f"left out {row.scan}: {error}")
     return scores
 
 

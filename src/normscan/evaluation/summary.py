@@ -10,6 +10,7 @@ from typing import Any
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import CohortError
+from normscan.evaluation.columns import column_name
 from normscan.evaluation.scoring import Region, Scores, score_cohort
 from normscan.metrics import image_metrics
 from normscan.metrics.predictive import decision_metrics
@@ -32,7 +33,7 @@ METRICS: dict[str, tuple[str, str, bool]] = {
     "lesion_sensitivity": ("Lesion sensitivity", "lesions that the segmentation touches", False),
     "lesion_precision": ("Lesion precision", "segmented components that touch a lesion", False),
     "lesion_f1": ("Lesion F1", "of lesion sensitivity and precision", False),
-    "hd95": ("HD95 (mm)", "95 % Hausdorff distance, mean over segmented scans", False),
+    "hd95": ("HD95", "95 % Hausdorff distance, mean over segmented scans", False),
     "best_dice": ("Best Dice", "pooled, at the best of all thresholds", True),
     "image_f1_max": ("Image F1-max", "at the best of all thresholds", True),
     "image_sensitivity_at_95_specificity": (
@@ -86,6 +87,7 @@ def summarise(
             text = {"oracle": oracle, "title": title, "description": description}
             metrics[name] = {**found[name].to_dict(), **text}
     if "hd95" in metrics:
+        metrics["hd95"]["title"] += f" ({parts.unit})"
         metrics["hd95"]["description"] = (
             f"95 % Hausdorff distance, mean over {parts.surfaces} of "
             f"{parts.surfaces + parts.surfaces_undefined} scans with a lesion, those with a "
@@ -116,6 +118,7 @@ def group_metrics(scores: Scores, column: str, threshold: float | None) -> list[
     """Metrics of the anomalous scans of each value of a column, against all healthy scans."""
     healthy = [r for r in scores.rows if r["label"] == 0]
     anomalous = [r for r in scores.rows if r["label"] == 1]
+    column = column_name(column)
     entries = []
     for value in sorted({str(r.get(column, "")) for r in anomalous}):
         some = Scores(rows=healthy + [r for r in anomalous if str(r.get(column, "")) == value])
@@ -173,7 +176,7 @@ def text_summary(results: dict[str, Any]) -> str:
     names = {name: m["title"] for name, m in results["metrics"].items()}
     width = max([16, *map(len, names.values())]) + 2
     for name, metric in results["metrics"].items():
-        line = f"  {names[name]:<{width}}{_interval(metric):<24}"
+        line = f"  {names[name]:<{width}}{_interval(metric):<24} "
         beside = [
             f"{b} {metrics[name]['value']:.3f}"
             for b, metrics in results.get("baselines", {}).items()
@@ -191,8 +194,13 @@ def text_summary(results: dict[str, Any]) -> str:
             f"{decision['flagged_healthy']} of {split.get('healthy', 0)} healthy scans"
         )
     lines.append(f"  {'flagged':<{width}}{flagged}")
-    if decision["warning"]:
-        lines.append(f"  {'note':<{width}}{decision['warning']}")
+    if told := decision["warning"] or decision.get("promise"):
+        lines.append(f"  {'threshold':<{width}}{told}")
+    if any(m["value"] is None for m in results["metrics"].values()):
+        lacking = [word for word in ("anomalous", "healthy") if not split.get(word)]
+        if lacking:
+            lines.append(f"  {'undefined':<{width}}for want of {' and '.join(lacking)} scans")
+    lines += [f"  {'note':<{width}}{note}" for note in results["cohort"].get("doubts", ())]
     gate = results["quality_gate"]
     if gate and (gate["flag"] or gate["refuse"]):
         lines.append(
@@ -208,4 +216,6 @@ def _interval(metric: dict[str, Any]) -> str:
     if metric["value"] is None:
         return "undefined"
     text = f"{metric['value']:.3f}"
-    return text if metric["low"] is None else f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    if metric["low"] is None:
+        return f"{text} [no interval]"
+    return f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]"

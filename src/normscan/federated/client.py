@@ -96,4 +96,5 @@ class Client:
         state.training["seconds"]["total"] = round(sum(seconds.values()), 3)
         state.training["federated"] = {"site": self.site, "rounds": len(self.order)}
         state = fitting.calibrate(state, self.cohort.part("val"), self.bar)
+        state = state.changed(division=self.cohort.division())
         self.state = write_state(state, self.folder)

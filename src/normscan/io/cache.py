@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def limit_bytes() -> int:
         gib = float(os.environ.get("NORMSCAN_CACHE_GIB", DEFAULT_GIB))
     except ValueError:
         gib = DEFAULT_GIB
-    return int(max(gib, 0.0) * 2**30)
+    gib = DEFAULT_GIB if math.isnan(gib) else min(max(gib, 0.0), 2.0**30)
+    return int(gib * 2**30)
 
 
 def trim(folder: Path, keep: Path | None = None) -> None:

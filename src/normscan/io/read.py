@@ -293,9 +293,9 @@ def content_hash(path: PathLike) -> str:
     return hashlib.sha256(f"{digest}{sorted(chosen.items())}".encode()).hexdigest()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2**16)
 def _file_hash(path: Path, known: str) -> str:
-    """Hash a file once, however many of its slices are asked for."""
+    """Hash a file once, however often a run asks for it and for its slices."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

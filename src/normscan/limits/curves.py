@@ -239,15 +239,15 @@ def cells(rows: pd.DataFrame, level: str) -> pd.DataFrame:
     import pandas as pd
 
     made = []
-    lesions, floor = rows[rows["size_mm"] > 0], healthy_rate(rows, level)
-    for _, part in lesions.groupby(["contrast", "size_mm"]):
-        contrast, size = part["contrast"].iloc[0], part["size_mm"].iloc[0]
+    lesions, floor = rows[rows["size"] > 0], healthy_rate(rows, level)
+    for _, part in lesions.groupby(["contrast", "size"]):
+        contrast, size = part["contrast"].iloc[0], part["size"].iloc[0]
         hits = int(part[LEVELS[level]].astype(bool).sum())
         share = proportion(hits, len(part), confidence=CONFIDENCE)
         at_twin = floor if level == "scan" else float(part["twin_hit"].astype(bool).mean())
         made.append(
             {
-                "level": level, "contrast": float(contrast), "size_mm": float(size),
+                "level": level, "contrast": float(contrast), "size": float(size),
                 "planted": len(part), "found": hits, "probability": share.value,
                 "low": share.low, "high": share.high, "twins": at_twin,
                 "reached": float(part["reached"].mean()),
@@ -263,7 +263,7 @@ def healthy_rate(rows: pd.DataFrame, level: str = "scan") -> float:
     """
     if level == "lesion":
         return 0.0
-    twins = rows[rows["size_mm"] == 0].drop_duplicates("scan")
+    twins = rows[rows["size"] == 0].drop_duplicates("scan")
     return float(twins["flagged"].astype(bool).mean())
 
 
@@ -279,22 +279,22 @@ def surfaces(rows: pd.DataFrame, level: str, replicates: int = 200, seed: int = 
     Raises:
         ArgumentError: fewer than two sizes.
     """
-    lesions = rows[rows["size_mm"] > 0]
-    if lesions["size_mm"].nunique() < 2:
+    lesions = rows[rows["size"] > 0]
+    if lesions["size"].nunique() < 2:
         raise ArgumentError("a detection limit needs lesions of two sizes or more.")
     subjects = sorted(set(rows["subject"]))
-    twins = rows[rows["size_mm"] == 0].drop_duplicates("scan")
+    twins = rows[rows["size"] == 0].drop_duplicates("scan")
     healthy = _counts(twins.assign(flagged=twins["flagged"].astype(bool)), "flagged", subjects, [0])
     fitted = []
     for sign in (1, -1):
         part = lesions[np.sign(lesions["contrast"]) == sign]
         if part.empty:
             continue
-        keys = part["contrast"].abs().astype(str) + "x" + part["size_mm"].astype(str)
+        keys = part["contrast"].abs().astype(str) + "x" + part["size"].astype(str)
         part = part.assign(cell=keys)
         first = part.drop_duplicates("cell")
         names = list(first["cell"])
-        sizes, contrasts = first["size_mm"].to_numpy(float), first["contrast"].abs().to_numpy(float)
+        sizes, contrasts = first["size"].to_numpy(float), first["contrast"].abs().to_numpy(float)
         found, planted = _counts(part, LEVELS[level], subjects, names, "cell")
         ones = np.ones(len(subjects))
 
@@ -313,7 +313,7 @@ def surfaces(rows: pd.DataFrame, level: str, replicates: int = 200, seed: int = 
 
 
 def _counts(
-    rows: pd.DataFrame, column: str, subjects: list[str], cells: list[Any], key: str = "size_mm"
+    rows: pd.DataFrame, column: str, subjects: list[str], cells: list[Any], key: str = "size"
 ) -> tuple[Floats, Floats]:
     """Return found and all lesions by subject and cell, (subjects, cells) each."""
     row = {name: i for i, name in enumerate(subjects)}

@@ -101,13 +101,13 @@ def sentences(limits: Limits) -> list[str]:
         if not strongest.reached:
             said.append(
                 f"{name} lesions are not found {aim:.0%} of the time at any tested size, up to "
-                f"{surface.sizes[-1]:g} mm."
+                f"{surface.sizes[-1]:g} {limits.length}."
             )
             continue
-        faintest = surface.faintest(surface.sizes[-1], aim)
+        faintest, unit = surface.faintest(surface.sizes[-1], aim), limits.length
         said.append(
-            f"{name} lesions are found {aim:.0%} of the time from {strongest} mm where they differ "
-            f"by {surface.contrasts[-1]:g}; at {surface.sizes[-1]:g} mm, from a difference of "
-            f"{faintest}."
+            f"{name} lesions are found {aim:.0%} of the time from {strongest} {unit} where they "
+            f"differ by {surface.contrasts[-1]:g}; at {surface.sizes[-1]:g} {unit}, from a difference "
+            f"of {faintest}."
         )
     return said

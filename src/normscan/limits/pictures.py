@@ -82,7 +82,7 @@ def _figure(limits: Limits, ink: str, faint: str) -> Figure:
 
 def _title(limits: Limits) -> str:
     about, healthy = limits.about, limits.healthy()
-    planted = int((limits.rows["size_mm"] > 0).sum())
+    planted = int((limits.rows["size"] > 0).sum())
     return (
         f"{about['method']}: {planted} lesions ({about['kind']}) planted into {healthy['n']} healthy "
         f"scans{', simulated' if about.get('simulated') else ''}; threshold at "
@@ -102,8 +102,8 @@ def _heat_map(
     from matplotlib.patheffects import withStroke
 
     table = limits.table[limits.table["level"] == level]
-    sizes = sorted(set(table["size_mm"]))
-    shown = table.pivot(index="contrast", columns="size_mm", values="probability")
+    sizes = sorted(set(table["size"]))
+    shown = table.pivot(index="contrast", columns="size", values="probability")
     values = shown.reindex(index=contrasts, columns=sizes).to_numpy(float)
     colours = matplotlib.colormaps[COLOURS]
     axes.pcolormesh(
@@ -123,7 +123,7 @@ def _heat_map(
     axes.set_yticks(range(len(contrasts)), [f"{c:+g}" for c in contrasts])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel="diameter of the lesion, mm", ylabel=f"contrast, {limits.unit}")
+    axes.set(xlabel=f"diameter of the lesion, {limits.length}", ylabel=f"contrast, {limits.unit}")
     axes.set_title(f"% found: {NAMES[level]}", fontsize=11, loc="left")
 
 
@@ -155,8 +155,8 @@ def _curves(axes: Axes, limits: Limits, surface: Surface, ink: str, faint: str) 
     shift = np.linspace(-1, 1, len(surface.contrasts)) * 0.04 if len(surface.contrasts) > 1 else [0]
     for contrast, shade, moved in zip(surface.contrasts, shades, shift, strict=True):
         signed = surface.sign * contrast
-        part = table[table["contrast"] == signed].sort_values("size_mm")
-        at = part["size_mm"].to_numpy(float) * np.exp(moved)
+        part = table[table["contrast"] == signed].sort_values("size")
+        at = part["size"].to_numpy(float) * np.exp(moved)
         p, low, high = (part[c].to_numpy(float) for c in ("probability", "low", "high"))
         bars = np.clip([p - low, high - p], 0, None)
         axes.errorbar(at, p, bars, fmt="o", color=shade, markersize=4, linewidth=0.9, alpha=0.85)
@@ -173,7 +173,9 @@ def _curves(axes: Axes, limits: Limits, surface: Surface, ink: str, faint: str) 
     axes.set_xticks(surface.sizes, [f"{s:g}" for s in surface.sizes])
     axes.minorticks_off()
     axes.set(
-        ylim=(-0.03, 1.03), xlabel="diameter of the lesion, mm", ylabel="probability of detection"
+        ylim=(-0.03, 1.03),
+        xlabel=f"diameter of the lesion, {limits.length}",
+        ylabel="probability of detection",
     )
     name = (
         f"{SIGNS[surface.sign]} lesions" if len(limits.surfaces) > len(limits.levels) else "curves"

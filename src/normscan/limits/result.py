@@ -38,7 +38,7 @@ class Limits:
     """What a detector finds of lesions planted into healthy scans.
 
     Attributes:
-        rows: one row per planted lesion and one per healthy twin (``size_mm`` 0): subject, scan,
+        rows: one row per planted lesion and one per healthy twin (``size`` 0): subject, scan,
             size, contrast, place, score, p-value, whether the scan was flagged and the lesion
             found, and what the quality gate says.
         table: one row per level, contrast and size, see `normscan.limits.curves.cells`.
@@ -79,9 +79,9 @@ class Limits:
         """
         import pandas as pd
 
-        frame = pd.DataFrame(rows).sort_values(["site", "size_mm", "contrast"], kind="stable")
+        frame = pd.DataFrame(rows).sort_values(["site", "size", "contrast"], kind="stable")
         frame = frame.reset_index(drop=True)
-        mapped = (frame.loc[frame["size_mm"] > 0, "found"] != "").all()
+        mapped = (frame.loc[frame["size"] > 0, "found"] != "").all()
         levels = list(LEVELS) if mapped else ["scan"]
         table = pd.concat([cells(frame, level) for level in levels], ignore_index=True)
         fitted = [s for level in levels for s in surfaces(frame, level, replicates, seed)]
@@ -89,7 +89,7 @@ class Limits:
         table["fit"] = [
             float(by[level, int(np.sign(contrast))].probability(size, contrast))
             for level, contrast, size in zip(
-                table["level"], table["contrast"], table["size_mm"], strict=True
+                table["level"], table["contrast"], table["size"], strict=True
             )
         ]
         found = cls(frame, table, fitted, about, list(failures or []), list(notes))
@@ -109,7 +109,7 @@ class Limits:
         return "of the lesion's usual change"
 
     def smallest(self, contrast: float, probability: float = 0.5, level: str = "scan") -> Limit:
-        """Return the smallest diameter in mm that is found.
+        """Return the smallest diameter that is found, in ``length``.
 
         Args:
             contrast: within the tested ones of its sign.
@@ -152,6 +152,11 @@ class Limits:
                 return surface
         raise ArgumentError("no lesion of that sign was planted.")
 
+    @property
+    def length(self) -> str:
+        """Unit of diameters: mm, or px where the scans give no spacing."""
+        return str(self.about.get("length", "mm"))
+
     def summary(self) -> list[dict[str, Any]]:
         """Return the smallest diameter for each level, contrast and probability of detection."""
         return [
@@ -168,13 +173,13 @@ class Limits:
 
     def healthy(self) -> dict[str, Any]:
         """Return how many of the healthy twins were flagged, with the Wilson interval."""
-        twins = self.rows[self.rows["size_mm"] == 0].drop_duplicates("scan")
+        twins = self.rows[self.rows["size"] == 0].drop_duplicates("scan")
         share = proportion(int(twins["flagged"].astype(bool).sum()), len(twins))
         return {"flagged": int(twins["flagged"].astype(bool).sum()), **share.to_dict()}
 
     def gate(self) -> dict[str, dict[str, int]]:
         """Return what the quality gate says of the healthy twins and of the planted scans."""
-        groups = {"healthy": self.rows["size_mm"] == 0, "planted": self.rows["size_mm"] > 0}
+        groups = {"healthy": self.rows["size"] == 0, "planted": self.rows["size"] > 0}
         return {
             name: {str(k): int(v) for k, v in self.rows.loc[which, "gate"].value_counts().items()}
             for name, which in groups.items()
@@ -198,11 +203,11 @@ class Limits:
         """Return the limits as a table for the terminal."""
         healthy = self.healthy()
         lines = [
-            f"{self.about['method']}: {len(self.rows) - (self.rows['size_mm'] == 0).sum()} lesions "
+            f"{self.about['method']}: {len(self.rows) - (self.rows['size'] == 0).sum()} lesions "
             f"planted; {healthy['flagged']} of {healthy['n']} healthy twins flagged",
         ]
         for level in self.levels:
-            lines += ["", f"smallest diameter in mm that is found: {NAMES[level]}"]
+            lines += ["", f"smallest diameter in {self.length} that is found: {NAMES[level]}"]
             heads = "".join(f"{f'{p:.0%} of the time':<26}" for p in PROBABILITIES)
             lines.append(f"  {'contrast':<12}{heads}".rstrip())
             for contrast in sorted(set(self.table["contrast"]), reverse=True):
@@ -252,8 +257,8 @@ def _remarks(limits: Limits) -> list[str]:
         )
     if not limits.about["certified"]:
         said.append(str(limits.about["calibration"]))
-    planted = limits.rows[limits.rows["size_mm"] > 0]
-    if planted.duplicated(["subject", "size_mm", "contrast"]).any():
+    planted = limits.rows[limits.rows["size"] > 0]
+    if planted.duplicated(["subject", "size", "contrast"]).any():
         said.append(
             "Some subjects hold several lesions of a cell; the intervals of cells take them as "
             "independent, those of the limits are by subject."
@@ -270,8 +275,8 @@ def _remarks(limits: Limits) -> list[str]:
 def _likely(limits: Limits, planted: pd.DataFrame) -> pd.Series:
     """Whether at least half of the cell of each lesion was found: no stroke of luck."""
     table = limits.table[limits.table["level"] == limits.levels[-1]]
-    found = table.set_index(["contrast", "size_mm"])["probability"]
-    keys = list(zip(planted["contrast"], planted["size_mm"], strict=True))
+    found = table.set_index(["contrast", "size"])["probability"]
+    keys = list(zip(planted["contrast"], planted["size"], strict=True))
     return found.reindex(keys).ge(0.5).set_axis(planted.index)
 
 
@@ -289,18 +294,18 @@ def examples(
     import pandas as pd
 
     column = LEVELS[limits.levels[-1]]
-    planted = limits.rows[limits.rows["size_mm"] > 0]
+    planted = limits.rows[limits.rows["size"] > 0]
     planted = planted.assign(faint=planted["contrast"].abs())
     hit = planted[column].astype(bool)
     if column == "flagged":  # a scan whose twin is flagged too shows nothing of its lesion
-        twins = limits.rows[limits.rows["size_mm"] == 0]
+        twins = limits.rows[limits.rows["size"] == 0]
         hit &= ~planted["site"].isin(twins.loc[twins["flagged"].astype(bool), "site"])
     chosen = {
         FAINTEST: planted[hit & _likely(limits, planted)].sort_values(
-            ["faint", "size_mm"], kind="stable"
+            ["faint", "size"], kind="stable"
         ),
         LARGEST: planted[~planted[column].astype(bool)].sort_values(
-            ["size_mm", "faint"], ascending=False, kind="stable"
+            ["size", "faint"], ascending=False, kind="stable"
         ),
     }
     pictures: dict[str, list[Picture]] = {}
@@ -310,11 +315,11 @@ def examples(
         for _, row in rows.iterrows():
             try:
                 site = source.site(int(row["site"]), largest)
-                lesion = site.grow(float(row["size_mm"]))(float(row["contrast"]))
+                lesion = site.grow(float(row["size"]))(float(row["contrast"]))
                 finding = detector.predict(lesion.scan, site.foreground, True, True)
             except NormscanError:
                 continue  # it was there when it was scored; the table has it
-            text = f"{row['size_mm']:g} mm, contrast {row['contrast']:+g}"
+            text = f"{row['size']:g} {limits.length}, contrast {row['contrast']:+g}"
             picture = finding.picture(mask=lesion.mask, label=1, title=text)
             caption = ", ".join(filter(None, (str(row["scan"]), picture.caption)))
             pictures[title].append(replace(picture, caption=caption))

@@ -31,7 +31,7 @@ TABLE, PLAN = "limits.csv", "plan.json"
 CONTRASTS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 PHANTOM_CONTRASTS = (0.25, 0.5, 0.75, 1.0)
 COLUMNS = (
-    "site", "subject", "scan", "kind", "size_mm", "contrast", "x_mm", "y_mm", "z_mm", "extent",
+    "site", "subject", "scan", "kind", "size", "contrast", "x", "y", "z", "extent",
     "reached", "score", "p_value", "flagged", "overlap", "found", "twin_hit", "gate", "seconds",
 )  # fmt: skip
 
@@ -94,8 +94,14 @@ def detection_limits(
         source = PhantomSource(phantom, kind)
     else:
         assert scans is not None
-        source = scan_source(scans, split, seed, detector.seed)
-        source.notes += detector.doubt_about(source.about.get("split", ""))
+        if isinstance(scans, str | os.PathLike):
+            scans = detector.read_cohort(scans)
+        source = scan_source(scans, split, seed)
+        source.about["length"] = source.length()
+        if isinstance(scans, Cohort):
+            part = source.about["split"]
+            healthy = [row for row in scans.part(part) if row.label == 0]
+            source.notes += detector.doubts(healthy, part)
     if contrasts is None:
         contrasts = CONTRASTS if kind == BLOB else PHANTOM_CONTRASTS
     grid = _grid(source.sizes() if sizes is None else sizes, contrasts, kind)
@@ -110,7 +116,7 @@ def detection_limits(
     ledger = Ledger(None if out is None else Path(out), plan, 1 + len(grid[0]) * len(grid[1]))
     with Progress(progress) as bar:
         failures = _plant(detector, source, grid, range(count), overlap, ledger, bar)
-        if not any(row["size_mm"] for row in ledger.rows):
+        if not any(row["size"] for row in ledger.rows):
             reason = failures[0]["reason"] if failures else "there was none"
             raise ArgumentError(f"no lesion could be planted and scored: {reason}")
         about = {**plan, **_described(detector), "kind": kind, "command": command}
@@ -181,12 +187,17 @@ def _plant(
                     for contrast in grid[1]:
                         lesion = grown(contrast)
                         found = detector.predict(lesion.scan, site.foreground, False, True)
-                        about = {"kind": source.about["kind"], "size_mm": size}
+                        about = {"kind": source.about["kind"], "size": size}
                         about |= {"contrast": contrast}
                         rows.append(_row(number, site, found, lesion, twin, overlap) | about)
                 except NormscanError as error:
                     reason = str(error).replace(source.root, "")
-                    failures.append({"scan": f"{name}, {size:g} mm", "reason": reason})
+                    failures.append(
+                        {
+                            "scan": f"{name}, {size:g} {source.about.get('length', 'mm')}",
+                            "reason": reason,
+                        }
+                    )
         except NormscanError as error:
             failures.append({"scan": name, "reason": str(error).replace(source.root, "")})
             bar.say(f"left out {name}: {error}")
@@ -206,7 +217,7 @@ def _row(
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     row |= {
         "site": number, "subject": site.subject, "scan": site.name, "kind": "healthy",
-        "size_mm": 0.0, "contrast": 0.0, "score": float(finding.score),
+        "size": 0.0, "contrast": 0.0, "score": float(finding.score),
         "p_value": finding.p_value, "flagged": bool(finding.anomalous),
         "gate": finding.quality.status if finding.quality else "",
         "seconds": round(finding.seconds, 4),
@@ -214,7 +225,7 @@ def _row(
     if lesion is None:
         return row
     places = (round(float(v), 3) for v in lesion.centre)
-    row |= dict(zip(("x_mm", "y_mm", "z_mm"), places, strict=True))
+    row |= dict(zip(("x", "y", "z"), places, strict=True))
     row |= {"extent": round(lesion.extent, 3), "reached": round(lesion.reached, 4)}
     segmentation = finding.segmentation
     if segmentation is not None and twin is not None and twin.segmentation is not None:

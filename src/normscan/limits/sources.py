@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
-from normscan.errors import ArgumentError, CohortError, ScanError, nearest
+from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError, nearest
 from normscan.limits.planting import BlobSite, Planted, Site, found_foreground, planted
 from normscan.phantom.anatomy import Placer, Places
 from normscan.phantom.config import DIAMETERS, KINDS, PhantomConfig
@@ -48,8 +49,12 @@ class Source(Protocol):
         """Return the site of a number from 0, for lesions of up to a diameter in mm."""
         ...
 
+    def length(self) -> str:
+        """Return the unit of lengths, mm or px."""
+        ...
+
     def sizes(self) -> tuple[float, ...]:
-        """Return the diameters in mm that suit the scans."""
+        """Return the diameters that suit the scans."""
         ...
 
 
@@ -99,27 +104,37 @@ class ScanSource:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_BLOB, number)))
         return BlobSite(subject, name, scan, foreground, rng, largest)
 
+    def length(self) -> str:
+        """Return the unit of lengths: mm, or px where a scan gives no spacing.
+
+        Where scans differ, those without a spacing stand with pixels of 1 mm, and a note says so.
+        """
+        found = set()
+        for _, _, load in self.scans[:10]:
+            with contextlib.suppress(NormscanError):
+                found.add(load()[0].measured)
+        if found == {True, False}:
+            self.notes.append("Some scans give no spacing: their pixels count as 1 mm.")
+        return "px" if found == {False} else "mm"
+
     def sizes(self) -> tuple[float, ...]:
         """Return diameters from two pixels to a quarter of the first scan's anatomy."""
         return _sizes_for(*self.scans[0][2]())
 
 
-def scan_source(
-    scans: Cohort | str | os.PathLike[str] | Sequence[Scan], split: str, seed: int, cohort_seed: int
-) -> ScanSource:
+def scan_source(scans: Cohort | Sequence[Scan], split: str, seed: int) -> ScanSource:
     """Return the source of a cohort's held-out healthy scans, or of scans in memory.
 
     Args:
-        scans: a cohort, the path of its table or folder, or scans that are all healthy.
+        scans: a cohort, or scans that are all healthy.
         split: part of the cohort: test, or val where test has no healthy scan.
         seed: of the order of the scans, the places and the shapes.
-        cohort_seed: of the split, where the table gives none.
 
     Raises:
         CohortError: no healthy scan in the part.
         ArgumentError: a part that trains, or no scans.
     """
-    if not isinstance(scans, Cohort | str | os.PathLike):
+    if not isinstance(scans, Cohort):
         held: list[tuple[str, str, Loader]] = [
             (f"scan {i + 1}", f"scan {i + 1}", lambda scan=scan: (scan, None))  # type: ignore[misc]
             for i, scan in enumerate(scans)
@@ -127,7 +142,7 @@ def scan_source(
         if not held:
             raise ArgumentError("no scans were given to plant lesions into.")
         return ScanSource(held, seed, {"scans": len(held), "kind": BLOB})
-    cohort = scans if isinstance(scans, Cohort) else Cohort.read(scans, seed=cohort_seed)
+    cohort = scans
     if split not in ("test", "val"):
         raise ArgumentError(f"split is '{split}'; lesions are planted into test or val scans.")
     notes = []
@@ -201,6 +216,10 @@ class PhantomSource:
         self.about: dict[str, Any] = {"simulated": True, "kind": kind, "phantom": config.as_dict()}
         self.root = ""
         self.notes = ["The scans are SIMULATED: the limits say nothing of patients."]
+
+    def length(self) -> str:
+        """Return the unit of lengths, mm."""
+        return "mm"
 
     def sizes(self) -> tuple[float, ...]:
         """Return diameters from half of the kind's smallest to its largest."""

@@ -105,11 +105,13 @@ def bootstrap(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    flat: bool = False,
 ) -> dict[str, Estimate]:
     """Return the point estimates with percentile intervals over resampled subjects.
 
     Replicates on which a statistic is NaN (one class drawn) are dropped for it and show in
-    `replicates_used`. One subject, or no replicate, gives no interval: NaN.
+    `replicates_used`. One subject, no replicate, or replicates that all agree (a perfect score of a
+    few subjects) give no interval: NaN.
 
     Args:
         statistics: maps subject weights (r, subjects) to named values (r,); called in chunks.
@@ -119,6 +121,7 @@ def bootstrap(
         replicates: number of resamples; 0 for no intervals.
         seed: seed of the resampling; the same seed draws the same subjects.
         confidence: coverage of the interval, in (0, 1).
+        flat: replicates that all agree are an interval, as of a difference that is always 0.
 
     Raises:
         ArgumentError: a negative number of replicates or a confidence outside (0, 1).
@@ -131,6 +134,8 @@ def bootstrap(
     for name, value in point.items():
         values = drawn[name][~np.isnan(drawn[name])]
         low, high = np.quantile(values, tails) if values.size else (np.nan, np.nan)
+        if low == high and not flat:
+            low = high = np.nan
         estimates[name] = Estimate(float(value), float(low), float(high), subjects, values.size)
     return estimates
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -171,6 +171,11 @@ def image_metrics(
         seed=seed,
         confidence=confidence,
     )
+    positive, negative = (set(subject[rows].tolist()) for rows in (truth, ~truth))
+    if point["auroc"] in (0, 1) and not positive & negative and replicates:
+        pairs = min(len(positive), len(negative))
+        low, high = separated(point["auroc"], pairs, confidence)
+        estimates["auroc"] = replace(estimates["auroc"], low=low, high=high)
     if threshold is None:
         estimates |= dict.fromkeys(("accuracy", "sensitivity", "specificity"))
     return ImageMetrics(
@@ -182,6 +187,22 @@ def image_metrics(
         n=values.size,
         subjects=count,
     )
+
+
+def separated(value: float, pairs: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return an interval of an AUROC of 0 or 1, where resampling has none.
+
+    Of m disjoint pairs of an anomalous and a healthy subject, which are independent, all are in
+    order with probability AUROC^m: what is observed is unlikely below the bound. It is
+    Clopper-Pearson's interval of m successes in m trials.
+
+    Args:
+        value: 0 or 1.
+        pairs: subjects of the smaller class.
+        confidence: coverage, in (0, 1).
+    """
+    least = float(((1 - confidence) / 2) ** (1 / pairs))
+    return (least, 1.0) if value == 1 else (0.0, 1 - least)
 
 
 def fpr_at(
@@ -265,6 +286,7 @@ def bootstrap_difference(
         replicates=replicates,
         seed=seed,
         confidence=confidence,
+        flat=True,
     )[metric]
 
 

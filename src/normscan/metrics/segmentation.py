@@ -40,10 +40,10 @@ class SegmentationMetrics:
 
     Attributes:
         lesions: lesion-level detection.
-        strata: sensitivity by range of diameters in mm, of the sphere (disc in 2D) of the same
+        strata: sensitivity by range of diameters in `unit`, of the sphere (disc in 2D) of the same
             size as the lesion: [0, 5), [5, 10), [10, 20), [20, inf).
-        hd95: mean over the scans of the 95 % Hausdorff distance, in mm.
-        surface_distance: mean over the scans of the average symmetric surface distance, in mm.
+        hd95: mean over the scans of the 95 % Hausdorff distance, in `unit`.
+        surface_distance: mean over the scans of the average symmetric surface distance, in `unit`.
             The n of both are the subjects on which they are defined.
         surfaces: scans on which the two are defined.
         surfaces_undefined: scans with a lesion on which they are not: nothing was segmented.
@@ -51,7 +51,9 @@ class SegmentationMetrics:
         volume_bias: mean of predicted minus true, with its interval.
         volume_icc: ICC(2,1), with its interval.
         volume_pairs: predicted and true volume of each subject.
-        volume_unit: `ml`, or `cm2` in 2D.
+        volume_unit: `ml`, or `cm2` in 2D; `voxels` or `pixels` where the unit is px.
+        unit: of lengths: mm, or px where no scan has a spacing.
+        without_spacing: scans that lengths and volumes leave out, since others have a spacing.
     """
 
     lesions: LesionMetrics
@@ -65,10 +67,22 @@ class SegmentationMetrics:
     volume_icc: Estimate
     volume_pairs: list[list[float]]
     volume_unit: str
+    unit: str
+    without_spacing: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, None for NaN."""
         return to_json(self)
+
+
+class _Sizes:
+    """Lengths and volumes of scans that share a unit."""
+
+    def __init__(self) -> None:
+        self.scans = self.dims = 0
+        self.distances: list[tuple[Hashable, float, float]] = []
+        self.volumes: dict[Hashable, Floats] = defaultdict(lambda: np.zeros(2))
+        self.found: list[tuple[Hashable, Floats, npt.NDArray[np.bool_]]] = []
 
 
 class SegmentationScores:
@@ -82,10 +96,7 @@ class SegmentationScores:
     def __init__(self, rule: MatchRule | str = "any_overlap", surfaces: bool = True) -> None:
         self.lesions = LesionScores(rule)
         self.surfaces = surfaces
-        self._distances: list[tuple[Hashable, float, float]] = []
-        self._volumes: dict[Hashable, Floats] = defaultdict(lambda: np.zeros(2))
-        self._found: list[tuple[Hashable, Floats, npt.NDArray[np.bool_]]] = []
-        self._dims = 0
+        self._sizes = {"mm": _Sizes(), "px": _Sizes()}
 
     def __len__(self) -> int:
         return len(self.lesions)
@@ -96,7 +107,7 @@ class SegmentationScores:
         map: npt.ArrayLike,
         mask: npt.ArrayLike,
         subject: Hashable,
-        spacing: Sequence[float],
+        spacing: Sequence[float] | None,
         region: npt.ArrayLike | None = None,
     ) -> None:
         """Add the segmentation of one scan.
@@ -106,7 +117,7 @@ class SegmentationScores:
             map: anomaly map of the same shape; ranks the components for the FROC curve.
             mask: lesion mask of the same shape, 0 is healthy.
             subject: whose scan it is; volumes are summed and intervals resampled by subject.
-            spacing: mm for each axis.
+            spacing: mm for each axis; None where nobody knows them.
             region: pixels that count, same shape; None for the whole image.
 
         Raises:
@@ -117,14 +128,15 @@ class SegmentationScores:
         truth = checked_mask(mask, values.shape, "lesion mask") & inside
         ranked = np.where(predicted, np.maximum(values, np.finfo(np.float32).min), -np.inf)
         match = self.lesions.add(ranked, truth, subject, -np.inf, spacing=spacing)
-        voxel = math.prod(spacing) if self.lesions.rule.unit == "voxels" else 1.0
-        diameters = _diameter(match.sizes * voxel, len(spacing))
-        self._found.append((subject, diameters, match.peaks > -np.inf))
-        self._dims = max(self._dims, len(spacing))
-        unit = float(np.prod(spacing)) / 10 ** len(spacing)
-        self._volumes[subject] += [predicted.sum() * unit, truth.sum() * unit]
+        sizes, dims = self._sizes["mm" if spacing is not None else "px"], predicted.ndim
+        steps = (1.0,) * dims if spacing is None else spacing
+        voxel = math.prod(steps) if self.lesions.rule.unit == "voxels" else 1.0
+        sizes.found.append((subject, _diameter(match.sizes * voxel, dims), match.peaks > -np.inf))
+        sizes.scans, sizes.dims = sizes.scans + 1, max(sizes.dims, dims)
+        unit = 1.0 if spacing is None else math.prod(steps) / 10**dims
+        sizes.volumes[subject] += [predicted.sum() * unit, truth.sum() * unit]
         if self.surfaces and truth.any():
-            self._distances.append((subject, *surface_distances(predicted, truth, spacing)))
+            sizes.distances.append((subject, *surface_distances(predicted, truth, steps)))
 
     def evaluate(
         self, *, replicates: int = 1000, seed: int = 0, confidence: float = 0.95
@@ -145,15 +157,17 @@ class SegmentationScores:
             "confidence": confidence,
         }
         lesions = self.lesions.evaluate(**options)
-        numbers = {subject: i for i, subject in enumerate(self._volumes)}
+        length = "mm" if self._sizes["mm"].scans else "px"
+        sizes = self._sizes[length]
+        numbers = {subject: i for i, subject in enumerate(sizes.volumes)}
         sums, counts = np.zeros((2, len(numbers))), np.zeros(len(numbers))
-        for subject, *distances in self._distances:
+        for subject, *distances in sizes.distances:
             if not np.isnan(distances[0]):
                 sums[:, numbers[subject]] += distances
                 counts[numbers[subject]] += 1
 
         hits, sized = np.zeros((2, len(DIAMETERS) + 1, len(numbers)))
-        for subject, diameters, found_ones in self._found:
+        for subject, diameters, found_ones in sizes.found:
             stratum = np.digitize(diameters, DIAMETERS)
             np.add.at(sized[:, numbers[subject]], stratum, 1)
             np.add.at(hits[:, numbers[subject]], stratum, found_ones)
@@ -173,7 +187,7 @@ class SegmentationScores:
         subjects = {name: int((sized[i] > 0).sum()) for i, name in enumerate(_STRATA)}
         subjects |= dict.fromkeys(("hd95", "surface_distance"), int((counts > 0).sum()))
         found = {name: replace(value, n=subjects[name]) for name, value in found.items()}
-        pairs = np.array(list(self._volumes.values()))
+        pairs = np.array(list(sizes.volumes.values()))
 
         def agreement(weights: Floats) -> dict[str, Floats]:
             drawn = [pairs.repeat(w.astype(int), axis=0) for w in weights]
@@ -188,14 +202,17 @@ class SegmentationScores:
         return SegmentationMetrics(
             lesions=lesions,
             strata={
-                n: SizeStratum(found.pop(n), int(sized[i].sum())) for i, n in enumerate(_STRATA)
+                n.replace("mm", length): SizeStratum(found.pop(n), int(sized[i].sum()))
+                for i, n in enumerate(_STRATA)
             },
             **found,
             surfaces=int(counts.sum()),
-            surfaces_undefined=len(self._distances) - int(counts.sum()),
+            surfaces_undefined=len(sizes.distances) - int(counts.sum()),
             volumes=volume_agreement(*pairs.T),
             volume_pairs=pairs.round(6).tolist(),
-            volume_unit="ml" if self._dims == 3 else "cm2",
+            volume_unit=_VOLUMES[length][sizes.dims == 3],
+            unit=length,
+            without_spacing=self._sizes["px"].scans if length == "mm" else 0,
         )
 
 
@@ -205,7 +222,9 @@ _STRATA = [
     f"{DIAMETERS[-1]:g} mm and more",
 ]
 
+_VOLUMES = {"mm": ("cm2", "ml"), "px": ("pixels", "voxels")}  # of areas and of volumes
+
 
 def _diameter(sizes: Floats, dims: int) -> Floats:
-    """Return the diameter in mm of the disc or sphere of each size in mm2 or mm3."""
+    """Return the diameter of the disc or sphere of each size, in its unit of length."""
     return 2 * np.sqrt(sizes / math.pi) if dims == 2 else np.cbrt(6 * sizes / math.pi)

@@ -111,11 +111,17 @@ def bca(
 def percentile(
     value: float, drawn: Floats, subjects: int, confidence: float, reason: str = ""
 ) -> Interval:
-    """Return a value with the percentile interval of its replicates, NaN ones left out."""
+    """Return a value with the percentile interval of its replicates, NaN ones left out.
+
+    Replicates that all agree have none: they say nothing of how far the value may be off.
+    """
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
         return Interval(value, math.nan, math.nan, subjects, 0, "none", reason or "undefined")
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if low == high:
+        why = reason or "all resamples give the same value"
+        return Interval(value, math.nan, math.nan, subjects, drawn.size, "none", why)
     return Interval(value, float(low), float(high), subjects, drawn.size, "percentile", reason)
 
 

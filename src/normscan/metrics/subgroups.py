@@ -15,6 +15,7 @@ from normscan.metrics.comparisons import Comparison, holm
 from normscan.metrics.curves import Floats
 from normscan.metrics.estimates import check_bootstrap, draws, number_subjects, to_json
 from normscan.metrics.images import Subjects, _checked, _Counts
+from normscan.metrics.predictive import proportion
 from normscan.metrics.statistics import Interval, bca
 
 Rows = npt.NDArray[np.bool_]
@@ -211,6 +212,16 @@ class _Side:
         self.metrics = self._counts.metrics
         self.cells, self.count = max(self._counts.cells, count), count
 
+    def share(self, metric: str, confidence: float) -> Interval | None:
+        """Wilson's interval of a share of scans, where each subject has one scan of the class."""
+        if self._counts.above is None or metric not in ("sensitivity", "specificity"):
+            return None
+        hits, passed, sick, healthy = self._counts.above
+        called, every = (hits, sick) if metric == "sensitivity" else (passed, healthy)
+        if every.max(initial=0) > 1:
+            return None
+        return proportion(int(called.sum()), int(every.sum()), confidence=confidence)
+
     def enough(self, metric: str, minimum: int) -> bool:
         """Whether the classes that the metric needs have enough subjects."""
         needed = {"sensitivity": (1,), "specificity": (0,)}.get(metric, (0, 1))
@@ -243,7 +254,7 @@ def _group(
     observed = {name: float(v[0]) for name, v in gap(ones).items()}
     for name in wanted:
         if name in able:
-            e = estimates[name]
+            e = group.share(name, confidence) or estimates[name]
             assert isinstance(e, Interval)
             metrics[name] = dataclasses.replace(e, n=group.subjects)
         else:

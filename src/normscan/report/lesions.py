@@ -24,8 +24,9 @@ def lesion_section(pixels: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not parts or not parts["lesions"]["lesions"]:
         return None
     lesions, volumes = parts["lesions"], parts["volumes"]
-    strata, dims = parts.get("strata") or {}, 2 if parts.get("volume_unit") == "cm2" else 3
-    unit = "cm²" if dims == 2 else "ml"
+    strata = parts.get("strata") or {}
+    dims = 2 if parts.get("volume_unit") in ("cm2", "pixels") else 3
+    unit = parts.get("volume_unit", "ml").replace("cm2", "cm²")
     drawn = {
         "froc": froc_chart(lesions),
         "strata": strata_chart(strata) if strata else None,
@@ -53,6 +54,7 @@ def _rows(parts: Mapping[str, Any], unit: str) -> list[dict[str, Any]]:
     """Return the lines of the table: title, explanation, estimate, and what was counted."""
     lesions, volumes = parts["lesions"], parts["volumes"]
     surfaces = parts["surfaces"]
+    length = parts.get("unit", "mm")
     scans = f"{surfaces} of {surfaces + parts['surfaces_undefined']} scans"
     limits = f"limits of agreement {number(volumes['low'])} to {number(volumes['high'])} {unit}"
     subjects = f"{volumes['n']} subjects"
@@ -65,9 +67,9 @@ def _rows(parts: Mapping[str, Any], unit: str) -> list[dict[str, Any]]:
         _row("F1", "harmonic mean of the two", lesions["f1"], f"{lesions['lesions']} lesions"),
         _row("False positives per scan", "components that find no lesion",
              lesions["false_positives_per_scan"], all_scans),
-        _row("Hausdorff-95 (mm)", "mean over the scans with a lesion that have a segmentation",
+        _row(f"Hausdorff-95 ({length})", "mean over the scans with a lesion that have a segmentation",
              parts["hd95"], scans),
-        _row("Surface distance (mm)", "average symmetric distance, over the same scans",
+        _row(f"Surface distance ({length})", "average symmetric distance, over the same scans",
              parts["surface_distance"], scans),
         _row(f"Volume bias ({unit})", f"segmented minus true; {limits}",
              parts.get("volume_bias", {"value": volumes["bias"]}), subjects),

@@ -129,17 +129,32 @@ def sentences(outcome: Outcome, decision: Mapping[str, Any]) -> list[str]:
         said.append(f"{_clause(outcome.flagged_unlabelled, outcome.unlabelled, 'unlabelled')}.")
     if not said:
         said.append("No test scan was scored.")
-    count, wanted = decision.get("n_validation"), decision.get("fpr_wanted")
-    if count and known(wanted):
-        scans = f"{count} healthy validation scan{_s(count)}"
-        if decision.get("kind") == "cross":
-            scans = f"out-of-fold scores of all {count} healthy subjects"
-        said.append(
-            f"The threshold was set on {scans} to flag "
-            f"{percent(wanted, 0 if float(wanted) >= 0.01 else 1)} of healthy scans; "
-            "no anomalous scan was used for it."
-        )
+    if sentence := _promise(decision):
+        said.append(sentence)
     return said
+
+
+def _promise(decision: Mapping[str, Any]) -> str:
+    """Say what rate of false alarms the threshold can promise, beside the one that was wanted."""
+    count, wanted = decision.get("n_validation"), decision.get("fpr_wanted")
+    expected = decision.get("fpr_expected")
+    if not count or not known(wanted):
+        return ""
+    whose = f"{count} healthy validation subject{_s(count)}"
+    if decision.get("kind") == "cross":
+        whose = f"out-of-fold scores of all {count} healthy subjects"
+    text = f"The threshold was set on {whose}"
+    rate = percent(wanted, 0 if float(wanted) >= 0.01 else 1)
+    if not known(expected):
+        text += f" to flag {rate} of healthy scans"
+    else:
+        text += f": it is expected to flag {percent(expected, 1)} of healthy scans"
+        low, high = decision.get("fpr_low"), decision.get("fpr_high")
+        if known(low) and known(high):
+            text += f" (95% interval {percent(low, 1)} to {percent(high, 1)})"
+        if float(expected) > float(wanted) + 1e-9:
+            text += f", not the {rate} that were wanted, for which they are too few"
+    return f"{text}. No anomalous scan was used for it."
 
 
 def _clause(flagged: int | None, total: int, kind: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from normscan.errors import ScanError
+from normscan.errors import OutputError, ScanError
 from normscan.io.atomic import atomic_path
 
 
@@ -54,7 +54,12 @@ def write_tensors(
     with atomic_path(path) as temporary:
         temporary.touch()
         rights = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # a full disk, which isn't told apart from the rest
+            raise OutputError(
+                f"{path}: can't be written ({error}). Check the free space and the rights of the folder."
+            ) from error
         temporary.chmod(rights)  # safetensors leaves it to its owner alone
 
 

@@ -17,6 +17,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
+DIVISION = "division.csv"
 CACHE = "cache"
 FOLDS = "folds"  # of a cross-calibrated detector; each has a folder
 MEMBER = "member.safetensors"  # a finished fold
@@ -30,15 +31,8 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
     """
     if not _first_process():
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        config = folder / CONFIG if folder.is_dir() else folder
-        if not folder.is_dir() or not config.is_file():
-            raise OutputError(f"{folder} exists and is no run folder. Choose another one.")
-        if not resume:
-            state = "a finished" if (folder / DETECTOR).exists() else "an unfinished"
-            raise OutputError(
-                f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
-            )
+    if check_run(folder, resume):
+        config = folder / CONFIG
         try:
             before = dict(read_json(config))
         except (ValueError, TypeError) as error:
@@ -54,6 +48,33 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
     write_json(folder / CONFIG, configuration)
 
 
+def check_run(folder: Path, resume: bool) -> bool:
+    """Refuse a folder that can't be that of a new run, or of one to go on with.
+
+    Returns:
+        Whether it holds a run.
+
+    Raises:
+        OutputError: it exists and is no run folder, or ``resume`` is False.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(map(_counts, folder.iterdir()))):
+        return False
+    config = folder / CONFIG if folder.is_dir() else folder
+    if not folder.is_dir() or not config.is_file():
+        raise OutputError(f"{folder} exists and is no run folder. Choose another one.")
+    if not resume:
+        state = "a finished" if (folder / DETECTOR).exists() else "an unfinished"
+        raise OutputError(
+            f"{folder} holds {state} run. Choose another folder, remove it, or go on with --resume."
+        )
+    return True
+
+
+def _counts(path: Path) -> bool:
+    """Whether a path in the folder is more than what a killed process left half written."""
+    return not (path.is_file() and path.name.startswith(".tmp-"))
+
+
 @contextlib.contextmanager
 def tidied(folder: Path) -> Iterator[None]:
     """Remove the cache of prepared scans when the run ends, well or not.
@@ -66,7 +87,7 @@ def tidied(folder: Path) -> Iterator[None]:
         begun = [folder / CHECKPOINT, *(folder / FOLDS).glob("*/*.safetensors")]
         if _first_process() and not any(path.exists() for path in begun):
             shutil.rmtree(folder / FOLDS, ignore_errors=True)
-            for name in (CONFIG, LOG):
+            for name in (CONFIG, DIVISION, LOG):
                 (folder / name).unlink(missing_ok=True)
         raise
     finally:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from normscan.errors import NormscanError
+from normscan.errors import ArgumentError, NormscanError
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed, seeded
 from normscan.training.checkpoint import cpu_state, load_state, save_state
@@ -94,7 +94,10 @@ class Trainer:
     def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
         part = PreparedSet.join([self.parts[name] for name in phase.part.split("+")])
         steps = phase.total_steps(len(part))
-        optimizers = {p.name: p.optimizer(p.parameters()) for p in phase.players}
+        try:
+            optimizers = {p.name: p.optimizer(p.parameters()) for p in phase.players}
+        except ValueError as error:
+            raise ArgumentError(f"the optimiser refuses its settings: {error}.") from error
         self.memory = {"best": None, "best_loss": None, "waited": 0, "ema": None}
         begin = 0
         if state:
@@ -285,7 +288,10 @@ class Trainer:
             return
         kept = []
         for text in path.read_text().splitlines():
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # cut where the process was killed
             if (line["phase_index"], line["step"]) <= (phase, step):
                 kept.append(text + "\n")
         path.write_text("".join(kept))

@@ -1,0 +1,190 @@
+"""The command ``normscan predict``."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normscan.cohort import Cohort, CohortRow
+from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
+from normscan.progress import Progress
+
+if TYPE_CHECKING:
+    from normscan.detector.finding import Finding
+
+SCORES = "scores.csv"
+
+
+def predict(
+    run: str,
+    scans: list[str] | None = None,
+    out: str | None = None,
+    cohort: str | None = None,
+    root: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    force: bool = False,
+    target: list[str] | None = None,
+    structures: list[str] | None = None,
+) -> int:
+    """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
+
+    Args:
+        run: run folder of the detector.
+        scans: files, folders of them, patterns such as 'scans/*.nii.gz'; a scan with one file per
+            channel is written as its files joined by commas.
+        out: folder for the results and scores.csv; RUN/predictions by default.
+        cohort: instead of files, a table or folder, all of whose scans are scored.
+        root: folder of the table's relative paths.
+        device: auto, cpu or cuda.
+        overwrite: replace the findings of an earlier prediction.
+        force: score scans that the quality gate refuses, too.
+        target: for methods that compare a scan with further ones of the same subject: these, one
+            for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
+        structures: for methods that use them, label maps of the anatomy likewise.
+
+    Returns:
+        0, or 1 where some of the scans could not be predicted.
+    """
+    from normscan.detector import load
+    from normscan.io.atomic import check_folder
+
+    if bool(scans) == (cohort is not None):
+        raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
+    detector = load(run, device)
+    folder = Path(out) if out else Path(run) / "predictions"
+    check_folder(folder)
+    if cohort is not None:
+        rows = _named(detector.read_cohort(cohort, root))
+    else:
+        rows = _beside(list(rows_of(scans or [])), target=target, structures=structures)
+    taken = [row.scan for row in rows if (folder / f"{row.scan}_finding.json").exists()]
+    if taken and not overwrite:
+        raise OutputError(
+            f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
+        )
+    lines, failures = [], 0
+    tracked = Progress().track(rows, "predict", len(rows))
+    for row, found in detector.predict_cohort(tracked, details=True, force=force):
+        try:
+            if isinstance(found, NormscanError):
+                raise found
+            with of_scan(row.scan):
+                found.save(folder, row.scan)
+        except NormscanError as error:
+            failures += 1
+            lines.append({"scan": row.scan, "left_out": str(error)})
+            print(f"{row.scan}: left out: {error}", file=sys.stderr)
+        else:
+            lines.append(_line(row.scan, found))
+            _say(row.scan, found)
+    if failures == len(rows):
+        raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
+    if failures:
+        print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
+    write_scores(folder / SCORES, lines)
+    print(f"results: {folder}\nscores:  {folder / SCORES}")
+    return 1 if failures else 0
+
+
+def rows_of(scans: Iterable[str]) -> Iterator[CohortRow]:
+    """Yield a row for each scan that is named: by itself, in a folder, or by a pattern.
+
+    A folder of pictures or volumes is taken scan by scan, masks left out; one of DICOM alone is a
+    scan. Names are those of the files, as far as they must be told apart.
+
+    Raises:
+        ScanError: an empty name, a pattern that nothing fits.
+    """
+    from normscan.cohort.table import unique_names
+
+    files = [parts for text in scans for parts in _files(text)]
+    for name, parts in zip(unique_names([parts[0] for parts in files]), files, strict=True):
+        yield CohortRow(scan=name, subject=name, paths=tuple(map(Path, parts)))
+
+
+def _files(text: str) -> list[list[str]]:
+    """Return the files of each scan that an argument names."""
+    from normscan.cohort.layouts import pictures_in
+
+    if not text:
+        raise ScanError("an empty name stands among the scans. Name a file.")
+    if os.path.isdir(text):
+        inside = pictures_in(Path(text))
+        return [[str(Path(text) / name)] for name in inside] or [[text]]
+    if os.path.exists(text):
+        return [[text]]
+    if glob.has_magic(text):
+        fitting = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+        if not fitting:
+            raise ScanError(f"{text}: no file fits this pattern.")
+        return [parts for each in fitting for parts in _files(each)]
+    return [text.split(",")]
+
+
+def _named(rows: Cohort) -> list[CohortRow]:
+    """Return the rows of a cohort under names that files can have."""
+    from normscan.cohort.table import unique_names
+
+    names = unique_names([row.scan for row in rows])
+    return [replace(row, scan=name) for row, name in zip(rows, names, strict=True)]
+
+
+def _beside(rows: list[CohortRow], **given: list[str] | None) -> list[CohortRow]:
+    """Return the rows with what stands beside each scan."""
+    for name, paths in given.items():
+        if paths is None:
+            continue
+        if len(paths) != len(rows):
+            raise ArgumentError(f"--{name} names {len(paths)} files for {len(rows)} scans.")
+        for number, text in enumerate(paths):
+            parts = [text] if os.path.exists(text) else text.split(",")
+            value: Any = tuple(map(Path, parts)) if name == "target" else Path(parts[0])
+            column = "targets" if name == "target" else name
+            rows[number] = replace(rows[number], **{column: value})
+    return rows
+
+
+def _say(name: str, finding: Finding) -> None:
+    p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
+    print(f"{name}: score {finding.score:.5g}{p_value}  {finding.decision}")
+    for note in _notes(finding):
+        print(f"  note: {note}")
+
+
+def _notes(finding: Finding) -> tuple[str, ...]:
+    return (*(finding.quality.reasons if finding.quality else ()), *finding.notes)
+
+
+def _line(name: str, finding: Finding) -> dict[str, Any]:
+    rates = finding.false_alarms
+    return {
+        "scan": name,
+        "score": finding.score,
+        "p_value": finding.p_value,
+        "anomalous": finding.anomalous,
+        "false_alarms_expected": None if rates is None else rates["expected"],
+        "quality": finding.quality.status if finding.quality else None,
+        "notes": " ".join(_notes(finding)),
+        "left_out": None,
+    }
+
+
+def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write a table of the scans; those of earlier predictions in the folder stay."""
+    import pandas as pd
+
+    from normscan.io import atomic_path
+
+    table = pd.DataFrame(lines, dtype=object)
+    if path.exists():
+        before = pd.read_csv(path, dtype=object)
+        if "scan" in before:
+            table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
