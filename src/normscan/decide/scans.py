@@ -129,6 +129,8 @@ class ScanThreshold:
     def judge(self, scores: Sequence[float]) -> tuple[float, bool]:
         """Return p-value and decision of a scan by the scores of a detector's members.
 
+        The members of a detector that was calibrated elsewhere stand with the mean of their scores.
+
         Raises:
             ArgumentError: NaN, or another number of members than calibrated.
         """
@@ -137,8 +139,8 @@ class ScanThreshold:
         return p_value, round(p_value * (self.n + 1)) <= self.rank
 
     def p_values_of(self, scores: npt.ArrayLike) -> Floats:
-        """Return the p-values (m,) of scans by the scores (m, 1) of their only member."""
-        return self.p_values(np.asarray(scores, dtype=np.float64)[:, 0])
+        """Return the p-values (m,) of scans by the means of their members' scores (m, K)."""
+        return self.p_values(np.asarray(scores, dtype=np.float64).mean(axis=1))
 
     def p_value(self, score: float) -> float:
         """Return the conformal p-value (1 + #{healthy >= score}) / (n + 1) of one score.

@@ -97,6 +97,11 @@ class State:
         )
         return configuration
 
+    @property
+    def decided_by(self) -> str:
+        """Whose scores set the threshold: ``split``, ``cross``, or a cohort from ``elsewhere``."""
+        return "elsewhere" if self.training.get("elsewhere") else self.calibration.kind
+
     def doubt_about(self, split: str) -> tuple[str, ...]:
         """Say that figures on a part of the cohort would be too good, where its scans trained."""
         trained = split == "train" or (split == "val" and self.calibration.kind == "cross")

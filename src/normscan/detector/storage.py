@@ -183,6 +183,11 @@ def _trained_line(training: dict[str, Any]) -> str:
     line = (
         f"- Trained on: {sizes['train']} healthy scans of {subjects['train']} subjects; threshold"
     )
+    if about := training.get("elsewhere"):
+        return (
+            f"{line} from {about['scans']} healthy scans of {about['subjects']} subjects of another "
+            f"cohort, without training. `{DETECTOR}` keeps what was decided before."
+        )
     if folds := training.get("folds"):
         return f"{line} from the same scans, each scored without its fold of {folds}."
     return f"{line} from {sizes['val']} {'more' if training['samples'] else 'scans'} of {subjects['val']}."

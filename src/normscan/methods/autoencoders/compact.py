@@ -296,7 +296,10 @@ _CLAMPED = {"clamp": "always"}
     preprocess={**PICTURE, "limit": 1.0},
     # The toy is to be judged by how far the map stands out, which SSIM evens out by design.
     tiny={
-        **TINY, "window": 5, "data_range": 10.0, "preprocess": {**TINY["preprocess"], "limit": 1.0},
+        **TINY,
+        "window": 5,
+        "data_range": 10.0,
+        "preprocess": {**TINY["preprocess"], "limit": 1.0},
     },
     options=COMPACT,
 )
