@@ -158,4 +158,29 @@ def calibrate(run: Path, site: Path, out: Path) -> None:
     from normscan.progress import Progress
 
     table = Cohort.read(site, fractions=(1.0, 0.0, 0.0))
-    elsewhere.calibrate_run(run, table, out, (None, None), "cpu", Progress(False))
+    elsewhere.calibrate_run(run, table, out, (None, None), None, "cpu", Progress(False))
+
+
+def test_by_a_column(site, tmp_path, toy):
+    """Groups that are large enough are decided apart, in what is stored, too."""
+    frame = pd.read_csv(site).assign(subject=lambda t: t.index.astype(str))
+    frame["scanner"] = ["one" if i % 2 else "two" for i in range(len(frame))]
+    frame["site"] = "here"
+    cohort = Cohort.from_table(frame, site.parent, fractions=(1.0, 0.0, 0.0))
+    detector = Detector("mean_image", fpr=0.1, calibration="split", gate=False, **OPTIONS)
+    detector.fit(Cohort.read(toy(2))).calibrate(cohort, by="scanner").save(tmp_path / "new")
+    loaded = load(tmp_path / "new", "cpu")
+    scores = {row.scan: f.score for row, f in detector.predict_cohort(cohort.part("train"))}
+    rows = [row for row in cohort if row.label == 0]
+    for scanner in ("one", "two"):
+        known = np.array([scores[r.scan] for r in rows if r.columns["scanner"] == scanner])
+        finding = loaded.predict(rows[0].load(), columns={"scanner": scanner})
+        assert finding.p_value == pytest.approx((1 + (known >= finding.score).sum()) / 13)
+        assert finding.threshold == known.max()
+        assert f"12 healthy subjects of scanner {scanner}" in finding.notes[-1]
+    assert "all 24 healthy subjects" in loaded.predict(rows[0].load()).notes[-1]
+    by_site = detector.calibrate(cohort, by="site")
+    ((_, finding),) = by_site.predict_cohort(rows[:1])
+    assert "24 healthy subjects of site here" in finding.notes[-1]
+    with pytest.raises(CohortError, match="'scaner' tells no healthy scan's group"):
+        detector.calibrate(cohort, by="scaner")

@@ -15,6 +15,7 @@ def calibrate(
     root: str | None = None,
     fpr: float | None = None,
     pixel_fpr: float | None = None,
+    by: str | None = None,
     device: str = "auto",
 ) -> None:
     """Set the thresholds of a trained detector on healthy scans of another place, without training.
@@ -30,6 +31,8 @@ def calibrate(
         root: folder of the table's relative paths.
         fpr: false-positive rate of the decision; the detector's own by default.
         pixel_fpr: share of a healthy scan's pixels above the pixel threshold, likewise.
+        by: column such as scanner, sex or site: groups with enough healthy subjects for fpr get
+            thresholds of their own, smaller ones are put together.
         device: auto, cpu or cuda.
     """
     from normscan.detector.elsewhere import calibrate_run
@@ -38,7 +41,7 @@ def calibrate(
     given = Path(run)
     folder = Path(out) if out else given.with_name(f"{given.name}_calibrated")
     with Progress() as bar:
-        state = calibrate_run(given, table, folder, (fpr, pixel_fpr), device, bar)
+        state = calibrate_run(given, table, folder, (fpr, pixel_fpr), by, device, bar)
     before = state.training["earlier"][-1]["scan_threshold"]
     after = state.scan_threshold
     assert after is not None

@@ -126,6 +126,18 @@ class ScanThreshold:
         """
         return float(without_nan([score])[0]) > self.threshold
 
+    @property
+    def grouped_by(self) -> str:
+        """The column whose groups have thresholds of their own, or an empty string."""
+        return ""
+
+    def among(self, columns: Mapping[str, Any]) -> tuple[ScanThreshold, str]:
+        """Return the threshold for a scan by its columns, and whom it is then compared with.
+
+        There is nothing to say where all scans are compared with the same ones.
+        """
+        return self, ""
+
     def judge(self, scores: Sequence[float]) -> tuple[float, bool]:
         """Return p-value and decision of a scan by the scores of a detector's members.
 

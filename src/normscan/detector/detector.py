@@ -166,6 +166,7 @@ class Detector(State):
         *,
         fpr: float | None = None,
         pixel_fpr: float | None = None,
+        by: str | None = None,
         progress: bool = False,
     ) -> Detector:
         """Set the thresholds anew on healthy scans that did not train, such as another site's.
@@ -178,6 +179,8 @@ class Detector(State):
                 val, all of them where it has no split.
             fpr: false-positive rate of the decision; the detector's own by default.
             pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold, likewise.
+            by: column of the cohort, such as ``scanner``, whose groups get thresholds of their own
+                where they are large enough; ``columns`` of ``predict`` then names a scan's.
             progress: show progress on stderr.
 
         Returns:
@@ -190,7 +193,7 @@ class Detector(State):
         if not isinstance(healthy, Cohort):
             healthy = Cohort.read(healthy, fractions=(1.0, 0.0, 0.0))
         with Progress(progress) as bar:
-            self._take(calibrated(self, healthy, (fpr, pixel_fpr), bar)[0])
+            self._take(calibrated(self, healthy, (fpr, pixel_fpr), by, bar)[0])
         return self
 
     # --------------------------------------------------------------- prediction

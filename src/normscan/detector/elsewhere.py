@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from normscan.cohort import Cohort, CohortRow
-from normscan.decide import ScanThreshold, promise
+from normscan.decide import GroupedThreshold, ScanThreshold, promise
+from normscan.decide.groups import group_of
 from normscan.detector.healthy import Healthy, score_healthy, thresholded
 from normscan.detector.run import HEALTHY
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
-from normscan.errors import ArgumentError, CohortError, OutputError
+from normscan.errors import ArgumentError, CohortError, OutputError, nearest
 from normscan.io.atomic import check_folder
 from normscan.progress import Progress
 
@@ -21,7 +22,7 @@ Rates = tuple[float | None, float | None]
 
 
 def calibrate_run(
-    run: Path, cohort: Cohort, out: Path, rates: Rates, device: str, bar: Progress
+    run: Path, cohort: Cohort, out: Path, rates: Rates, by: str | None, device: str, bar: Progress
 ) -> State:
     """Calibrate a stored detector and write it to a new folder, which is whole or not there.
 
@@ -30,6 +31,7 @@ def calibrate_run(
         cohort: see ``calibrated``.
         out: new folder.
         rates: see ``calibrated``.
+        by: see ``calibrated``.
         device: that scores the scans.
         bar: shows progress.
 
@@ -40,7 +42,7 @@ def calibrate_run(
         raise OutputError(f"{out} exists. Choose another folder with --out, or remove it.")
     state = read_state(run, device)
     check_folder(out.parent)
-    decided, healthy = calibrated(state, cohort, rates, bar)
+    decided, healthy = calibrated(state, cohort, rates, by, bar)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / "run"
@@ -51,7 +53,9 @@ def calibrate_run(
     return decided
 
 
-def calibrated(state: State, cohort: Cohort, rates: Rates, bar: Progress) -> tuple[State, Healthy]:
+def calibrated(
+    state: State, cohort: Cohort, rates: Rates, by: str | None, bar: Progress
+) -> tuple[State, Healthy]:
     """Return the state with thresholds from healthy scans that did not train, and their scores.
 
     The scores of several members are averaged before they are compared: a fixed function of a scan
@@ -61,11 +65,12 @@ def calibrated(state: State, cohort: Cohort, rates: Rates, bar: Progress) -> tup
         state: fitted.
         cohort: whose healthy scans are taken, see ``chosen``.
         rates: of false positives, of scans and of pixels; None keeps the detector's own.
+        by: column whose groups are decided apart, see ``GroupedThreshold``.
         bar: shows progress.
 
     Raises:
         ArgumentError: the detector was not fitted, or a rate lies outside 0..1.
-        CohortError: no healthy scans, or none that can be predicted.
+        CohortError: no healthy scans, none that can be predicted, or no such column.
     """
     if state.method is None:
         raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
@@ -73,6 +78,7 @@ def calibrated(state: State, cohort: Cohort, rates: Rates, bar: Progress) -> tup
         if rate is not None and not 0 < rate < 1:
             raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
     healthy, seen = apart(state, chosen(cohort))
+    groups = grouped(healthy, by)
     n = len({row.subject for row in healthy})
     asked = state.changed(fpr=rates[0] or state.fpr, pixel_fpr=rates[1] or state.pixel_fpr)
     bar.say(f"threshold: {asked.fpr:.3g} false alarms are wanted; {promise(n, asked.fpr)}")
@@ -85,6 +91,9 @@ def calibrated(state: State, cohort: Cohort, rates: Rates, bar: Progress) -> tup
     for line in doubts(found, seen, len(healthy)):
         bar.say(line)
     threshold = ScanThreshold.fit(found.scores, asked.fpr, found.subjects)
+    if by is not None:
+        names = [groups[scan] for scan in found.scans]
+        threshold = GroupedThreshold.of_subjects(found.scores, names, by, asked.fpr, found.subjects)
     about = {
         "cohort_sha256": healthy.digest(),
         "scans": len(found.scores),
@@ -110,6 +119,24 @@ def chosen(cohort: Cohort) -> Cohort:
             "Give them the label 0."
         )
     return cohort.select(own if own.any() else labelled)
+
+
+def grouped(cohort: Cohort, by: str | None) -> dict[str, str]:
+    """Return the group of each scan by a column; none without one.
+
+    Raises:
+        CohortError: the cohort has no such column, or it says nothing of any scan.
+    """
+    if by is None:
+        return {}
+    groups = {row.scan: group_of({**row.columns, "site": row.site}, by) for row in cohort}
+    if not any(groups.values()):
+        known = sorted({name for row in cohort for name in row.columns} | {"site"})
+        raise CohortError(
+            f"the column '{by}' tells no healthy scan's group.{nearest(by, known)} "
+            f"The cohort has: {', '.join(known)}."
+        )
+    return groups
 
 
 def apart(state: State, cohort: Cohort) -> tuple[Cohort, list[str]]:

@@ -263,13 +263,15 @@ def predict(
         finding.map = prepared.back(stitched.map[None])[0]
     if details:
         _add_details(finding, stitched, prepared)
+    compared = ""
     if state.scan_threshold is not None:
-        finding.threshold = state.scan_threshold.threshold
-        finding.p_value, finding.anomalous = state.scan_threshold.judge(scores)
+        threshold, compared = state.scan_threshold.among(columns or {})
+        finding.threshold = threshold.threshold
+        finding.p_value, finding.anomalous = threshold.judge(scores)
     finding.pixel_threshold = state.pixel_threshold
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
-    finding.notes = tuple(scan.extra.get("notes", ()))
+    finding.notes = (*scan.extra.get("notes", ()), *filter(None, [compared]))
     if prepared.working is not None:
         finding.notes += prepared.working.notes
         finding.facts = prepared.working.facts
@@ -310,7 +312,10 @@ def predict_rows(
             used = {} if state.method is None else state.method.uses
             found = {n: row.load_companion(n, scan) for n, use in used.items() if use.at_prediction}
             beside = {name: array for name, array in found.items() if array is not None}
-            yield row, predict(state, scan, foreground, details, force, row.columns, beside)
+            columns = row.columns
+            if state.scan_threshold is not None and state.scan_threshold.grouped_by == "site":
+                columns = {**columns, "site": row.site}
+            yield row, predict(state, scan, foreground, details, force, columns, beside)
         except NormscanError as error:
             yield row, error
         except OSError as error:

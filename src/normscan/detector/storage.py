@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from normscan.decide import Calibration, CrossThreshold
+from normscan.decide import Calibration, restored
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import atomic_path, content_hash
@@ -134,7 +134,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
             channels=tuple(about["channels"]),
-            scan_threshold=None if threshold is None else CrossThreshold.from_dict(threshold),
+            scan_threshold=None if threshold is None else restored(threshold),
             pixel_threshold=None if pixel is None else float(pixel),
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
