@@ -125,8 +125,8 @@ def test_references_take_no_part(site, capsys):
         held = {r["scan"] for r in detector.training["references"]}
         detector.calibrate(site, progress=True)
         assert set(detector.training["elsewhere"]["left_out"]) == held
-        assert "references of the detector" in capsys.readouterr().err
-        with pytest.raises(CohortError, match="Take others"):
+        assert "learnt from them: 3 scans" in capsys.readouterr().err
+        with pytest.raises(CohortError, match="did not train"):
             detector.calibrate(own.select([row.scan in held for row in own]))
 
 
@@ -184,3 +184,17 @@ def test_by_a_column(site, tmp_path, toy):
     assert "24 healthy subjects of site here" in finding.notes[-1]
     with pytest.raises(CohortError, match="'scaner' tells no healthy scan's group"):
         detector.calibrate(cohort, by="scaner")
+
+
+def test_scans_that_trained_take_no_part(run, toy, capsys):
+    """By content, whatever their names; with folds every healthy scan trained."""
+    own = Cohort.read(toy(2))
+    own.table["scan"] = own.table["subject"] = [f"other{i}" for i in range(len(own))]
+    detector = load(run, "cpu")
+    if detector.calibration.kind == "cross":
+        with pytest.raises(CohortError, match="learnt from all of these"):
+            detector.calibrate(own)
+    else:
+        detector.calibrate(own, progress=True)
+        assert detector.training["elsewhere"]["scans"] == 6
+        assert "learnt from them: 48 scans" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 from normscan.cohort import Cohort
 from normscan.detector import fitting
 from normscan.detector.healthy import Healthy, decided, score_healthy
-from normscan.detector.state import State
+from normscan.detector.state import State, tags
 from normscan.detector.survey import Survey, survey
 from normscan.methods.base import Method
 from normscan.methods.folds import Folds, Only
@@ -86,7 +86,10 @@ def fit(
         seconds |= {f"refit/{name}": value for name, value in spent.items()}
     method.eval().requires_grad_(False)
     training = _training(work, healthy, seconds)
-    state = work.built.changed(method=method, gate=work.asked.gate, training=training)
+    learnt = tags(row for part in work.parts for row in part)
+    state = work.built.changed(
+        method=method, gate=work.asked.gate, training=training, learnt=learnt
+    )
     return decided(state, healthy), healthy
 
 

@@ -103,7 +103,7 @@ class Detector(State):
         return self.changed(
             preprocess=self._asked[0], arguments=dict(self._asked[1]),
             calibration=self._asked[2], channels=(), method=None, scan_threshold=None,
-            pixel_threshold=None, gate=None, training={}, fingerprint="",
+            pixel_threshold=None, gate=None, training={}, learnt=(), fingerprint="",
         )  # fmt: skip
 
     # ------------------------------------------------------------------ fitting

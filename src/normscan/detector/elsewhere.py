@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from normscan.cohort import Cohort, CohortRow
+from normscan.cohort import Cohort
 from normscan.decide import GroupedThreshold, ScanThreshold, promise
 from normscan.decide.groups import group_of
 from normscan.detector.healthy import Healthy, score_healthy, thresholded
 from normscan.detector.run import HEALTHY
-from normscan.detector.state import State
+from normscan.detector.state import State, tags
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, CohortError, OutputError, nearest
 from normscan.io.atomic import check_folder
@@ -140,28 +140,28 @@ def grouped(cohort: Cohort, by: str | None) -> dict[str, str]:
 
 
 def apart(state: State, cohort: Cohort) -> tuple[Cohort, list[str]]:
-    """Return the scans that the detector holds no copy of, and the names of the others.
+    """Return the scans that the detector did not learn from, and the names of the others.
 
     Raises:
-        CohortError: it holds all of them.
+        CohortError: it learnt from all of them.
     """
-    held = [reference["sha256"] for reference in state.training.get("references", [])]
-
-    def known(row: CohortRow) -> bool:
-        return bool(held) and list(row.content()) in held
-
-    seen = [known(row) for row in cohort]
+    held = set(filter(None, state.learnt))
+    seen = [tag in held for tag in tags(cohort)] if held else [False] * len(cohort)
     if all(seen):
-        raise CohortError("all of these scans are references of the detector. Take others.")
-    names = [row.scan for row, copy in zip(cohort, seen, strict=True) if copy]
-    return cohort.select([not copy for copy in seen]), names
+        raise CohortError(
+            "the detector learnt from all of these scans, so their scores are too low for a "
+            "threshold. Take healthy scans that did not train."
+        )
+    names = [row.scan for row, known in zip(cohort, seen, strict=True) if known]
+    return cohort.select([not known for known in seen]), names
 
 
 def doubts(found: Healthy, seen: list[str], count: int) -> list[str]:
     """What somebody should know of the scans that set the threshold."""
     lines = []
     if seen:
-        lines.append(f"left out, since they are references of the detector: {', '.join(seen)}")
+        some = ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
+        lines.append(f"left out, since the detector learnt from them: {len(seen)} scans ({some})")
     for scan, reason in found.failures:
         lines.append(f"{scan}: left out: {reason}")
     if found.refused:

@@ -17,7 +17,7 @@ import torch
 
 from normscan.cohort import Cohort
 from normscan.detector.healthy import Healthy, decided, score_healthy
-from normscan.detector.state import State
+from normscan.detector.state import State, tags
 from normscan.detector.survey import Survey, survey, unseen
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.io.values import read_json, tupled, write_json
@@ -272,7 +272,8 @@ def fit_closed_form(
             {"scan": row.scan, "sha256": row.content()}
             for row in scans["train"] if row.scan in sets["healthy"].scans
         ]  # fmt: skip
-    return state.changed(training=training)
+    learnt = tags(scans["train"]) if sets else ()
+    return state.changed(training=training, learnt=learnt)
 
 
 def closed_form_part(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from normscan import registry
+from normscan.cohort import CohortRow
 from normscan.decide import Calibration, ScanThreshold
 from normscan.decide.calibration import SPLIT
-from normscan.errors import ArgumentError
+from normscan.errors import ArgumentError, NormscanError
 from normscan.io.values import plain
 from normscan.methods.base import Method
 from normscan.preprocess import Preprocess
@@ -48,6 +50,7 @@ class State:
         pixel_threshold: of the map.
         gate: what a scan is compared with before it is scored, or None.
         training: what it was trained on and how long.
+        learnt: tags of the contents of the scans that it learnt from, see ``tags``.
         fingerprint: SHA-256 of the stored weights, or an empty string.
     """
 
@@ -71,6 +74,7 @@ class State:
     pixel_threshold: float | None = None
     gate: Gate | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    learnt: tuple[str, ...] = ()
     fingerprint: str = ""
 
     def changed(self, **changes: Any) -> State:
@@ -180,3 +184,16 @@ def ask(
         card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
         calibration, cache, gate,
     )  # fmt: skip
+
+
+def tags(rows: Iterable[CohortRow]) -> tuple[str, ...]:
+    """Return a tag of the content of each scan, whatever its name; of one without file an empty one."""
+    found = []
+    for row in rows:
+        try:
+            told = "".join(row.content())
+        except (NormscanError, OSError):
+            found.append("")
+            continue
+        found.append(hashlib.sha256(told.encode()).hexdigest()[:16])
+    return tuple(found)

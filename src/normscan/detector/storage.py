@@ -62,6 +62,7 @@ def write_state(state: State, folder: Path) -> State:
         "scan_threshold": None if threshold is None else threshold.to_dict(),
         "pixel_threshold": state.pixel_threshold,
         "training": state.training,
+        "learnt": list(state.learnt),
         "gate": None if state.gate is None else state.gate.to_dict(),
         "sha256": state.fingerprint,
         "versions": versions(),
@@ -137,6 +138,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             scan_threshold=None if threshold is None else restored(threshold),
             pixel_threshold=None if pixel is None else float(pixel),
             training=about["training"],
+            learnt=tuple(about.get("learnt", ())),
             gate=None if gate is None else Gate.from_dict(gate),
             fingerprint=about["sha256"],
         )
