@@ -91,7 +91,8 @@ def detector(method: str, dims: int, steps: int | None = None, **options) -> Det
         arguments |= dict.fromkeys(counted, steps)
     if dims == 3 and "batch_size" in card(method).defaults:
         arguments["batch_size"] = 2
-    options = {"gate": False, **options}  # odd sizes and constant images must reach the method
+    # Odd sizes and constant images must reach the method, and one fit is enough.
+    options = {"gate": False, "calibration": "split", **options}
     return Detector(method, preset="tiny", preprocess=AS_THEY_ARE, **arguments, **options)
 
 
