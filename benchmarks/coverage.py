@@ -12,6 +12,7 @@ The interval of the mean over repetitions is that of a normal mean of their shar
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,7 @@ def row(name: str, found: Points, promised: float, bound: str) -> str:
 
 def main() -> None:
     """Simulate and write the table."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     lines = [
         "# Coverage of cross-calibration, by simulation",
         "",

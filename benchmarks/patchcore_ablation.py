@@ -107,21 +107,27 @@ def figures(score: list[float], label: list[int], subject: list[str]) -> dict[st
     }  # fmt: skip
 
 
-def run_cell(name: str, variant: str, seed: int, data: Path, weights: str) -> dict[str, Any]:
-    """Fit and score one variant."""
+def detector_of(variant: str, seed: int, train: int, weights: str) -> Detector:
+    """The unfitted detector of a variant, for so many training scans."""
     end, _, changes, more = VARIANTS[variant]
-    cohort = cohort_of(name, data)
-    test = list(cohort.part("test"))
     arguments = {"size": ENDS[end]["size"], "weights": weights, "bank": BANK, **more}
     bank = arguments.pop("bank")
     if bank is not None:
-        patches = len(cohort.part("train")) * (arguments["size"] // 8) ** 2
-        arguments |= {"coreset": min(1.0, bank / patches), "candidates": 20_000}
+        patches = train * (arguments["size"] // 8) ** 2
+        arguments["coreset"] = min(1.0, bank / patches)
     settings = {**ENDS[end]["preprocess"], **changes}
+    return Detector(
+        "patchcore", preset="laptop", preprocess=settings, seed=seed, gate=False,
+        calibration="split", **arguments,
+    )  # fmt: skip
+
+
+def run_cell(name: str, variant: str, seed: int, data: Path, weights: str) -> dict[str, Any]:
+    """Fit and score one variant."""
+    cohort = cohort_of(name, data)
+    test = list(cohort.part("test"))
     begun = time.monotonic()
-    detector = Detector(
-        "patchcore", preset="laptop", preprocess=settings, seed=seed, gate=False, **arguments
-    ).fit(cohort)
+    detector = detector_of(variant, seed, len(cohort.part("train")), weights).fit(cohort)
     columns: dict[str, list[Any]] = {k: [] for k in ("score", "smoothed", "label", "subject")}
     maps, masks = [], []
     for row in test:

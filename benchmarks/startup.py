@@ -5,6 +5,7 @@ Writes benchmarks/results/startup.json: minimum and median of ten runs each, bes
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ COMMANDS = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     figures = {}
     for name, command in COMMANDS.items():
         seconds = []

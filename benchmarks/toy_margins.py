@@ -13,6 +13,7 @@ benchmarks/results/toy_margins.md; run it at the root of a checkout.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import statistics
@@ -60,15 +61,23 @@ def work(threads: int, seed: int, methods: list[str]) -> None:
     """In a process of its own: judge methods and print a line of JSON for each."""
     import torch
     from tests.contract.judging import judge
+    from tests.support.needs import Toys
     from tests.toy import write_toy_cohort
 
-    from normscan.cohort import Cohort
+    from normscan.registry import card
+
+    def made(name: str) -> Path:
+        path = Path(folder) / name
+        path.mkdir()
+        return path
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        cohort = Cohort.read(write_toy_cohort(Path(folder), 2, 1))
+        cohorts = Toys(
+            made, functools.cache(lambda d, c: write_toy_cohort(made(f"plain{d}d{c}c"), d, c))
+        )
         for method in methods:
-            verdict = judge(method, cohort, seed)
+            verdict = judge(method, cohorts(card(method)), seed)
             values = {**vars(verdict), "margin": verdict.margin}
             rounded = {name: round(value, 4) for name, value in values.items()}
             print(json.dumps({"method": method, **rounded}), flush=True)
@@ -131,6 +140,9 @@ def write(rows: list[dict[str, str]]) -> None:
 
 def main() -> None:
     """Run the command line."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return
     if sys.argv[1:2] == ["--work"]:
         work(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
         return
@@ -138,7 +150,7 @@ def main() -> None:
 
     trained = [
         id for id, card in load_all().items()
-        if card.regime in ("healthy", "healthy+unlabelled") and card.family != "baselines"
+        if card.regime != "zero-shot" and card.family != "baselines"
     ]  # fmt: skip
     methods = sys.argv[1:] or trained
     found, kept = measured(methods), []

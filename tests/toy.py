@@ -5,12 +5,15 @@ the same with a soft spot that looks like healthy tissue in the wrong place (bri
 in the bright) or that keeps the mean intensity and has another texture. No grey value belongs to
 lesions alone, so a map that is the intensity itself, as an untrained net's, finds none of them on
 average, and the mean image finds them badly, since nothing stays in place.
+
+Beside a scan stand, where they are asked for, a second modality, fainter by a factor, in which
+lesions don't show, and the label map of the healthy tissues.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,17 +31,31 @@ def _ball(axes: list[np.ndarray], middle: np.ndarray, size: np.ndarray) -> np.nd
     return 1 / (1 + np.exp((r - 1) * 12))
 
 
+class Subject(NamedTuple):
+    """A scan and what stands beside it: image (C, *shape), the others (*shape)."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    target: np.ndarray
+    structures: np.ndarray
+
+
 def toy_scan(
     rng: np.random.Generator, dims: int, channels: int, lesion: bool | Kind
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return image (C, *shape) and mask (*shape); ``True`` draws a bright spot."""
+    return toy_subject(rng, dims, channels, lesion)[:2]
+
+
+def toy_subject(rng: np.random.Generator, dims: int, channels: int, lesion: bool | Kind) -> Subject:
+    """Draw a subject; ``True`` draws a bright spot."""
     shape = SIZE[dims]
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     centre = rng.uniform(-0.25, 0.25, dims)
     radius = rng.uniform(0.5, 0.75, dims)
     head = _ball(axes, centre, radius)
     inner = _ball(axes, centre, radius * rng.uniform(0.5, 0.65))
-    image = DARK * head + (BRIGHT - DARK) * inner
+    healthy = image = DARK * head + (BRIGHT - DARK) * inner
     mask = np.zeros(shape, bool)
     if lesion:
         kind = "bright" if lesion is True else lesion
@@ -56,13 +73,22 @@ def toy_scan(
         mask = blob > 0.5
     image = image * rng.uniform(0.95, 1.05, channels).reshape(-1, *[1] * dims)
     noise = rng.normal(0, 0.02, image.shape)
-    return np.where(head > 0.3, image + noise, 0).astype(np.float32), mask & (head > 0.3)
+    inside = head > 0.3
+    # From a source of its own: the images are the same whatever stands beside them.
+    other = 0.6 * healthy + rng.spawn(1)[0].normal(0, 0.02, shape)
+    return Subject(
+        np.where(inside, image + noise, 0).astype(np.float32),
+        mask & inside,
+        np.where(inside, other, 0).astype(np.float32),
+        (inside * (1 + (inner > 0.5))).astype(np.uint8),
+    )
 
 
-def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
+def write_toy_cohort(folder: Path, dims: int, channels: int, beside: bool = False) -> Path:
     """Write .npy scans and a table; return the table's path.
 
-    The column ``kind`` names a lesion's kind; all of them are equally many.
+    The column ``kind`` names a lesion's kind; all of them are equally many. With ``beside`` there
+    are the columns ``target`` and ``structures``.
     """
     rng = np.random.default_rng(7)
     counts = {"train": 48, "val": 6, "test": 12, "extra": 18}
@@ -75,7 +101,7 @@ def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
             for i in range(n):
                 scan = f"{split}{label}{i:02d}"
                 kind = KINDS[i % len(KINDS)] if label else ""
-                image, mask = toy_scan(rng, dims, channels, kind or False)
+                image, mask, *more = toy_subject(rng, dims, channels, kind or False)
                 row = {"scan": scan, "subject": scan, "label": label, "split": split}
                 for c, name in enumerate(names):
                     np.save(folder / f"{scan}_c{c}.npy", image[c])
@@ -84,7 +110,32 @@ def write_toy_cohort(folder: Path, dims: int, channels: int) -> Path:
                 if label:
                     np.save(folder / f"{scan}_mask.npy", mask.astype(np.uint8))
                     row["mask"] = f"{scan}_mask.npy"
+                for name, array in zip(
+                    ("target", "structures"), more if beside else (), strict=False
+                ):
+                    np.save(folder / f"{scan}_{name}.npy", array)
+                    row[name] = f"{scan}_{name}.npy"
                 rows.append({**row, "kind": kind})
     table = folder / "cohort.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    return table
+
+
+def write_toy_auxiliary(folder: Path, dims: int, channels: int) -> Path:
+    """Write a second domain: heads of another scanner with their structures, and textures."""
+    rng, rows = np.random.default_rng(11), []
+    for i in range(12):
+        image, _, _, structures = toy_subject(rng, dims, channels, False)
+        image = np.where(image > 0, 0.1 + 0.7 * image, 0).astype(np.float32)
+        row = {"label": 0, "split": "train", "structures": f"other{i}_structures.npy"}
+        np.save(folder / row["structures"], structures)
+        if i >= 6:
+            image = rng.uniform(0.1, 1, image.shape).astype(np.float32)
+            row = {"label": "", "split": "extra", "structures": ""}
+        for c in range(channels):
+            np.save(folder / f"other{i}_c{c}.npy", image[c])
+            row["path" if channels == 1 else f"path_c{c}"] = f"other{i}_c{c}.npy"
+        rows.append({"scan": f"other{i}", "subject": f"other{i}", **row})
+    table = folder / "auxiliary.csv"
     pd.DataFrame(rows).to_csv(table, index=False)
     return table

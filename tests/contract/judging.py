@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from tests.support.needs import batch_for
 from tests.toy import KINDS, Kind
 
 from normscan.cohort import Cohort
@@ -93,17 +94,17 @@ def detector(method: str, dims: int, steps: int | None = None, **options) -> Det
             arguments["batch_size"] = min(4, tiny["batch_size"])
     if dims == 3 and "batch_size" in card(method).defaults:
         arguments["batch_size"] = 2
-    options = {"gate": False, **options}  # odd sizes and constant images must reach the method
+    # Odd sizes and constant images must reach the method, and one fit is enough.
+    options = {"gate": False, "calibration": "split", **options}
     return Detector(method, preset="tiny", preprocess=AS_THEY_ARE, **arguments, **options)
 
 
-def batch(det: Detector, n: int = 3, seed: int = 0) -> Batch:
-    """Random images that fit a detector's method."""
-    generator = torch.Generator().manual_seed(seed)
+def batch(det: Detector, n: int = 3, seed: int = 0, method: Method | None = None) -> Batch:
+    """Random images that fit a detector's method, or, to train with, one of its arguments."""
+    asked = method or det.method
+    assert asked is not None
     shape = (det.arguments["size"],) * det.arguments["dims"]
-    image = torch.rand(n, det.arguments["channels"], *shape, generator=generator)
-    foreground = torch.ones(n, 1, *shape, dtype=torch.bool)
-    return Batch(image, foreground, Rng([seed + i for i in range(n)]), torch.full((n,), 0.5))
+    return batch_for(asked, n, det.arguments["channels"], shape, seed, method is not None)
 
 
 def quality(det: Detector, test: Cohort, kinds: Sequence[Kind] = KINDS) -> float:
@@ -134,7 +135,8 @@ def quality(det: Detector, test: Cohort, kinds: Sequence[Kind] = KINDS) -> float
 def judge(method: str, cohort: Cohort, seed: int = 0) -> Verdict:
     """Train a tiny detector and compare it with untrained ones and with the mean image.
 
-    A closed form can't be untrained: it is fitted to noise instead.
+    A closed form can't be untrained: it is fitted to noise instead. The mean image has the same
+    scans, without what stands beside them.
     """
     test = cohort.part("test")
     kinds = SHOWS[method][0] if method in SHOWS else KINDS
@@ -146,11 +148,12 @@ def judge(method: str, cohort: Cohort, seed: int = 0) -> Verdict:
             torch.manual_seed(100 * seed + other)
             untrained: Method = card(method).create(**det.arguments).eval()
         if not untrained.phases():
-            noise = [dataclasses.replace(batch(det, 8, s), rng=Rng(s)) for s in range(3)]
+            noise = [dataclasses.replace(batch(det, 8, s, untrained), rng=Rng(s)) for s in range(3)]
             untrained.fit(iter(noise))
         det.method = untrained
         before.append(quality(det, test, kinds))
-    mean_image = quality(detector("mean_image", 2).fit(cohort), test, kinds)
+    alone = Cohort(cohort.table, cohort.root)
+    mean_image = quality(detector("mean_image", 2).fit(alone), test, kinds)
     return Verdict(trained, float(np.median(before)), mean_image)
 
 

@@ -17,30 +17,40 @@ import numpy as np
 import pytest
 import torch
 from tests.contract.judging import FINDINGS, LEAST, batch, detector, falls, judge
+from tests.support.needs import Toys, needs, row_of
+from tests.support.regimes import TOY_CARDS, registered
 
 from normscan.cli.commands import fit as fit_command
 from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
 from normscan.detector import Detector, load
-from normscan.methods.base import Batch
+from normscan.detector.finding import Finding
+from normscan.errors import CohortError, ScanError
 from normscan.registry import REGIMES, SETTLED, load_all
 from normscan.rng import Rng
 from normscan.training.folder import DETECTOR, LOG, WEIGHTS
 from normscan.training.loop import Trainer
 
-CARDS = load_all()
+# Every regime has its method: where no product method needs one yet, a toy stands in for it.
+OURS = load_all()
+CARDS = {**OURS, **TOY_CARDS}
 # A method's tests go to one worker, which fits its detectors once (``pytest --dist loadgroup``).
 ONE = {m: pytest.mark.xdist_group(m) for m in CARDS}
 PLANE = [pytest.param(m, id=m, marks=ONE[m]) for m in CARDS]
-CASES = [pytest.param(m, d, id=f"{m}-{d}d", marks=ONE[m]) for m in CARDS for d in CARDS[m].dims]
-LEARNT = [
-    pytest.param(m, id=m, marks=ONE[m]) for m in CARDS
-    if CARDS[m].create(**{**CARDS[m].arguments("tiny"), "dims": 2}).phases()
+CASES = [
+    pytest.param(m, d, id=f"{m}-{d}d", marks=ONE[m]) for m in CARDS for d in CARDS[m].dims
+    if d == 2 or not needs(CARDS[m]).volumes
 ]  # fmt: skip
+LEARNT = [pytest.param(m, id=m, marks=ONE[m]) for m in CARDS if needs(CARDS[m]).phases]
 TRAINED = [
-    pytest.param(m, id=m, marks=ONE[m]) for m in CARDS
-    if CARDS[m].regime in ("healthy", "healthy+unlabelled") and CARDS[m].family != "baselines"
+    pytest.param(m, id=m, marks=ONE[m]) for m in OURS
+    if OURS[m].regime != "zero-shot" and OURS[m].family != "baselines"
 ]  # fmt: skip
+# One toy learns nothing, and four references that lie elsewhere are fewer than one needs.
+TOYS = [m for m in TOY_CARDS if m not in ("toy_guess", "toy_nearest")]
+JUDGED = [*TRAINED, *(pytest.param(m, id=m, marks=ONE[m]) for m in TOYS)]
+NEEDY = [pytest.param(m, id=m, marks=ONE[m]) for m in CARDS if needs(CARDS[m]).some]
+OPEN = [pytest.param(m, id=m, marks=ONE[m]) for m in CARDS if CARDS[m].regime == "zero-shot"]
 
 with (Path(__file__).parent / "margins.csv").open(newline="") as stored:
     MARGINS = list(csv.DictReader(stored))
@@ -49,14 +59,27 @@ SHORT = 4  # updates of a phase where what is learnt doesn't matter
 SOME = 40  # updates after which a loss has visibly fallen
 
 
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    with registered():
+        yield
+
+
 @pytest.fixture(scope="module")
-def runs(toy, tmp_path_factory):
+def cohorts(toy, tmp_path_factory):
+    """The toy cohort for a method, axes and channels: it has what the card asks for."""
+    made = Toys(tmp_path_factory.mktemp, toy)
+    return lambda method, dims=2, channels=1: made(CARDS[method], dims, channels)
+
+
+@pytest.fixture(scope="module")
+def runs(cohorts, tmp_path_factory):
     """Detectors trained briefly and their run folders, one per method, axes and channels."""
 
     @functools.cache
     def make(method: str, dims: int, channels: int = 1) -> tuple[Detector, Path]:
         folder = tmp_path_factory.mktemp("run") / "run"
-        return detector(method, dims, SHORT).fit(Cohort.read(toy(dims, channels)), folder), folder
+        return detector(method, dims, SHORT).fit(cohorts(method, dims, channels), folder), folder
 
     return make
 
@@ -67,9 +90,11 @@ def fitted(runs):
     return lambda method, dims, channels=1: runs(method, dims, channels)[0]
 
 
-def scans(cohort: Cohort):
-    """A healthy test scan and a lesioned one of each kind, and some more healthy ones."""
-    return [row.load() for row in list(cohort.part("test"))[:: 4 if len(cohort) > 50 else 1]]
+def predicted(det: Detector, cohort: Cohort, number: int = 0):
+    """The finding of a test scan with what stands beside it."""
+    ((_, finding),) = det.predict_cohort([cohort.part("test")[number]], details=True)
+    assert isinstance(finding, Finding), finding
+    return finding
 
 
 # ------------------------------------------------------------------ declarations
@@ -115,12 +140,13 @@ def test_arguments_are_kept(method: str, fitted):
 
 
 @pytest.mark.parametrize(("method", "dims"), CASES)
-def test_findings_are_finite_and_lie_on_the_scan(method: str, dims: int, fitted, toy):
+def test_findings_are_finite_and_lie_on_the_scan(method: str, dims: int, fitted, cohorts):
     """The toy scans are odd and anisotropic, and none has the size of the working grid."""
     det = fitted(method, dims)
     values = []
-    for scan in scans(Cohort.read(toy(dims))):
-        finding = det.predict(scan)
+    for _, finding in det.predict_cohort(cohorts(method, dims).part("test"), details=True):
+        assert isinstance(finding, Finding), finding
+        scan = finding.scan
         values.append(finding.score)
         assert 0 < finding.p_value <= 1
         if finding.map is not None:
@@ -135,14 +161,15 @@ def test_findings_are_finite_and_lie_on_the_scan(method: str, dims: int, fitted,
 
 
 @pytest.mark.parametrize("method", PLANE)
-def test_three_channels(method: str, fitted, toy):
+def test_three_channels(method: str, fitted, cohorts):
     dims = CARDS[method].dims[0]
     det = fitted(method, dims, 3)
     assert det.arguments["channels"] == 3
-    finding = det.predict(scans(Cohort.read(toy(dims, 3)))[0])
+    cohort = cohorts(method, dims, 3)
+    finding = predicted(det, cohort)
     assert np.isfinite(finding.score)
     if finding.map is not None:
-        assert finding.map.ndim == dims and np.isfinite(finding.map).all()
+        assert finding.map.shape == finding.scan.shape and np.isfinite(finding.map).all()
 
 
 @pytest.mark.parametrize(("method", "dims"), CASES)
@@ -165,8 +192,7 @@ def test_batch_mates_do_not_matter(method: str, dims: int, fitted):
     det = fitted(method, dims)
     together = batch(det)
     all_three = det.method.maps(together)
-    alone = Batch(together.image[1:2], together.foreground[1:2], Rng([1]), together.position[1:2])
-    one = det.method.maps(alone)
+    one = det.method.maps(row_of(together, 1, Rng([1])))
     for name in ("map", "score", "reconstruction", "uncertainty"):
         a, b = getattr(all_three, name), getattr(one, name)
         if a is not None:
@@ -174,14 +200,14 @@ def test_batch_mates_do_not_matter(method: str, dims: int, fitted):
 
 
 @pytest.mark.parametrize("method", PLANE)
-def test_prediction_is_deterministic_and_leaves_no_trace(method: str, fitted, toy):
+def test_prediction_is_deterministic_and_leaves_no_trace(method: str, fitted, cohorts):
     det = fitted(method, CARDS[method].dims[0])
-    scan = scans(Cohort.read(toy(CARDS[method].dims[0])))[0]
+    cohort = cohorts(method, CARDS[method].dims[0])
     torch.manual_seed(5)
     modes = [m.training for m in det.method.modules()]
-    first = det.predict(scan)
+    first = predicted(det, cohort)
     global_state = torch.random.get_rng_state()
-    second = det.predict(scan)
+    second = predicted(det, cohort)
     assert torch.equal(torch.random.get_rng_state(), global_state)
     assert first.score == second.score
     if first.map is not None:
@@ -194,7 +220,9 @@ def test_constant_image(method: str, fitted):
     """A slice without contrast, as at the top of a volume, gives finite numbers."""
     det = fitted(method, CARDS[method].dims[0])
     images = batch(det)
-    maps = det.method.maps(dataclasses.replace(images, image=torch.zeros_like(images.image)))
+    around = None if images.context is None else torch.zeros_like(images.context)
+    flat = dataclasses.replace(images, image=torch.zeros_like(images.image), context=around)
+    maps = det.method.maps(flat)
     for value in (maps.map, maps.score):
         assert value is None or torch.isfinite(value).all()
 
@@ -202,19 +230,19 @@ def test_constant_image(method: str, fitted):
 @pytest.mark.parametrize("method", PLANE)
 def test_loss_terms_are_named_and_finite(method: str):
     det = detector(method, CARDS[method].dims[0], SHORT)
-    built = CARDS[method].create(**{**det.arguments, "dims": CARDS[method].dims[0]})
+    unfitted = CARDS[method].create(**{**det.arguments, "dims": CARDS[method].dims[0]})
     det.arguments |= {"dims": CARDS[method].dims[0], "channels": 1}
-    images = dataclasses.replace(batch(det, 4), rng=Rng(3))
-    for phase in built.phases():
+    images = dataclasses.replace(batch(det, 4, method=unfitted), rng=Rng(3))
+    for phase in unfitted.phases():
         assert phase.name and phase.players
         for player in phase.players:
-            built.train()
-            terms = built.loss(images, phase.name, player.name)
+            unfitted.train()
+            terms = unfitted.loss(images, phase.name, player.name)
             assert terms and all(isinstance(k, str) and k for k in terms)
             for value in terms.values():
                 assert value.ndim == 0 and torch.isfinite(value)
             # Something of the player's must learn from it.
-            built.zero_grad()
+            unfitted.zero_grad()
             sum(terms.values()).backward()
             assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in player.parameters())
 
@@ -223,11 +251,11 @@ def test_loss_terms_are_named_and_finite(method: str):
 
 
 @pytest.mark.parametrize("method", PLANE)
-def test_refit_forgets_and_leaves_the_global_random_state(method: str, fitted, toy):
+def test_refit_forgets_and_leaves_the_global_random_state(method: str, fitted, cohorts):
     """Training twice gives the same bits, also on a detector that was trained before."""
     dims = CARDS[method].dims[0]
     first = fitted(method, dims)
-    cohort = Cohort.read(toy(dims))
+    cohort = cohorts(method, dims)
     again = detector(method, dims, SHORT)
     again.fit(cohort.select([r.split != "test" for r in cohort]))
     torch.manual_seed(1)
@@ -245,14 +273,14 @@ def test_refit_forgets_and_leaves_the_global_random_state(method: str, fitted, t
 
 
 @pytest.mark.parametrize(("method", "dims"), CASES)
-def test_save_and_load(method: str, dims: int, fitted, toy, tmp_path: Path):
+def test_save_and_load(method: str, dims: int, fitted, cohorts, tmp_path: Path):
     det = fitted(method, dims)
     det.save(tmp_path / "saved")
     names = {p.name for p in (tmp_path / "saved").iterdir()}
     assert names == {DETECTOR, WEIGHTS, "card.md"}
     loaded = load(tmp_path / "saved", device="cpu")
-    scan = scans(Cohort.read(toy(dims)))[-1]
-    a, b = det.predict(scan), loaded.predict(scan)
+    cohort = cohorts(method, dims)
+    a, b = (predicted(d, cohort, -1) for d in (det, loaded))
     assert a.score == b.score and a.p_value == b.p_value and a.anomalous == b.anomalous
     assert a.pixel_threshold == b.pixel_threshold
     if a.map is not None:
@@ -264,9 +292,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("method", LEARNT)
-def test_resumed_equals_straight(method: str, runs, toy, tmp_path: Path, monkeypatch):
+def test_resumed_equals_straight(method: str, runs, cohorts, tmp_path: Path, monkeypatch):
     """Killed in the middle of every phase in turn, the run ends as the straight one."""
-    cohort = Cohort.read(toy(2))
+    cohort = cohorts(method)
     straight, folder = runs(method, 2)
     inner = Trainer._step
     killed: set[tuple[int, int]] = set()
@@ -302,7 +330,7 @@ def test_resumed_equals_straight(method: str, runs, toy, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("method", PLANE)
-def test_frozen_parts_stay_frozen(method: str, toy, monkeypatch):
+def test_frozen_parts_stay_frozen(method: str, cohorts, monkeypatch):
     """Only a phase's players change in it, and what a method froze never does."""
     dims = CARDS[method].dims[0]
     inner = Trainer._phase
@@ -320,23 +348,62 @@ def test_frozen_parts_stay_frozen(method: str, toy, monkeypatch):
             assert now[name].grad is None or not now[name].grad.any()
 
     monkeypatch.setattr(Trainer, "_phase", phase)
-    det = detector(method, dims, 3).fit(Cohort.read(toy(dims)))
+    det = detector(method, dims, 3).fit(cohorts(method, dims))
     assert all(not p.requires_grad for p in det.method.parameters())
+
+
+# ---------------------------------------------------------------------- regimes
+
+
+@pytest.mark.parametrize("method", NEEDY)
+def test_a_cohort_that_lacks_what_it_needs_is_refused(method: str, toy):
+    """Healthy scans alone: the error names what is missing, and nothing is trained."""
+    cohort = Cohort.read(toy(CARDS[method].dims[0]))
+    healthy = cohort.select([row.split in ("train", "val") for row in cohort])
+    with pytest.raises(CohortError, match="learns from"):
+        detector(method, CARDS[method].dims[0], SHORT).fit(healthy)
+
+
+@pytest.mark.parametrize("method", NEEDY)
+def test_what_a_new_scan_lacks_is_refused_or_done_without(method: str, fitted, toy):
+    dims = 3 if needs(CARDS[method]).volumes else CARDS[method].dims[0]
+    det = fitted(method, CARDS[method].dims[0])
+    scan = Cohort.read(toy(dims)).part("test")[0].load()
+    needed = [name for name, use in det.method.uses.items() if use.prediction == "needed"]
+    if needed:
+        with pytest.raises(ScanError, match=f"--{needed[0]}"):
+            det.predict(scan)
+    else:
+        assert np.isfinite(det.predict(scan).score)
+
+
+@pytest.mark.parametrize("method", OPEN)
+def test_without_healthy_scans_the_decision_stays_open(method: str, cohorts, tmp_path: Path):
+    dims = CARDS[method].dims[0]
+    detector(method, dims).fit(None, tmp_path / "run")
+    det, cohort = load(tmp_path / "run", device="cpu"), cohorts(method, dims)
+    finding = predicted(det, cohort)
+    assert np.isfinite(finding.score)
+    assert finding.p_value is None and finding.anomalous is None and finding.segmentation is None
+    det.calibrate(cohort.part("train"))
+    decided = predicted(det, cohort)
+    assert decided.score == finding.score and decided.p_value > 0
+    assert decided.anomalous is not None
 
 
 # -------------------------------------------------------------------- it must work
 
 
-@pytest.mark.parametrize("method", [p for p in TRAINED if p.values[0] not in FINDINGS])
-def test_beats_its_untrained_self_and_the_mean_image(method: str, toy):
+@pytest.mark.parametrize("method", [p for p in JUDGED if p.values[0] not in FINDINGS])
+def test_beats_its_untrained_self_and_the_mean_image(method: str, cohorts):
     """On planted lesions that are bright, dark or of the same mean intensity."""
-    verdict = judge(method, Cohort.read(toy(2)))
+    verdict = judge(method, cohorts(method))
     assert verdict.margin > 0, verdict
 
 
 @pytest.mark.parametrize("method", [p for p in TRAINED if p.values[0] in FINDINGS])
-def test_what_the_toy_cannot_judge_still_learns(method: str, toy, tmp_path: Path):
-    detector(method, 2, SOME).fit(Cohort.read(toy(2)), tmp_path / "run")
+def test_what_the_toy_cannot_judge_still_learns(method: str, cohorts, tmp_path: Path):
+    detector(method, 2).fit(cohorts(method), tmp_path / "run")
     fallen = falls(tmp_path / "run" / LOG)
     assert max(fallen.values()) > 0.1, f"{fallen}. {FINDINGS[method]}"
 

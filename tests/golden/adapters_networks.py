@@ -263,3 +263,20 @@ def tiles(method: Any, check: Check) -> list[Tensor]:
 
 def tiled_score(method: Any, check: Check) -> Tensor:
     return _fitted(method)[1].score
+
+
+# --- patches of 15 pixels
+
+
+def patch_codes(method: Any, check: Check) -> Tensor:
+    return method.network.encode(batch_of(check).image)
+
+
+def patch_codes_everywhere(method: Any, check: Check) -> Tensor:
+    """Of images that hold one patch."""
+    return method.network.encode_everywhere(batch_of(check).image)
+
+
+def restored_patches(method: Any, check: Check) -> Tensor:
+    """With the release's last layer, which ours leaves away."""
+    return method.network.decode(patch_codes(method, check)).sigmoid()

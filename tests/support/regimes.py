@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from normscan import registry
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, Use, adam
-from normscan.registry import register
+from normscan.registry import Card, register
 
 
 class Toy(Method):
@@ -317,13 +317,22 @@ TOYS = {
 }
 
 
+def _cards() -> dict[str, Card]:
+    """The toys' cards, which the registry has for the time of a test alone."""
+    for id, (build, options) in TOYS.items():
+        register(id, paper="toy", presets={"laptop": {}}, **options)(build)
+    return {id: registry._CARDS.pop(id) for id in TOYS}
+
+
+TOY_CARDS = _cards()
+
+
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
     """Register the toys, and forget them again."""
-    for id, (build, options) in TOYS.items():
-        register(id, paper="toy", **options)(build)
+    registry._CARDS.update(TOY_CARDS)
     try:
         yield
     finally:
         for id in TOYS:
-            registry._CARDS.pop(id)
+            registry._CARDS.pop(id, None)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -173,6 +173,32 @@ def test_transformers_of_the_other_library():
     torch.testing.assert_close(backbone(x)["blocks.0"], expected)
     with pytest.raises(ArgumentError, match="Did you mean"):
         Backbone("hf:facebook/dinov2-smal", ("norm",), "random")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_file_that_the_other_library_saved(tmp_path, older):
+    """By the names that its ``save_pretrained`` writes, and by those of older releases."""
+    given = Backbone("hf:facebook/dinov2-small", ("blocks.0",), "random").network
+    torch.nn.init.normal_(given.encoder.layer[0].layer_scale1.lambda1)  # it is 1 in each new one
+    given.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    if older:
+        state = load_file(file)
+        names = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+        for old, new in names.items():
+            state = {
+                k.replace(f"attention.{new}.", f"attention.attention.{old}."): v
+                for k, v in state.items()
+            }
+        state = {k.replace("attention.o_proj.", "attention.output.dense."): v
+                 for k, v in state.items()}  # fmt: skip
+        assert any("attention.attention.query" in k for k in state)
+        save_file(state, file)
+    loaded = Backbone("hf:facebook/dinov2-small", ("blocks.0",), str(file)).network
+    for (name, one), other in zip(
+        given.state_dict().items(), loaded.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
 
 
 def test_a_copy_has_its_own_weights():

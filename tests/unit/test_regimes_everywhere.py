@@ -137,6 +137,8 @@ SECOND = "learns from a second cohort"
         ("toy_anatomy", None, "learns from the structures of healthy scans"),
         ("toy_exposed", SECOND, SECOND),
         ("toy_segmenter", SECOND, SECOND),
+        ("toy_between", "", None),
+        ("toy_classes", "", None),
         ("toy_nearest", "", None),
         ("toy_guess", "", None),
     ],
@@ -184,6 +186,8 @@ def test_what_has_nothing_to_share_is_refused(cohort, toy, federate, tmp_path):
         federate("toy_guess", own, tmp_path / "a", rounds=2, **OPTIONS)
     with pytest.raises(ArgumentError, match="nothing to federate"):
         federate("toy_nearest", own, tmp_path / "b", rounds=2, shots=2, **OPTIONS)
+    with pytest.raises(ArgumentError, match="nothing to federate"):
+        federate("toy_anatomy", own, tmp_path / "d", rounds=2, **OPTIONS)
     bare = own.select([r.site == "A" or r.split != "extra" for r in own])
     with pytest.raises(CohortError, match=r"site 1 \(site B\): .*learns from anomalous scans"):
         federate("toy_classes", bare, tmp_path / "c", rounds=2, **OPTIONS)

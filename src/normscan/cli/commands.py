@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
+from normscan.cli.calibrate import calibrate as calibrate
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess

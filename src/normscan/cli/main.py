@@ -27,6 +27,7 @@ COMMANDS = {
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
+    "calibrate": "thresholds from another site's healthy scans: normscan calibrate RUN --cohort C",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
@@ -58,6 +59,7 @@ Research use. Not for diagnosis.
 POSITIONAL = {
     "predict": "run",
     "evaluate": "run",
+    "calibrate": "run",
     "limits": "run",
     "subgroups": "run",
     "cohort": "path",

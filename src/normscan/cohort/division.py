@@ -15,6 +15,7 @@ from normscan.errors import CohortError, ScanError
 from normscan.io import atomic_path, content_hash
 
 AUXILIARY = "auxiliary"
+CALIBRATION = "calibration"  # of another cohort, after training
 HEAD = ("scan", "subject", "split", "sha256", "sha256_beside")
 
 
@@ -24,7 +25,7 @@ class Member(NamedTuple):
     Attributes:
         scan: its name.
         subject: whose it is, as the table says.
-        split: train, val, test, extra, auxiliary or an empty string.
+        split: train, val, test, extra, auxiliary, calibration or an empty string.
         content: SHA-256 of each of its files, parted by spaces; empty where one can't be read.
         beside: likewise of what stands beside it: targets, structures, foreground and lesion mask.
     """
@@ -38,7 +39,7 @@ class Member(NamedTuple):
 
 def _rank(split: str) -> int:
     """Order splits by how much a scan in them is known to the detector, the most first."""
-    known = ("train", AUXILIARY, "val", "extra", "test")
+    known = ("train", AUXILIARY, "val", CALIBRATION, "extra", "test")
     return known.index(split) if split in known else len(known)
 
 
@@ -138,7 +139,7 @@ class Division:
                 places.append((subject, member.split))
         # What trained goes before what didn't.
         homes = dict(sorted(places, key=lambda place: _rank(place[1]), reverse=True))
-        homes = {who: "extra" if split == AUXILIARY else split for who, split in homes.items()}
+        homes = {w: "extra" if s in (AUXILIARY, CALIBRATION) else s for w, s in homes.items()}
         return [homes.get(subject) for _, subject, _ in rows], named
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from normscan.decide.calibration import Calibration, promise
 from normscan.decide.cross import CrossThreshold
+from normscan.decide.groups import GroupedThreshold, restored
 from normscan.decide.pixels import PixelThreshold
 from normscan.decide.scans import ScanThreshold
 
-__all__ = ["Calibration", "CrossThreshold", "PixelThreshold", "ScanThreshold", "promise"]
+__all__ = [
+    "Calibration",
+    "CrossThreshold",
+    "GroupedThreshold",
+    "PixelThreshold",
+    "ScanThreshold",
+    "promise",
+    "restored",
+]

@@ -131,8 +131,22 @@ class ScanThreshold:
         """
         return float(without_nan([score])[0]) > self.threshold
 
+    @property
+    def grouped_by(self) -> str:
+        """The column whose groups have thresholds of their own, or an empty string."""
+        return ""
+
+    def among(self, columns: Mapping[str, Any]) -> tuple[ScanThreshold, str]:
+        """Return the threshold for a scan by its columns, and whom it is then compared with.
+
+        There is nothing to say where all scans are compared with the same ones.
+        """
+        return self, ""
+
     def judge(self, scores: Sequence[float]) -> tuple[float, bool]:
         """Return p-value and decision of a scan by the scores of a detector's members.
+
+        The members of a detector that was calibrated elsewhere stand with the mean of their scores.
 
         Raises:
             ArgumentError: NaN, or another number of members than calibrated.
@@ -142,8 +156,8 @@ class ScanThreshold:
         return p_value, round(p_value * (self.n + 1)) <= self.rank
 
     def p_values_of(self, scores: npt.ArrayLike) -> Floats:
-        """Return the p-values (m,) of scans by the scores (m, 1) of their only member."""
-        return self.p_values(np.asarray(scores, dtype=np.float64)[:, 0])
+        """Return the p-values (m,) of scans by the means of their members' scores (m, K)."""
+        return self.p_values(np.asarray(scores, dtype=np.float64).mean(axis=1))
 
     def p_value(self, score: float) -> float:
         """Return the conformal p-value (1 + #{healthy >= score}) / (n + 1) of one score.

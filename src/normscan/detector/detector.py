@@ -13,8 +13,8 @@ from normscan.cohort import Cohort, CohortRow
 from normscan.cohort.memory import as_cohort
 from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
+from normscan.detector.elsewhere import calibrated
 from normscan.detector.finding import Finding
-from normscan.detector.fitting import calibrate
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
 from normscan.detector.state import State, ask
@@ -179,9 +179,41 @@ class Detector(State):
             self._take(fit(self.asked(), given, folder, machine, workers, resume, bar))
         return self
 
-    def calibrate(self, healthy: Cohort, bar: Progress | None = None) -> None:
-        """Set the scan and the pixel threshold on healthy scans that did not train."""
-        self._take(calibrate(self, healthy, bar or Progress(False)))
+    def calibrate(
+        self,
+        healthy: Cohort | str | os.PathLike[str],
+        *,
+        fpr: float | None = None,
+        pixel_fpr: float | None = None,
+        by: str | None = None,
+        progress: bool = False,
+    ) -> Detector:
+        """Set the thresholds anew on healthy scans that did not train, such as another site's.
+
+        Nothing is trained, so new healthy scans like these are flagged at the rate that so many of
+        them can promise. What was decided before stands in ``training["earlier"]``.
+
+        Args:
+            healthy: a cohort, or the path of its table or folder: its healthy scans of train and
+                val, all of them where it has no split.
+            fpr: false-positive rate of the decision; the detector's own by default.
+            pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold, likewise.
+            by: column of the cohort, such as ``scanner``, whose groups get thresholds of their own
+                where they are large enough; ``columns`` of ``predict`` then names a scan's.
+            progress: show progress on stderr.
+
+        Returns:
+            Itself.
+
+        Raises:
+            CohortError: no healthy scans, or none that can be predicted.
+            ArgumentError: the detector was not fitted, or a rate lies outside 0..1.
+        """
+        if not isinstance(healthy, Cohort):
+            healthy = Cohort.read(healthy, fractions=(1.0, 0.0, 0.0))
+        with Progress(progress) as bar:
+            self._take(calibrated(self, healthy, (fpr, pixel_fpr), by, bar)[0])
+        return self
 
     # --------------------------------------------------------------- prediction
 

@@ -33,6 +33,7 @@ class Healthy:
         folds: number of the fold that it lies in, from 1; 0 where val alone was scored.
         images: what the pixel threshold needs of each map, see ``PixelThreshold``.
         failures: (scan, reason) of those that could not be predicted.
+        refused: those that the quality gate would have refused.
     """
 
     scans: list[str] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Healthy:
     folds: list[int] = field(default_factory=list)
     images: list[tuple[Singles, int]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     @classmethod
     def join(cls, parts: Sequence[Healthy]) -> Healthy:
@@ -94,6 +96,8 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
         found.subjects.append(row.subject)
         found.scores.append(result.score)
         found.folds.append(fold)
+        if result.quality is not None and not result.quality.passed:
+            found.refused.append(row.scan)
         if result.map is not None:
             pixels.add(result.map)
     found.images = pixels.images
@@ -119,6 +123,11 @@ def decided(state: State, healthy: Healthy) -> State:
         )
     else:
         threshold = ScanThreshold.fit(healthy.scores, state.fpr, healthy.subjects)
+    return thresholded(state, healthy, threshold)
+
+
+def thresholded(state: State, healthy: Healthy, threshold: ScanThreshold) -> State:
+    """Return the state with this threshold of scans and that of the healthy maps' pixels."""
     training = {**state.training, "calibration": threshold.describe()}
     pixels = PixelThreshold(state.pixel_fpr, healthy.images)
     if len(pixels):

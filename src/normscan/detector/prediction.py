@@ -277,14 +277,16 @@ def predict(
         finding.map = prepared.back(stitched.map[None])[0]
     if details:
         _add_details(finding, stitched, prepared)
+    compared = ""
     if state.scan_threshold is not None:
-        finding.threshold = state.scan_threshold.threshold
-        finding.p_value, finding.anomalous = state.scan_threshold.judge(scores)
-        finding.false_alarms = state.scan_threshold.rates()
+        threshold, compared = state.scan_threshold.among(columns or {})
+        finding.threshold = threshold.threshold
+        finding.p_value, finding.anomalous = threshold.judge(scores)
+        finding.false_alarms = threshold.rates()
     finding.pixel_threshold = state.pixel_threshold
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
-    finding.notes = tuple(scan.extra.get("notes", ()))
+    finding.notes = (*scan.extra.get("notes", ()), *filter(None, [compared]))
     if seen:
         finding.notes = (SEEN[seen], *finding.notes)
     if prepared.working is not None:
@@ -328,7 +330,10 @@ def predict_rows(
                 used = {} if state.method is None else state.method.uses
                 read = {n: row.load_companion(n, scan) for n, u in used.items() if u.at_prediction}
                 beside = {name: array for name, array in read.items() if array is not None}
-                found = predict(state, scan, foreground, details, force, row.columns, beside)
+                columns = row.columns
+                if state.scan_threshold is not None and state.scan_threshold.grouped_by == "site":
+                    columns = {**columns, "site": row.site}
+                found = predict(state, scan, foreground, details, force, columns, beside)
         except NormscanError as error:
             yield row, error
             continue

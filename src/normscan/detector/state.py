@@ -10,7 +10,7 @@ from typing import Any
 
 from normscan import registry
 from normscan.cohort import Cohort, CohortRow, Division
-from normscan.cohort.division import AUXILIARY, content_of
+from normscan.cohort.division import AUXILIARY, CALIBRATION, content_of
 from normscan.decide import Calibration, ScanThreshold
 from normscan.decide.calibration import SPLIT
 from normscan.errors import ArgumentError
@@ -114,6 +114,11 @@ class State:
         )
         return configuration
 
+    @property
+    def decided_by(self) -> str:
+        """Whose scores set the threshold: ``split``, ``cross``, or a cohort from ``elsewhere``."""
+        return "elsewhere" if self.training.get("elsewhere") else self.calibration.kind
+
     def read_cohort(
         self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
     ) -> Cohort:
@@ -128,9 +133,10 @@ class State:
             learnt |= {"val"}
         if self.card.regime == "zero-shot":
             learnt = set()
+        here = self.decided_by != "elsewhere"
         if split in learnt:
             return "trained"
-        return "calibrated" if split == "val" else ""
+        return "calibrated" if split == CALIBRATION or (split == "val" and here) else ""
 
     def seen(self, paths: Iterable[Path]) -> str:
         """What a scan was for the detector, by the content of its files: see ``role_of``."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from normscan.cohort import Division
-from normscan.decide import Calibration, CrossThreshold
+from normscan.decide import Calibration, restored
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import atomic_path, content_hash
@@ -146,7 +146,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
             channels=tuple(about["channels"]),
-            scan_threshold=None if threshold is None else CrossThreshold.from_dict(threshold),
+            scan_threshold=None if threshold is None else restored(threshold),
             pixel_threshold=None if pixel is None else float(pixel),
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
@@ -196,6 +196,11 @@ def _trained_line(training: dict[str, Any]) -> str:
     line = (
         f"- Trained on: {sizes['train']} healthy scans of {subjects['train']} subjects; threshold"
     )
+    if about := training.get("elsewhere"):
+        return (
+            f"{line} from {about['scans']} healthy scans of {about['subjects']} subjects of another "
+            f"cohort, without training. `{DETECTOR}` keeps what was decided before."
+        )
     if folds := training.get("folds"):
         return f"{line} from the same scans, each scored without its fold of {folds}."
     return f"{line} from {sizes['val']} {'more' if training['samples'] else 'scans'} of {subjects['val']}."

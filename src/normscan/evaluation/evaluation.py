@@ -170,7 +170,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
         "fpr_low": low,
         "fpr_high": high,
         "n_validation": threshold.n,
-        "kind": detector.calibration.kind,
+        "kind": detector.decided_by,
         "open": False,
         "warning": None if threshold.certified else threshold.describe(),
         "promise": threshold.describe(),

@@ -142,6 +142,7 @@ def fast_anogan(
 
     Departures:
         patches: the article works on 64 x 64 patches; here the whole slice is brought to that size.
+        epochs: whole ones; each of the release ends five batches of the critic early.
         mirrors: the release mirrors training images at random; here nothing is mirrored.
 
     Args:

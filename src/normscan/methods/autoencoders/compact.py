@@ -28,8 +28,8 @@ from normscan.objectives.similarity import ssim_map, ssim_residual
 from normscan.registry import register
 from normscan.scores.residuals import normalised_squared
 
-# The whole picture, brought to a square without regard to its proportions.
-PICTURE: dict[str, Any] = {"crop": "none", "fit": "stretch", "scaling": "minmax"}
+# The whole picture over the range of its file, brought to a square without regard to its proportions.
+PICTURE: dict[str, Any] = {"crop": "none", "fit": "stretch", "scaling": "file"}
 LAPTOP: dict[str, Any] = {
     "hidden": 256,
     "steps": 600,
@@ -137,10 +137,10 @@ def small_latent_autoencoder(
     best on chest X-rays (RSNA, VinDr-CXR), 32 on Brain Tumor, 16 on the images and 8 on the pixels
     of BraTS. The default 16 is the common point of their studies.
     ``normscan.methods.autoencoders.compact.latent_elbow`` chooses a length from healthy validation
-    errors alone.
+    errors alone. Values of 0..255 become -1..1; of files of other depths the training scans say what
+    the range is.
 
     Departures:
-        range: each scan's smallest and largest value become 0 and 1; 0..255 in the release.
         third axis: ours.
     """
     network = compact_network(dims, channels, options)
@@ -298,7 +298,12 @@ _CLAMPED = {"clamp": "always"}
     reduction="mean",
     preprocess={**PICTURE, "limit": 1.0},
     # The toy is to be judged by how far the map stands out, which SSIM evens out by design.
-    tiny={**TINY, "window": 5, "data_range": 10.0},
+    tiny={
+        **TINY,
+        "window": 5,
+        "data_range": 10.0,
+        "preprocess": {**TINY["preprocess"], "limit": 1.0},
+    },
     options=COMPACT,
 )
 def ssim_autoencoder(
@@ -376,7 +381,6 @@ def perceptual_autoencoder(
     the second stage of a ResNet-18, a small network.
 
     Departures:
-        range: as ``ae4ad``.
         statistics: of the training images, averaged while it trains, with a floor for channels
             that they hardly excite; of ImageNet in the articles, from a file that both releases
             hold and ``statistics`` takes.

@@ -92,7 +92,8 @@ def denoising_autoencoder(
     A U-Net learns to take away Gaussian noise that was drawn on a coarse grid, enlarged and kept
     inside the foreground; at test no noise is added and the map is the absolute residual, eroded
     at the foreground's edge and median filtered. Kascenas et al., MIDL 2022. Width, rate and
-    schedule are those of the released script. In 3D the noise and the network take a third axis.
+    schedule are those of the released script; the text of 2023 has a width of 128 and a rate of
+    1e-3. In 3D the noise and the network take a third axis.
 
     ``noise`` takes the other noises that Kascenas et al., Medical Image Analysis 2023, compare: with
     independent pixels the network learns a local filter and leaves lesions alone. ``anoddpm`` takes
@@ -100,7 +101,7 @@ def denoising_autoencoder(
 
     Departures:
         borders: within three pixels of the frame the median repeats the edge and erosion goes on
-            outside; the release mirrors and pads zeros.
+            outside, since a cropped scan fills its frame; the release mirrors and pads zeros.
         image score: the mean of the map's highest 5 % in the foreground, chosen on simulated scans
             since a mean over all of it drowns a small lesion; the article scores voxels only.
 

@@ -204,7 +204,6 @@ def dual_distribution_discrepancy(
     mean variance. The image score is the mean of the map; the uncertainty is ``intra``.
 
     Departures:
-        range: each scan's smallest and largest value become -1 and 1; 0 and 255 in the release.
         unlabelled: all scans of the split ``extra``; the article counts 4,000.
         log variance: with ``ae_u`` cut to -10..10, so that its exponential stays finite in half
             precision; without bounds in the release.

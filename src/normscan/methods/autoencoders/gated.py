@@ -197,7 +197,6 @@ def gating_ano(
     and restored patch.
 
     Departures:
-        range: each picture's smallest and largest value become 0 and 1; 0 and 255 in the release.
         epochs: each patch comes three times an epoch, once with each cell, for 200 epochs; here an
             image in a batch gives one patch with one cell, so that as many updates are 27 times as
             many epochs.

@@ -216,8 +216,7 @@ def siamese_patch_autoencoder(
     threshold the restoration's joint error (``error``).
 
     Departures:
-        network: its sizes and its linear output are ours: the authors' repository that could be read
-            holds other networks.
+        network: neither article released code; that of ``siamese_ocsvm``.
         densities: one model for all places, not one for each subject or voxel; the mixture chooses
             its components by BIC, and its outlier score, the mean reciprocal weight along the axes,
             is our reading.

@@ -45,7 +45,7 @@ class QuantisedReconstruction(Reconstruction):
         "steps": 150,
         "preprocess": {**OWN_RANGE, "scaling": "auto"},
     },
-    preprocess=PICTURE,
+    preprocess={**PICTURE, "scaling": "minmax"},
     options=schedule(lr=1e-3, weight_decay=2e-2, batch_size=128, steps=10_000),
 )
 def residual_pitfalls(

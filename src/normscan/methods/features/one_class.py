@@ -145,10 +145,11 @@ class DeepSVDD(Method):
     presets={
         "laptop": {
             "size": 64, "width": 16, "gcn": False, "lr": 1e-3, "batch_size": 16, "steps": 300,
-            "pretraining_steps": 300, "preprocess": {**FILLED, "scaling": "auto"},
+            "pretraining_steps": 300, "preprocess": FILLED,
         },
     },
-    preprocess=PICTURE,
+    # The decoder ends in a sigmoid: without contrast normalisation it restores nothing above 1.
+    preprocess={**PICTURE, "limit": 1.0},
     tiny={
         "preprocess": FILLED,
         "width": 4, "latent": 64, "gcn": False, "lr": 2e-3, "batch_size": 8, "steps": 120,

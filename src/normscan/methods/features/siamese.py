@@ -251,9 +251,8 @@ def siamese_ocsvm(
     Departures:
         slices: stand for volumes, so a machine is fitted to each slice, or to each place in the
             plane, and a lesion that fills much of a slice passes for normal with ``patient``.
-        network: 5 x 5 and 3 x 3 convolutions of ``filters``, as ``parkinson_sae``; the one released
-            repository has 5 x 5 convolutions of 4 and 8 channels, a code of 32 numbers, and draws
-            codes together by their squared difference.
+        network: neither article released code. This is the one for patches of brains in the
+            authors' later release, with a linear output in place of its sigmoid.
         kernel: its width is the median distance of the training codes, our choice.
         score: the map's largest value; components of 10 pixels or fewer are dropped. The articles
             rank clusters by their mean.

@@ -1,0 +1,51 @@
+"""The command that sets the decision of a trained detector anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from normscan.cohort import Cohort
+from normscan.progress import Progress
+
+
+def calibrate(
+    run: str,
+    cohort: str,
+    out: str | None = None,
+    root: str | None = None,
+    fpr: float | None = None,
+    pixel_fpr: float | None = None,
+    by: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Set the thresholds of a trained detector on healthy scans of another place, without training.
+
+    The new folder holds the same detector with other thresholds and p-values, and keeps what was
+    decided before; the old one stays as it is.
+
+    Args:
+        run: run folder of the detector.
+        cohort: table (CSV, TSV, Parquet) or folder with healthy scans (label 0) that did not train;
+            those of train and val are taken, all of them where it gives no split.
+        out: new folder; RUN_calibrated by default.
+        root: folder of the table's relative paths.
+        fpr: false-positive rate of the decision; the detector's own by default.
+        pixel_fpr: share of a healthy scan's pixels above the pixel threshold, likewise.
+        by: column such as scanner, sex or site: groups with enough healthy subjects for fpr get
+            thresholds of their own, smaller ones are put together.
+        device: auto, cpu or cuda.
+    """
+    from normscan.detector.elsewhere import calibrate_run
+
+    table = Cohort.read(cohort, root=root, fractions=(1.0, 0.0, 0.0))
+    given = Path(run)
+    folder = Path(out) if out else given.with_name(f"{given.name}_calibrated")
+    with Progress() as bar:
+        state = calibrate_run(given, table, folder, (fpr, pixel_fpr), by, device, bar)
+    before = state.training["earlier"][-1]["scan_threshold"]
+    after = state.scan_threshold
+    assert after is not None
+    was = "none" if before is None else f"{float(before['threshold']):.4g}"
+    print(f"{state.card.id} is calibrated. {state.training['calibration']}")
+    print(f"threshold: {after.threshold:.4g}, before: {was}")
+    print(f"detector: {folder}\nnext: normscan predict {folder} SCAN --out FOLDER")
