@@ -7,6 +7,7 @@ answers at once.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -133,6 +134,7 @@ def run(name: str, arguments: list[str]) -> int:
     card = None
     if name == "fit":
         card, arguments = _method(arguments)
+        arguments = _gathered(arguments, "exclude")
     parser = build_parser(name, signature, card, _preset(arguments))
     values = parser.parse_args(_flags(arguments, signature))
     options = {k: v for k, v in vars(values).items() if k != "config"}
@@ -190,6 +192,23 @@ def _flags(arguments: list[str], function: Callable[..., Any]) -> list[str]:
         f"{text}=true" if text in names and after not in ("true", "false") else text
         for text, after in zip(arguments, following, strict=True)
     ]
+
+
+def _gathered(arguments: list[str], name: str) -> list[str]:
+    """Put the values of an option that may be given several times into one list."""
+    rest, values, waiting = [], [], iter(arguments)
+    for text in waiting:
+        if text == f"--{name}":
+            values.append(next(waiting, ""))
+        elif text.startswith(f"--{name}="):
+            values.append(text.partition("=")[2])
+        else:
+            rest.append(text)
+    if not values:
+        return rest
+    if len(values) == 1 and values[0].startswith("["):
+        return [*rest, f"--{name}={values[0]}"]
+    return [*rest, f"--{name}={json.dumps(values)}"]
 
 
 def build_parser(

@@ -97,6 +97,11 @@ class State:
         )
         return configuration
 
+    @property
+    def may_stay_open(self) -> bool:
+        """Whether it may take no decision: its regime allows that, or one subject was all there was."""
+        return self.card.may_stay_open or bool(self.training.get("alone"))
+
     def doubt_about(self, split: str) -> tuple[str, ...]:
         """Say that figures on a part of the cohort would be too good, where its scans trained."""
         trained = split == "train" or (split == "val" and self.calibration.kind == "cross")
@@ -105,6 +110,17 @@ class State:
         return (
             f"The detector learnt from the scans of '{split}': figures on them are too good. Healthy "
             "scans of test would show the true ones.",
+        )
+
+    def left_out(self) -> tuple[str, ...]:
+        """Say which healthy scans were left out of the fit by hand, where some were."""
+        excluded = self.training.get("excluded")
+        if not excluded:
+            return ()
+        named = "; ".join(f"{entry['scan']}: {entry['reason']}" for entry in excluded)
+        return (
+            f"{len(excluded)} healthy scan{' was' if len(excluded) == 1 else 's were'} left out of "
+            f"the fit by hand ({named}). The rate of false alarms is that of scans like those kept.",
         )
 
     def preparation(self) -> Preparation:

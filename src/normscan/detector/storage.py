@@ -51,7 +51,7 @@ def write_state(state: State, folder: Path) -> State:
         OutputError: it was not fitted, or the folder can't be written.
     """
     method, threshold = state.method, state.scan_threshold
-    if method is None or (threshold is None and not state.card.may_stay_open):
+    if method is None or (threshold is None and not state.may_stay_open):
         raise OutputError("this detector was not fitted, so there is nothing to save.")
     write_tensors(folder / WEIGHTS, _plain(method.state_dict()))
     state = state.changed(fingerprint=content_hash(folder / WEIGHTS))
@@ -128,7 +128,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]
-        if threshold is None and not asked.card.may_stay_open:
+        if threshold is None and not asked.changed(training=about["training"]).may_stay_open:
             raise ValueError("it has no scan threshold")
         state = asked.changed(
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
@@ -188,6 +188,10 @@ def _trained_line(training: dict[str, Any]) -> str:
     return f"{line} from {sizes['val']} {'more' if training['samples'] else 'scans'} of {subjects['val']}."
 
 
+def _excluded(training: dict[str, Any]) -> str:
+    return "; ".join(f"{entry['scan']} ({entry['reason']})" for entry in training["excluded"])
+
+
 def model_card(state: State) -> str:
     """Return the card of a fitted detector as Markdown."""
     card, training, pre = state.card, state.training, state.preprocess
@@ -204,6 +208,7 @@ def model_card(state: State) -> str:
         f"{'slices of scans' if state.arguments['dims'] == 2 else 'volumes'}, channels "
         f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
         _trained_line(training),
+        *([f"- Left out by hand: {_excluded(training)}."] if training.get("excluded") else []),
         *(
             [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]
             if "references" in training

@@ -14,7 +14,13 @@ from normscan.cohort import Cohort
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, nearest
 from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
-from normscan.evaluation.summary import BASELINES, baseline_metrics, group_metrics, summarise
+from normscan.evaluation.summary import (
+    BASELINES,
+    accepted_metrics,
+    baseline_metrics,
+    group_metrics,
+    summarise,
+)
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
 from normscan.io.values import finite, write_json
@@ -76,11 +82,12 @@ def evaluate(
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
-        for note in (*detector.doubt_about(split), *scores.masks.notes()):
+        about = (*detector.doubt_about(split), *detector.left_out())
+        for note in (*about, *scores.masks.notes()):
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command)
         if group:
-            results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
+            results["groups"] = {group: group_metrics(scores, group, detector)}
         results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
@@ -99,7 +106,7 @@ def _results(
     masks: bool,
     command: str,
 ) -> dict[str, Any]:
-    metrics, pixels = summarise(scores, detector.pixel_threshold, masks)
+    metrics, pixels = summarise(scores, detector.pixel_threshold, masks, detector.fpr)
     if pixels is not None:
         pixels |= {
             "fpr": detector.pixel_fpr,
@@ -120,13 +127,21 @@ def _results(
             "split": split,
             "counts": _counts(cohort),
             "notes": list(
-                dict.fromkeys([*detector.doubt_about(split), *cohort.notes, *scores.masks.notes()])
+                dict.fromkeys(
+                    [
+                        *detector.doubt_about(split),
+                        *detector.left_out(),
+                        *cohort.notes,
+                        *scores.masks.notes(),
+                    ]
+                )
             ),
         },
         "metrics": metrics,
         "decision": _decision(detector, scores),
         "pixels": pixels,
         "quality_gate": _gate_counts(scores),
+        "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
@@ -150,6 +165,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
         "fpr_high": high,
         "n_validation": threshold.n,
         "kind": detector.calibration.kind,
+        "healthy_scores": threshold.scores.tolist(),
         "open": False,
         "warning": None if threshold.certified else threshold.describe(),
         "flagged_anomalous": _flagged(scores, 1),

@@ -46,6 +46,13 @@ class DecisionMetrics:
     counts: tuple[int, int, int, int]
     subjects: int
 
+    @property
+    def false_alarms(self) -> Interval:
+        """Part of the healthy scans that is flagged."""
+        kept = self.specificity
+        ends = {"value": 1 - kept.value, "low": 1 - kept.high, "high": 1 - kept.low}
+        return dataclasses.replace(kept, **ends)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, None for NaN."""
         return to_json(self)

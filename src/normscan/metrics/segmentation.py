@@ -90,6 +90,18 @@ class SegmentationScores:
     def __len__(self) -> int:
         return len(self.lesions)
 
+    def join(self, other: SegmentationScores) -> SegmentationScores:
+        """Return the scans of both together, by the rule of the first."""
+        both = SegmentationScores(self.lesions.rule, self.surfaces)
+        both.lesions = self.lesions.join(other.lesions)
+        for part in (self, other):
+            both._distances += part._distances
+            both._found += part._found
+            both._dims = max(both._dims, part._dims)
+            for subject, volumes in part._volumes.items():
+                both._volumes[subject] = both._volumes[subject] + volumes
+        return both
+
     def add(
         self,
         segmentation: npt.ArrayLike,
