@@ -47,14 +47,14 @@ def review(
     if threshold is None or not healthy.scores:
         return {}
     scan, said = setter(healthy, threshold)
-    found = {"sets_threshold": scan, "doubt": healthy.doubt(), "copies": copies(healthy, judges)}
-    if pairs := found["copies"]:
+    doubt, pairs = healthy.doubt(), copies(healthy, judges)
+    if pairs:
         first = " and ".join(pairs[0]["scans"])
         bar.say(f"copies among the healthy scans: {len(pairs)}, such as {first}; see {PAGE}")
     write_healthy(
         folder / PAGE,
         method=state.card.id,
-        sentences=[text for text in (found["doubt"], said, state.training["calibration"]) if text],
+        sentences=[text for text in (doubt, said, state.training["calibration"]) if text],
         scores=np.concatenate([threshold.scores, threshold.trimmed]),
         threshold=threshold.threshold,
         pictures=bar.track(pictures(state, healthy, judges), "pictures", PICTURES),
@@ -63,7 +63,7 @@ def review(
         failures=state.training.get("not_scored", ()),
         pixel_threshold=state.pixel_threshold,
     )
-    return found
+    return {"sets_threshold": scan, "doubt": doubt, "copies": pairs}
 
 
 def setter(healthy: Healthy, threshold: ScanThreshold) -> tuple[str, str]:

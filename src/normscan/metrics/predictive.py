@@ -50,8 +50,8 @@ class DecisionMetrics:
     def false_alarms(self) -> Interval:
         """Part of the healthy scans that is flagged."""
         kept = self.specificity
-        ends = {"value": 1 - kept.value, "low": 1 - kept.high, "high": 1 - kept.low}
-        return dataclasses.replace(kept, **ends)
+        low, high = 1 - kept.high, 1 - kept.low
+        return dataclasses.replace(kept, value=1 - kept.value, low=low, high=high)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, None for NaN."""

@@ -79,15 +79,7 @@ def score_histogram(
         _rug(axes, groups)
         if threshold is not None and np.isfinite(threshold):
             axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
-            axes.annotate(
-                f"threshold {threshold:.4g}",
-                (threshold, 1),
-                (4, -2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                va="top",
-                fontsize=9,
-            )
+            _name_threshold(axes, threshold)
         axes.set(xlabel="anomaly score of the scan", ylabel="scans")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper right", ncols=3, fontsize=9)
@@ -111,7 +103,7 @@ def score_strip(
         threshold: score above which a scan is flagged.
     """
     groups = [
-        ("healthy that set\nthe threshold", _finite(calibrating), VALIDATION, "o", "none"),
+        ("healthy behind\nthe threshold", _finite(calibrating), VALIDATION, "o", "none"),
         ("healthy test", _finite(healthy), HEALTHY, "o", HEALTHY),
         ("lesioned test", _finite(anomalous), ANOMALOUS, "^", ANOMALOUS),
     ]
@@ -127,7 +119,7 @@ def score_strip(
             axes.plot(scores, place, marker, color=colour, markerfacecolor=face, markersize=5,
                       markeredgewidth=0.9, alpha=0.75, linestyle="none")  # fmt: skip
         names = [f"{name} ({scores.size})" for name, scores, *_ in groups]
-        axes.set(yticks=-np.arange(len(groups)), yticklabels=names, ylim=(0.55 - len(groups), 0.55),
+        axes.set(yticks=-np.arange(len(groups)), yticklabels=names, ylim=(0.5 - len(groups), 0.7),
                  xlabel="anomaly score of the scan")  # fmt: skip
         axes.tick_params(axis="y", length=0)
         label = "Each score as a mark: " + "; ".join(
@@ -137,6 +129,7 @@ def score_strip(
         )
         if threshold is not None and line:
             axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
+            _name_threshold(axes, threshold)
             label += f". Threshold {threshold:.4g}"
         return svg(figure, "strip", label + ".")
 
@@ -205,6 +198,18 @@ def pr_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None)
         _unit_square(axes, "sensitivity (recall)", "precision")
         axes.legend(loc="lower left", fontsize=9)
         return svg(figure, "pr", "Precision-recall curve")
+
+
+def _name_threshold(axes: Axes, threshold: float) -> None:
+    axes.annotate(
+        f"threshold {threshold:.4g}",
+        (threshold, 1),
+        (4, -2),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+    )
 
 
 def _finite(scores: np.ndarray | None) -> np.ndarray:
