@@ -158,8 +158,10 @@ def read_method(state: State, folder: Path) -> Method:
     kept = state.calibration
     members = kept.folds if kept.kind == "cross" and not kept.refit else 0
     with seeded(state.seed), weights_from_state():
-        built = [wrap(state.card, state.arguments, state.wrappers) for _ in range(max(1, members))]
-    method = Folds(built) if members else built[0]
+        method = wrap(state.card, state.arguments, state.wrappers)
+        if members and not method.leaves_out:  # else one fit holds all folds
+            others = [wrap(state.card, state.arguments, state.wrappers) for _ in range(members - 1)]
+            method = Folds([method, *others])
     try:
         method.load_weights(load_file(folder / WEIGHTS))
     except Exception as error:
