@@ -135,8 +135,8 @@ class ScanThreshold:
     def _few(self) -> str:
         if self.trim:
             return (
-                f" The {self.trim} highest of them left out of the rank, the next {self.rank} set the "
-                f"threshold: the rate is {self.expected_fpr:.1%} if those left out are healthy, "
+                f" Left out of the rank are the highest {self.trim} of them, and the next {self.rank} set "
+                f"the threshold: the rate is {self.expected_fpr:.1%} if those left out are healthy, "
                 f"{self.rank / (self.n + 1):.1%} if they aren't. The wanted rate of {self.fpr:.3g} is "
                 "not guaranteed."
             )

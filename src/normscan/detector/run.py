@@ -112,7 +112,7 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
         bar.say(f"{wanted}; taken: {split}; with --calibration cross, {both}.")
     if chosen.trim:
         bar.say(
-            f"the {chosen.trim} highest healthy subjects are left out of the rank: if they are healthy, "
-            "the rate is higher than that"
+            f"left out of the rank: the highest healthy subjects, {chosen.trim} of them; if they are "
+            "healthy, the rate is higher than that"
         )
     return asked.changed(calibration=chosen)
