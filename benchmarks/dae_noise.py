@@ -41,7 +41,7 @@ def run_cell(cohort: Cohort, options: dict, seed: int) -> dict:
     fitted = time.process_time() - begun
     test = cohort.part("test")
     scores = score_cohort(detector, test)
-    metrics, _ = summarise(scores, detector.pixel_threshold, test.has_masks)
+    metrics, _ = summarise(scores, detector.pixel_threshold, test.has_masks, detector.fpr)
     figures = {k: {n: metrics[k].get(n) for n in ("value", "low", "high")} for k in SHOWN}
     return {"metrics": figures, "cpu_seconds": round(fitted, 1), "scans": len(scores.rows)}
 

@@ -75,7 +75,7 @@ def run_cell(name: str, method: str, seed: int, work: Path, data: Path, weights:
     test = cohort.part("test")
     group = group_column(test)
     scores = score_cohort(detector, test, group=group)
-    metrics, pixels = summarise(scores, detector.pixel_threshold, test.has_masks)
+    metrics, pixels = summarise(scores, detector.pixel_threshold, test.has_masks, detector.fpr)
     decision = {
         "flagged_anomalous": sum(bool(r["anomalous"]) for r in scores.rows if r["label"] == 1),
         "flagged_healthy": sum(bool(r["anomalous"]) for r in scores.rows if r["label"] == 0),
@@ -88,7 +88,7 @@ def run_cell(name: str, method: str, seed: int, work: Path, data: Path, weights:
         "options": {k: v for k, v in options.items() if k != "weights"},
         "metrics": metrics,
         "pixels": pixels,
-        "groups": group_metrics(scores, group, detector.pixel_threshold) if group else [],
+        "groups": group_metrics(scores, group, detector) if group else [],
         "decision": decision,
         "failures": len(scores.failures),
         "n": {str(k): sum(r["label"] == k for r in scores.rows) for k in (0, 1)},

@@ -158,11 +158,22 @@ def test_the_tables_say_the_same_and_load_nothing(done):
     rows = ranking["sets"]["a"]["levels"]["image"]["rows"]
     assert list(first["method"]) == [r["method"] for r in rows]
     assert first["value"].to_numpy() == pytest.approx([r["value"] for r in rows])
-    assert set(flat[flat["oracle"]]["metric"]) == {"image_f1_max", "best_dice"}
+    assert set(flat[flat["oracle"]]["metric"]) == {
+        "sensitivity_at_rate", "image_f1_max", "best_dice",
+    }  # fmt: skip
     markdown, page = (out / "table.md").read_text(), (out / "table.html").read_text()
     for text in (markdown, page):
         assert "Best Dice (oracle)" in text and "hist_threshold_baseline" in text
         assert f"{rows[0]['value']:.3f}" in text
+    # What a user gets comes first, ranked by the AUROC all the same.
+    head = next(line for line in markdown.splitlines() if line.startswith("| rank"))
+    places = [head.index(t) for t in ("Sensitivity", "False alarms", "the rate (oracle)", "AUROC")]
+    assert places == sorted(places)
+    top = rows[0]["decision"]["sensitivity"]
+    cells = (out / "cells" / "a" / rows[0]["method"]).glob("seed*/evaluation/results.json")
+    each = [read_json(path)["metrics"]["sensitivity"] for path in cells]
+    assert top["value"] == pytest.approx(np.mean([e["value"] for e in each]))
+    assert top["low"] == pytest.approx(np.mean([e["low"] for e in each]))
     assert "*mean_image*" in markdown and "&lt;local&gt;" in page and "<local>" not in page
     loads = re.findall(
         r"(?:src|href)\s*=|@import|url\(", re.sub(r"xlink:href=\"#|href=\"#|url\(#", "", page)

@@ -59,6 +59,10 @@ def test_compare_tests_all_pairs(runs, capsys):
         ppv = 0.1 * hit / (0.1 * hit + 0.9 * (1 - spared))
         assert by_name[name]["sensitivity"]["value"] == pytest.approx(hit)
         assert by_name[name]["ppv"]["value"] == pytest.approx(ppv)
+        exact = stats.binomtest(int(hit * 30 + 0.5), 30).proportion_ci(method="exact")
+        assert by_name[name]["sensitivity"]["low"] == pytest.approx(exact.low)
+        assert by_name[name]["false_alarms"]["value"] == pytest.approx(1 - spared)
+        assert by_name[name]["sensitivity_at_rate"] is None  # nobody wrote which rate was wanted
     pairs = {(p["a"], p["b"]): p for p in found["pairs"]}
     assert set(pairs) == {("good", "poor"), ("good", "same"), ("poor", "same")}
     assert pairs["good", "poor"]["delong_holm"] < 0.001
@@ -73,8 +77,14 @@ def test_compare_prints_a_table_and_leaves_out_what_one_lacks(runs, capsys):
     path = folder / "poor" / "evaluation" / "scans.csv"
     frame = pd.read_csv(path, dtype={"subject": str})
     frame[frame["scan"] != "scan07"].to_csv(path, index=False)
+    for name in ("good", "poor"):
+        text = json.dumps({"decision": {"fpr_wanted": 0.1, "threshold": 1.0}})
+        (folder / name / "evaluation" / "results.json").write_text(text)
     assert main(["compare", str(folder / "good"), str(folder / "poor" / "evaluation")]) == 0
     out = capsys.readouterr().out
+    head = next(line for line in out.splitlines() if line.startswith("run"))
+    places = [head.index(t) for t in ("sensitivity", "false alarms", "(oracle)", "AUROC", "PPV")]
+    assert places == sorted(places)
     assert "59 scans of 59 subjects, 29 anomalous" in out and "left out: 1 scans" in out
     assert "good - poor" in out
 

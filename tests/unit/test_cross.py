@@ -227,6 +227,17 @@ def test_a_frozen_backbone_is_stored_once(cohort, tmp_path):
     shutil.rmtree(tmp_path / "run")
 
 
+def test_a_bank_that_leaves_out_folds_is_loaded_as_it_was(cohort, tmp_path):
+    options = {"preset": "tiny", "weights": "random", "calibration": "cross", "folds": 3}
+    made = ns.create("patchcore", gate=False, fpr=0.2, **options).fit(cohort, tmp_path / "run")
+    loaded, scan = ns.load(tmp_path / "run", "cpu"), next(iter(cohort.part("test"))).load()
+    found, again = made.predict(scan), loaded.predict(scan)
+    assert (again.score, again.p_value, again.anomalous) == (
+        found.score, found.p_value, found.anomalous,
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.map, found.map)
+
+
 def test_a_healthy_scan_that_stands_alone_is_named():
     from normscan.detector.healthy import Healthy
 

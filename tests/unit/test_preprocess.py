@@ -468,3 +468,60 @@ def test_hot_pixels_are_limited_and_an_empty_slice_is_zero():
 def test_settings_are_plain_values():
     settings = Preprocess(size=64, spacing=1.5)
     assert Preprocess(**settings.to_dict()) == settings
+
+
+def chest(rng, black):
+    """A body with two lungs and, beside it, the letter L of a marker."""
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    body = (x / 0.7) ** 2 + (y / 0.85) ** 2 < 1
+    lungs = ((np.abs(x) - 0.3) / 0.2) ** 2 + (y / 0.55) ** 2 < 1
+    data = np.where(body, np.where(lungs, 60.0, 150.0), 0) + rng.normal(0, 3, body.shape)
+    letter = np.zeros(body.shape, bool)
+    letter[6:22, 112:115] = letter[19:22, 112:122] = True
+    data[letter] = 255
+    data = np.clip(data, 1, 255)
+    return (
+        np.where(body | letter, data, 0 if black else np.abs(rng.normal(0, 2, body.shape))),
+        body,
+        letter,
+    )
+
+
+@pytest.mark.parametrize("black", [True, False])
+def test_a_letter_beside_the_body_does_not_count(rng, black):
+    data, body, letter = chest(rng, black)
+    mask = foreground_mask(data[None])
+    assert mask[body].mean() > 0.99 and not mask[letter].any()
+    # The grid lies over the body alone.
+    assert bounding_box(mask)[0][0] > 6 and bounding_box(mask)[1][1] < 112
+
+
+def test_small_parts_of_a_masked_brain_stay(rng):
+    brain = disc(radius=0.5)
+    brain[4:9, 30:36] = True
+    data = np.where(brain, rng.normal(100, 10, brain.shape), 0)
+    np.testing.assert_array_equal(foreground_mask(data[None]), brain)
+
+
+@pytest.mark.parametrize("reshape", [False, True])
+@pytest.mark.parametrize("angle", [5, 12, 30, 45])
+def test_an_obliquely_cut_field_of_view_does_not_glow(rng, angle, reshape):
+    tissue = 100 + 300 * ndimage.gaussian_filter(rng.normal(size=(128, 128)), 6)
+    options = {"angle": angle, "reshape": reshape, "cval": 0}
+    data = ndimage.rotate(tissue, order=1, **options)
+    shown = ndimage.rotate(np.ones_like(tissue), order=0, **options) > 0.5
+    mask = foreground_mask(data[None])
+    rim = shown & (ndimage.distance_transform_edt(shown) <= 1.5)
+    assert rim.any() and not mask[rim & ndimage.binary_dilation(~shown, iterations=2)].any()
+    assert mask[ndimage.distance_transform_edt(shown) > 6].all()
+    # What a blurring restoration leaves: nothing at the cut stands out of the tissue.
+    residual = np.abs(data - ndimage.gaussian_filter(data, 0.7))
+    inner = ndimage.distance_transform_edt(shown) > 10
+    assert residual[mask].max() < 3 * residual[inner].max() < residual[shown].max()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_round_field_of_view_keeps_its_rim(dims):
+    axes = np.meshgrid(*[np.linspace(-1, 1, 48)] * dims, indexing="ij")
+    round_field = sum(a**2 for a in axes) < 0.97
+    np.testing.assert_array_equal(foreground_mask(np.where(round_field, 5.0, 0)[None]), round_field)

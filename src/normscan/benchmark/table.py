@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 REPLICATES = 1000
 ALPHA = 0.05
 FEWEST = 3  # methods and sets of a critical-difference diagram
+# What a user gets: first in every table of the image level, whatever ranks it.
+DECISION = ("sensitivity", "false_alarms", "sensitivity_at_rate")
 _SCAN_METRICS = {"image_auroc": "auroc", "image_ap": "ap", "image_f1_max": "f1_max"}
 # ADer's mAD of its own forms, where they were computed.
 _MAD_FORMS = {"pixel_f1_max": ("ader_pixel_f1", "best_dice"), "aupro": ("ader_aupro", "aupro")}
@@ -87,7 +89,10 @@ def rank(plan: Plan, command: str = "") -> dict[str, Any]:
         if "rqi" in protocol.shown:
             _add_quality(cells)
         values[each.id] = {
-            method: {m: _mean(done, m) for m in (*protocol.shown, *_SCAN_METRICS, "pixel_auroc")}
+            method: {
+                m: _mean(done, m)
+                for m in (*DECISION, *protocol.shown, *_SCAN_METRICS, "pixel_auroc")
+            }
             for method, done in cells.items()
         }
         sets[each.id] = _set_entry(plan, each, cells, failed)
@@ -112,6 +117,7 @@ def rank(plan: Plan, command: str = "") -> dict[str, Any]:
         "baselines": [m for m in BASELINES if m in plan.methods],
         "metrics": {name: titles.get(name, {"title": name, "oracle": False}) for name in titles},
         "shown": protocol.shown,
+        "decision": list(DECISION),
         "sets": sets,
         "missing": plan.missing,
         "means": _means(plan, values) if protocol.mean else {},
@@ -223,6 +229,7 @@ def _ranked(
                 "p": _number(adjusted[i]),
                 "mark": "best" if i == 0 else _mark(adjusted[i]),
                 "test": test,
+                "decision": {m: _decided(done, m) for m in DECISION} if level == "image" else {},
                 "metrics": {m: _spread(done, m) for m in shown if m != metric},
                 "fit_s": float(np.mean([s["fit"] for s in seconds])),
                 "predict_s": float(np.mean([s["predict_per_scan"] for s in seconds])),
@@ -258,6 +265,19 @@ def _spread(cells: Sequence[Done], metric: str) -> dict[str, float | None]:
     # RQI is one figure for all seeds of a method.
     sd = _number(np.std(values, ddof=1)) if len(values) > 1 and metric != "rqi" else None
     return {"value": _number(np.mean(values)), "sd": sd}
+
+
+def _decided(cells: Sequence[Done], metric: str) -> dict[str, float | None]:
+    """Return a figure of the decision with the means of its seeds' ends; None where it is open."""
+    low, high = (_number(_mean_end(cells, metric, side)) for side in ("low", "high"))
+    return {**_spread(cells, metric), "low": low, "high": high}
+
+
+def _mean_end(cells: Sequence[Done], metric: str, side: str) -> float:
+    """Mean over the seeds of an end of the interval; NaN unless all of them have it."""
+    each = [d.results["metrics"].get(metric, {}).get(side) for d in cells]
+    known = [end for end in each if end is not None]
+    return float(np.mean(known)) if len(known) == len(each) else math.nan
 
 
 def _published(plan: Plan, set_id: str, method: str, cells: Sequence[Done]) -> list[dict[str, Any]]:
@@ -318,14 +338,9 @@ def _compare_images(
 def _compare_pixels(
     methods: Sequence[str], metric: str, cells: Cells
 ) -> tuple[list[Interval], list[float], str]:
-    intervals = []
-    for method in methods:
-        ends = []
-        for side in ("low", "high"):
-            each = [d.results["metrics"].get(metric, {}).get(side) for d in cells[method]]
-            known = [end for end in each if end is not None]
-            ends.append(float(np.mean(known)) if len(known) == len(each) else math.nan)
-        intervals.append((ends[0], ends[1]))
+    intervals = [
+        (_mean_end(cells[m], metric, "low"), _mean_end(cells[m], metric, "high")) for m in methods
+    ]
     per_scan = {method: _per_scan(cells[method], metric) for method in methods}
     best = per_scan[methods[0]]
     p_values, n = [math.nan], 0

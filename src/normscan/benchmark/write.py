@@ -16,8 +16,10 @@ DASH = "–"
 # The mark of a method against the best one of its table.
 MARKS = {"best": "", "not different": "=", "worse": "*", "untested": "?"}
 LEGEND = (
-    "Rows are ranked by the first metric. In brackets the 95 % interval, after ± the standard "
-    "deviation over seeds. Against the best row: = no significant difference, * worse (p < 0.05, "
+    "First what a user gets at the image level: sensitivity and false alarms at the threshold from "
+    "healthy scans, and as an oracle the sensitivity at just the wanted rate on the test's healthy "
+    "scans. Rows are ranked by the metric after them. In brackets the 95 % interval, after ± the "
+    "standard deviation over seeds. Against the best row: = no significant difference, * worse (p < 0.05, "
     "paired by subject, Holm), ? not tested. Oracle figures choose a threshold with the test labels. "
     "Rows in italics are the baselines, one seed each."
 )
@@ -68,17 +70,18 @@ def level_table(ranking: dict[str, Any], entry: dict[str, Any]) -> Table:
         if any(r["metrics"].get(m, {"value": None})["value"] is not None for r in rows)
     ]
     compared = any(p["metric"] == headline for r in rows for p in r["published"])
-    head = ["rank", "method", "seeds", _title(ranking, headline), "against best", "p"]
+    decided = [m for m in ranking["decision"] if any(_known(r, m) for r in rows)]
+    head = ["rank", "method", "seeds", *(_title(ranking, m) for m in decided)]
+    head += [_title(ranking, headline), "against best", "p"]
     head += ["published", "gap"] if compared else []
     head += [_title(ranking, m) for m in other] + ["fit s", "s/scan", "memory MiB"]
     lines = []
     for row in rows:
-        text = _figure(row["value"], row["sd"])
-        if row["low"] is not None:
-            text += f" [{row['low']:.3f}, {row['high']:.3f}]"
         rank = DASH if row["rank"] is None else f"{row['rank']:g}"
         p = DASH if row["p"] is None else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        cells = [rank, row["method"], str(row["seeds"]), text, MARKS[row["mark"]], p]
+        cells = [rank, row["method"], str(row["seeds"])]
+        cells += [_with_interval(row["decision"][m]) for m in decided]
+        cells += [_with_interval(row), MARKS[row["mark"]], p]
         if compared:
             found = next((f for f in row["published"] if f["metric"] == headline), None)
             cells += [_figure(found["value"], found["sd"]), _gap(found)] if found else [DASH, DASH]
@@ -87,6 +90,15 @@ def level_table(ranking: dict[str, Any], entry: dict[str, Any]) -> Table:
         cells += [f"{row['fit_s']:.1f}", f"{row['predict_s']:.3f}", number(memory, 0)]
         lines.append(cells)
     return head, lines
+
+
+def _known(row: dict[str, Any], metric: str) -> bool:
+    return row["decision"].get(metric, {"value": None})["value"] is not None
+
+
+def _with_interval(figure: dict[str, Any]) -> str:
+    text = _figure(figure["value"], figure["sd"])
+    return text if figure["low"] is None else f"{text} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def _gap(found: dict[str, Any]) -> str:
@@ -126,8 +138,9 @@ def mean_table(ranking: dict[str, Any], entry: dict[str, Any]) -> Table:
     rows = entry["rows"]
     first: dict[str, Any] = next(iter(rows.values()), {"metrics": {}})
     shown = [m for m in first["metrics"] if any(r["metrics"][m] is not None for r in rows.values())]
-    shown = [m for m in (*ranking["shown"], "mad") if m in shown]
-    ordered = sorted(rows.items(), key=lambda item: -(item[1]["metrics"].get(shown[0]) or 0))
+    ranked = [m for m in (*ranking["shown"], "mad") if m in shown]
+    shown = [m for m in ranking["decision"] if m in shown] + ranked
+    ordered = sorted(rows.items(), key=lambda item: -(item[1]["metrics"].get(ranked[0]) or 0))
     lines = [[m, *(number(row["metrics"][k]) for k in shown)] for m, row in ordered]
     return ["method", *(_title(ranking, m) for m in shown)], lines
 
@@ -237,7 +250,8 @@ def as_csv(ranking: dict[str, Any]) -> str:
             for row in part["rows"]:
                 published = {p["metric"]: p for p in row["published"]}
                 own = {k: row[k] for k in ("value", "sd", "low", "high")}
-                for metric, figure in {part["headline"]: own, **row["metrics"]}.items():
+                figures = {**row["decision"], part["headline"]: own, **row["metrics"]}
+                for metric, figure in figures.items():
                     target = published.get(metric, {})
                     first = metric == part["headline"]
                     writer.writerow(

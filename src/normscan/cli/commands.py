@@ -57,6 +57,8 @@ def fit(
     calibration: Literal["auto", "split", "cross"] = "auto",
     folds: int = 5,
     refit: bool = False,
+    trim: int = 0,
+    exclude: list[str] | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -90,18 +92,24 @@ def fit(
             there are folds; auto takes a split where val has enough subjects for fpr (39 for 5 %).
         folds: parts of the healthy subjects with cross.
         refit: with cross, keep one detector fitted to all healthy scans; else the folds' together.
+        trim: leave so many of the highest healthy subjects out of the rank that sets the threshold;
+            the wanted rate is then not guaranteed.
+        exclude: a healthy scan to leave out and why, ID=REASON, which is recorded with the detector;
+            given once for each, or a table with the columns scan and reason.
         arguments: of the method.
     """
     from torch import cuda
 
     from normscan.detector import Detector
+    from normscan.detector.review import PAGE
     from normscan.training.fabric import check_machine
     from normscan.training.folder import DETECTOR, check_run
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
         fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate,
-        wrappers=wrappers, calibration=calibration, folds=folds, refit=refit, **(arguments or {}),
+        wrappers=wrappers, calibration=calibration, folds=folds, refit=refit, trim=trim,
+        **(arguments or {}),
     )  # fmt: skip
     bar = Progress()
     # Before any file of the cohort is opened.
@@ -134,6 +142,7 @@ def fit(
         resume=resume,
         progress=True,
         auxiliary=auxiliary,
+        exclude=exclude,
     )
     if "calibration" not in detector.training:  # a helper process of several
         return
@@ -143,6 +152,9 @@ def fit(
     after = f"predict {out} SCAN..."
     if cohort is not None:
         after = f"evaluate {out} --cohort {cohort}"
+    page = Path(out) / PAGE
+    if page.exists():
+        print(f"healthy scans: {page} (those with the highest scores; look at them)")
     print(f"detector: {out}\nnext: normscan {after}")
 
 

@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
@@ -147,6 +148,7 @@ def run(name: str, arguments: list[str]) -> int | None:
     card = None
     if name == "fit":
         card, arguments = _method(arguments)
+        arguments = _gathered(arguments, "exclude")
     parser = build_parser(name, signature, card, _preset(arguments))
     try:
         given = spelled(arguments, parser._option_string_actions, signature)
@@ -197,6 +199,23 @@ def _preset(arguments: list[str]) -> str:
         if text == "--preset" and i + 1 < len(arguments):
             return arguments[i + 1]
     return "paper"
+
+
+def _gathered(arguments: list[str], name: str) -> list[str]:
+    """Put the values of an option that may be given several times into one list."""
+    rest, values, waiting = [], [], iter(arguments)
+    for text in waiting:
+        if text == f"--{name}":
+            values.append(next(waiting, ""))
+        elif text.startswith(f"--{name}="):
+            values.append(text.partition("=")[2])
+        else:
+            rest.append(text)
+    if not values:
+        return rest
+    if len(values) == 1 and values[0].startswith("["):
+        return [*rest, f"--{name}={values[0]}"]
+    return [*rest, f"--{name}={json.dumps(values)}"]
 
 
 def build_parser(

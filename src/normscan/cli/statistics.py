@@ -21,8 +21,10 @@ def compare(
 ) -> None:
     """Test evaluated detectors against each other on the scans that all of them scored.
 
-    Paired and by subject: DeLong's test and a permutation test of the image AUROC, both with Holm's
-    correction over all pairs; sensitivity, specificity and predictive values of each decision.
+    First what a user gets: sensitivity and false alarms of each decision as it was kept, with exact
+    intervals, and beside them the sensitivity at just the wanted rate on these healthy scans (an
+    oracle). Then the image AUROC, tested paired and by subject: DeLong's test and a permutation
+    test, both with Holm's correction over all pairs; predictive values of each decision.
 
     Args:
         runs: run or evaluation folders of the same cohort, two or more.
@@ -31,6 +33,7 @@ def compare(
         seed: of the permutations.
         json: print JSON for machines.
     """
+    from normscan.metrics import oracle_sensitivity
     from normscan.metrics.comparisons import compare_scores, delong_test, holm
     from normscan.metrics.predictive import decision_metrics
     from normscan.metrics.statistics import delong
@@ -48,12 +51,15 @@ def compare(
                 "Calibrate it to compare decisions."
             )
     each = []
-    for name, table, score in zip(names, tables, scores, strict=True):
+    for name, run, table, score in zip(names, runs, tables, scores, strict=True):
         decided = decision_metrics(
-            table["anomalous"].to_numpy(), labels, subjects, prevalence=prevalence
+            table["anomalous"].to_numpy(), labels, subjects, prevalence=prevalence, method="exact"
         )
+        fpr = _decision(run).get("fpr_wanted")
+        oracle = None if fpr is None else oracle_sensitivity(score, labels, subjects, fpr=fpr)
         auroc = delong([score], labels, subjects).interval()
-        each.append({"run": name, "auroc": auroc, **_fields(decided)})
+        row = {"run": name, **_fields(decided), "sensitivity_at_rate": oracle, "auroc": auroc}
+        each.append(row)
     pairs: list[dict[str, Any]] = []
     for a, b in itertools.combinations(range(len(runs)), 2):
         by_rank = delong_test(scores[a], scores[b], labels, subjects)
@@ -78,9 +84,12 @@ def compare(
     print(f"{len(labels)} scans of {len(set(subjects))} subjects, {int(labels.sum())} anomalous")
     if dropped:
         print(f"left out: {dropped} scans that not all runs scored")
-    head = ("run", "AUROC", "sensitivity", "specificity", f"PPV at {share:.3g}", "NPV")
-    keys = ("run", "auroc", "sensitivity", "specificity", "ppv", "npv")
-    _print([head, *(tuple(str(r[k]) for k in keys) for r in each)])
+    head = {
+        "run": "run", "sensitivity": "sensitivity", "false_alarms": "false alarms",
+        "sensitivity_at_rate": "at the wanted rate (oracle)", "auroc": "AUROC",
+        "ppv": f"PPV at {share:.3g}", "npv": "NPV",
+    }  # fmt: skip
+    _print([tuple(head.values()), *(tuple(str(r[k] or "-") for k in head) for r in each)])
     print()
     lines = [("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")]
     for p in pairs:
@@ -131,11 +140,7 @@ def subgroups(
             f"{run}: the evaluation has no column '{column}'.{nearest(column, known)} "
             f"It has: {', '.join(known)}."
         )
-    results = Path(run) / "results.json"
-    results = results if results.is_file() else Path(run) / "evaluation" / "results.json"
-    threshold = None
-    if results.is_file():
-        threshold = _json.loads(results.read_text("utf-8"))["decision"]["threshold"]
+    threshold = _decision(run).get("threshold")
     values = [None if v != v else v for v in table[column].tolist()]
     found = groups_of(
         table["score"].to_numpy(float), table["label"].to_numpy(int), values,
@@ -156,7 +161,18 @@ def subgroups(
 
 
 def _fields(found: Any) -> dict[str, Any]:
-    return {k: getattr(found, k) for k in ("sensitivity", "specificity", "ppv", "npv")}
+    names = ("sensitivity", "false_alarms", "specificity", "ppv", "npv")
+    return {k: getattr(found, k) for k in names}
+
+
+def _decision(run: str) -> dict[str, Any]:
+    """Return what an evaluation says of the decision; nothing where only its scores are left."""
+    for folder in (Path(run), Path(run) / "evaluation"):
+        path = folder / "results.json"
+        if path.is_file():
+            decision: dict[str, Any] = _json.loads(path.read_text("utf-8"))["decision"]
+            return decision
+    return {}
 
 
 def _table(run: str) -> pd.DataFrame:

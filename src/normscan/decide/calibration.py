@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from normscan.errors import ArgumentError
@@ -22,17 +22,21 @@ class Calibration:
             where val is too small for the rate and all healthy subjects aren't, see ``gains``.
         folds: detectors that ``cross`` fits, each without one part of the healthy subjects.
         refit: keep one detector fitted to all healthy scans, rather than the folds' together.
+        trim: so many of the highest healthy subjects are left out of the rank, see ``ScanThreshold``.
     """
 
     kind: Kind = "auto"
     folds: int = 5
     refit: bool = False
+    trim: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ArgumentError(f"calibration is '{self.kind}'; it is one of {', '.join(KINDS)}.")
         if self.folds < 2:
             raise ArgumentError(f"folds is {self.folds}; cross-calibration needs 2 or more.")
+        if self.trim < 0:
+            raise ArgumentError(f"trim is {self.trim}; it must be 0 or more subjects.")
 
     def settled(self, val: int, healthy: int, fpr: float, processes: int = 1) -> Calibration:
         """Return what it is for a cohort, ``split`` or ``cross``.
@@ -50,14 +54,15 @@ class Calibration:
             raise ArgumentError("calibration cross works in one process: leave out devices.")
         if self.kind == "cross" and healthy < 2:
             raise ArgumentError("calibration cross needs two healthy subjects or more.")
-        split = Calibration("split", self.folds, self.refit)
+        split = replace(self, kind="split")
         if self.kind == "split" or (self.kind == "auto" and processes > 1):
             return split
-        if self.kind == "auto" and val and not gains(val, healthy, fpr):
+        ranked = max(0, val - self.trim), max(0, healthy - self.trim)
+        if self.kind == "auto" and val and not gains(*ranked, fpr):
             return split
         if healthy < 2:
             return split
-        return Calibration("cross", min(self.folds, healthy), self.refit)
+        return replace(self, kind="cross", folds=min(self.folds, healthy))
 
 
 SPLIT = Calibration("split")

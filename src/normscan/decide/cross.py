@@ -28,22 +28,36 @@ class CrossThreshold(ScanThreshold):
     One score instead of K, of a detector that was fitted again to all healthy scans, is compared
     with all out-of-fold scores. Nothing is proven of that rate.
 
+    A fold of which no scan could be scored stays empty: its member then takes part in the mean score,
+    not in the p-value, and n counts the others.
+
     Attributes:
-        folds: healthy scores of each fold, ascending.
+        folds: ranked healthy scores of each fold, ascending.
         refit: scans are judged by one detector that was fitted again to all healthy scans.
         threshold: the r-th largest of all out-of-fold scores. Where the members agree on a scan, it
             is anomalous above it.
     """
 
     def __init__(
-        self, folds: Sequence[npt.ArrayLike], fpr: float = 0.05, refit: bool = False
+        self,
+        folds: Sequence[npt.ArrayLike],
+        fpr: float = 0.05,
+        refit: bool = False,
+        trim: int = 0,
     ) -> None:
         self.refit = refit
-        self.folds: list[Floats] = [np.sort(without_nan(fold)) for fold in folds]
-        if len(self.folds) < 2 or not all(fold.size for fold in self.folds):
-            sizes = [fold.size for fold in self.folds]
-            raise ArgumentError(f"Cross-calibration needs two folds or more, none empty: {sizes}.")
-        super().__init__(np.concatenate(self.folds), fpr)
+        # With those that are trimmed, for storage.
+        self._every: list[Floats] = [np.sort(without_nan(fold)) for fold in folds]
+        sizes = [fold.size for fold in self._every]
+        if len(sizes) < 2 or not sum(sizes):
+            raise ArgumentError(f"Cross-calibration needs two folds or more with scores: {sizes}.")
+        values = np.concatenate(self._every)
+        super().__init__(values, fpr, trim)
+        ranked = np.ones(values.size, bool)
+        ranked[np.argsort(values, kind="stable")[self.n :]] = False
+        ends = np.cumsum(sizes)[:-1]
+        parts = zip(self._every, np.split(ranked, ends), strict=True)
+        self.folds: list[Floats] = [fold[kept] for fold, kept in parts]
 
     @classmethod
     def of_subjects(
@@ -53,6 +67,8 @@ class CrossThreshold(ScanThreshold):
         fpr: float = 0.05,
         subjects: Sequence[Hashable] | None = None,
         refit: bool = False,
+        trim: int = 0,
+        members: int | None = None,
     ) -> CrossThreshold:
         """Return the threshold for out-of-fold scores; each subject stands with its highest.
 
@@ -62,6 +78,8 @@ class CrossThreshold(ScanThreshold):
             fpr: wanted false-positive rate in (0, 1).
             subjects: subject of each scan; None where every scan is a subject of its own.
             refit: scans are judged by one detector that was fitted again to all healthy scans.
+            trim: so many of the highest subjects are left out of the rank.
+            members: number of folds, counted from 1, where some may be without a score.
 
         Raises:
             ArgumentError: lengths that differ, NaN, fewer than two folds, or a subject in two.
@@ -74,15 +92,16 @@ class CrossThreshold(ScanThreshold):
         if any(home[owner] != fold for owner, fold in zip(owners, folds, strict=True)):
             raise ArgumentError("a subject lies in two folds; folds are by subject.")
         highest = highest_of(values, owners)
-        parts = [[v for o, v in highest.items() if home[o] == k] for k in sorted(set(folds))]
-        return cls(parts, fpr, refit)
+        numbers = sorted(set(folds)) if members is None else range(1, members + 1)
+        parts = [[v for o, v in highest.items() if home[o] == k] for k in numbers]
+        return cls(parts, fpr, refit, trim)
 
     @property
     def guaranteed(self) -> float:
         """Largest false-positive rate that exchangeable subjects allow; 1 after a refit."""
         if self.refit:
             return 1.0
-        k, n = len(self.folds), self.n
+        k, n = sum(fold.size > 0 for fold in self._every), self.n + self.trim
         excess = min(2 * (1 - 1 / k) / (n / k + 1), (1 - k / n) / (k + 1))
         return min(1.0, 2 * self.expected_fpr + excess)
 
@@ -110,15 +129,15 @@ class CrossThreshold(ScanThreshold):
         text = (
             f"Expected false-positive rate about {self.expected_fpr:.1%} (95 % interval {low:.1%} to "
             f"{high:.1%}; {proven} proven) from out-of-fold scores of all "
-            f"{self.n} healthy subjects in {len(self.folds)} folds."
+            f"{self.n + self.trim} healthy subjects in {len(self.folds)} folds."
         )
         return text + self._few()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values that restore the threshold exactly; infinities are strings."""
-        sizes = [fold.size for fold in self.folds]
+        sizes = [fold.size for fold in self._every]
         # By fold, since each fold is compared by itself.
-        scores = [plain_score(s) for fold in self.folds for s in fold.tolist()]
+        scores = [plain_score(s) for fold in self._every for s in fold.tolist()]
         return {
             **super().to_dict(), "scores": scores, "folds": sizes, "refit": self.refit,
             "guaranteed_fpr": self.guaranteed,
@@ -133,8 +152,9 @@ class CrossThreshold(ScanThreshold):
             scores = [float(score) for score in state["scores"]]
             ends = np.cumsum(state["folds"])
             restored = cls(
-                np.split(np.array(scores), ends[:-1]), float(state["fpr"]), bool(state["refit"])
-            )
+                np.split(np.array(scores), ends[:-1]), float(state["fpr"]), bool(state["refit"]),
+                int(state.get("trim", 0)),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"This is no stored scan threshold: {error!r}.") from error
         if ends[-1] != len(scores) or restored.threshold != float(state["threshold"]):

@@ -25,23 +25,34 @@ class ScanThreshold:
     (less where scores tie). Over random validation sets the rate of the fixed threshold is
     Beta(k, n - k + 1) distributed (Vovk 2012; Bates et al., Annals of Statistics 2023).
 
+    ``trim`` leaves the t highest scores out of the rank and of the p-values, as if those subjects
+    were not healthy. The wanted rate is then kept if they aren't. If they are, the threshold is the
+    (k + t)-th largest of all n + t, so the rate is (k + t) / (n + t + 1): that is ``expected_fpr``,
+    and what the interval is of.
+
     Attributes:
         scores: healthy validation scores (n,), ascending.
+        trimmed: those that were left out (t,), ascending.
         fpr: the wanted false-positive rate.
         rank: k, the rank from the top of the score that is the threshold.
         threshold: the decision is score > threshold.
     """
 
-    def __init__(self, scores: npt.ArrayLike, fpr: float = 0.05) -> None:
+    def __init__(self, scores: npt.ArrayLike, fpr: float = 0.05, trim: int = 0) -> None:
         values = np.sort(without_nan(scores))
         if not values.size:
             raise ArgumentError("A threshold needs at least one healthy validation score.")
         if not 0 < fpr < 1:
             raise ArgumentError(f"The false-positive rate must be between 0 and 1, not {fpr}.")
-        self.scores: Floats = values
+        if not 0 <= trim < values.size:
+            raise ArgumentError(
+                f"trim is {trim}, but {values.size} healthy subjects were scored: leave fewer out."
+            )
+        self.scores: Floats
+        self.scores, self.trimmed = np.split(values, [values.size - trim])
         self.fpr = float(fpr)
-        self.rank = rank(values.size, fpr)
-        self.threshold = float(values[-self.rank])
+        self.rank = rank(self.n, fpr)
+        self.threshold = float(self.scores[-self.rank])
 
     @classmethod
     def fit(
@@ -49,6 +60,7 @@ class ScanThreshold:
         scores: npt.ArrayLike,
         fpr: float = 0.05,
         subjects: Sequence[Hashable] | None = None,
+        trim: int = 0,
     ) -> ScanThreshold:
         """Return the threshold for a false-positive rate on healthy validation scans.
 
@@ -60,35 +72,44 @@ class ScanThreshold:
             scores: image scores of healthy scans (n,); may be infinite, not NaN.
             fpr: wanted false-positive rate in (0, 1).
             subjects: subject of each scan; None where every scan is a subject of its own.
+            trim: so many of the highest subjects are left out of the rank.
 
         Raises:
             ArgumentError: no scores, NaN, lengths that differ, or a rate outside (0, 1).
         """
         values = without_nan(scores)
         if subjects is None:
-            return cls(values, fpr)
+            return cls(values, fpr, trim)
         if len(subjects) != values.size:
             raise ArgumentError(
                 f"{values.size} scores came with {len(subjects)} subjects; give one for each."
             )
-        return cls(list(highest_of(values, subjects).values()), fpr)
+        return cls(list(highest_of(values, subjects).values()), fpr, trim)
 
     @property
     def n(self) -> int:
-        """Number of healthy validation scores (subjects, where they were given)."""
+        """Number of healthy validation scores (subjects, where they were given) that are ranked."""
         return self.scores.size
 
     @property
+    def trim(self) -> int:
+        """Number of scores that were left out of the rank."""
+        return self.trimmed.size
+
+    @property
     def expected_fpr(self) -> float:
-        """Probability k / (n + 1) that a new healthy scan is called anomalous; less with ties."""
-        return self.rank / (self.n + 1)
+        """Probability k / (n + 1) that a new healthy scan is called anomalous; less with ties.
+
+        (k + t) / (n + t + 1) where t were left out of the rank.
+        """
+        return (self.rank + self.trim) / (self.n + self.trim + 1)
 
     def fpr_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return the central interval of the false-positive rate over random validation sets."""
         if not 0 < confidence < 1:
             raise ArgumentError(f"The confidence must be between 0 and 1, not {confidence}.")
         tails = np.array([1 - confidence, 1 + confidence]) / 2
-        low, high = betaincinv(self.rank, self.n - self.rank + 1, tails)
+        low, high = betaincinv(self.rank + self.trim, self.n - self.rank + 1, tails)
         return float(low), float(high)
 
     def rates(self) -> dict[str, float]:
@@ -104,18 +125,26 @@ class ScanThreshold:
     @property
     def certified(self) -> bool:
         """Whether the expected rate is at most the wanted one; needs `needed` healthy scans."""
-        return self.n >= self.needed
+        return self.n >= self.needed and not self.trim
 
     def describe(self) -> str:
         """Return the operating point in one or two sentences."""
         low, high = self.fpr_interval()
+        count = self.n + self.trim
         text = (
             f"Expected false-positive rate {self.expected_fpr:.1%} (95 % interval {low:.1%} to "
-            f"{high:.1%}) from {self.n} healthy validation {'subject' if self.n == 1 else 'subjects'}."
+            f"{high:.1%}) from {count} healthy validation {'subject' if count == 1 else 'subjects'}."
         )
         return text + self._few()
 
     def _few(self) -> str:
+        if self.trim:
+            return (
+                f" Left out of the rank are the highest {self.trim} of them, and the next {self.rank} set "
+                f"the threshold: the rate is {self.expected_fpr:.1%} if those left out are healthy, "
+                f"{self.rank / (self.n + 1):.1%} if they aren't. The wanted rate of {self.fpr:.3g} is "
+                "not guaranteed."
+            )
         if self.certified:
             return " The highest of them sets the threshold by itself." if self.rank == 1 else ""
         return (
@@ -186,7 +215,8 @@ class ScanThreshold:
             "fpr_interval": list(self.fpr_interval()),
             "certified": self.certified,
             "needed": self.needed,
-            "scores": [plain_score(score) for score in self.scores.tolist()],
+            "trim": self.trim,
+            "scores": [plain_score(s) for s in (*self.scores.tolist(), *self.trimmed.tolist())],
         }
 
     @classmethod
@@ -197,7 +227,8 @@ class ScanThreshold:
             ArgumentError: a part is missing, or the scores don't give the stored threshold.
         """
         try:
-            restored = cls([float(score) for score in state["scores"]], float(state["fpr"]))
+            scores = [float(score) for score in state["scores"]]
+            restored = cls(scores, float(state["fpr"]), int(state.get("trim", 0)))
             stored = float(state["threshold"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"This is no stored scan threshold: {error!r}.") from error

@@ -14,6 +14,7 @@ import torch
 from normscan.cohort import Cohort
 from normscan.detector import fitting
 from normscan.detector.healthy import Healthy, decided, score_healthy
+from normscan.detector.review import Judge
 from normscan.detector.state import State
 from normscan.detector.survey import Survey, survey
 from normscan.methods.base import Method
@@ -63,7 +64,7 @@ class Work:
 
 def fit(
     asked: State, cohort: Cohort, folder: Path, fabric: Fabric, workers: int, bar: Progress
-) -> tuple[State, Healthy]:
+) -> tuple[State, Healthy, list[Judge]]:
     """Fit a member without each fold, score that fold with it, and decide from all scores.
 
     Args:
@@ -75,11 +76,20 @@ def fit(
         bar: shows progress.
 
     Returns:
-        The fitted state, and the out-of-fold scores.
+        The fitted state, the out-of-fold scores, and which member scored which scans.
     """
     work = begin(asked, cohort, folder, fabric, workers, bar)
     way = together if fitting.built(work.built).leaves_out else one_by_one
     method, healthy, seconds = way(work)
+    apart = (
+        list(method)
+        if isinstance(method, Folds)
+        else [Only(method, k) for k in range(len(work.parts))]
+    )
+    judges = [
+        (work.built.changed(method=alone), part)
+        for alone, part in zip(apart, work.parts, strict=True)
+    ]
     if asked.calibration.refit:
         bar.say("all healthy scans together")
         method, _, spent = member(work, 0)
@@ -87,7 +97,7 @@ def fit(
     method.eval().requires_grad_(False)
     training = _training(work, healthy, seconds)
     state = work.built.changed(method=method, gate=work.asked.gate, training=training)
-    return decided(state, healthy), healthy
+    return decided(state, healthy), healthy, judges
 
 
 def begin(
@@ -199,14 +209,16 @@ def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float
 
 def _stored(healthy: Healthy) -> dict[str, Any]:
     images = [[torch.from_numpy(np.array(points)), n] for points, n in healthy.images]
-    return {"healthy": {**vars(healthy), "images": images}}
+    looks = [torch.from_numpy(look) for look in healthy.looks]
+    return {"healthy": {**vars(healthy), "images": images, "looks": looks}}
 
 
 def _healthy(stored: dict[str, Any]) -> Healthy:
     values = stored["healthy"]
     images = [(points.numpy(), n) for points, n in values["images"]]
     failures = [(scan, reason) for scan, reason in values["failures"]]
-    return replace(Healthy(**values), images=images, failures=failures)
+    looks = [look.numpy() for look in values["looks"]]
+    return replace(Healthy(**values), images=images, failures=failures, looks=looks)
 
 
 def _training(work: Work, healthy: Healthy, seconds: dict[str, float]) -> dict[str, Any]:

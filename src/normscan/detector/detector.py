@@ -14,6 +14,7 @@ from normscan.cohort.memory import as_cohort
 from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
 from normscan.detector.elsewhere import calibrated
+from normscan.detector.exclude import Excluded, reasons_of
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
@@ -53,6 +54,8 @@ class Detector(State):
         folds: detectors that ``cross`` fits, each without one part of the healthy subjects.
         refit: with ``cross``, keep one detector fitted to all healthy scans, rather than the folds'
             detectors together.
+        trim: leave so many of the highest healthy subjects out of the rank that sets the threshold,
+            as a guard against some that aren't healthy; the wanted rate is then not guaranteed.
         arguments: of the method.
 
     Attributes:
@@ -84,13 +87,14 @@ class Detector(State):
         calibration: Kind = "auto",
         folds: int = 5,
         refit: bool = False,
+        trim: int = 0,
         **arguments: Any,
     ) -> None:
         state = ask(
             method, preset=preset, preprocess=preprocess, postprocess=postprocess,
             reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, cache=cache,
-            gate=gate, wrappers=wrappers, calibration=Calibration(calibration, folds, refit),
-            arguments=arguments,
+            gate=gate, wrappers=wrappers,
+            calibration=Calibration(calibration, folds, refit, trim), arguments=arguments,
         )  # fmt: skip
         self._begin(state)
 
@@ -139,6 +143,7 @@ class Detector(State):
         resume: bool = False,
         progress: bool = False,
         auxiliary: Cohort | str | os.PathLike[str] | None = None,
+        exclude: Excluded | None = None,
     ) -> Detector:
         """Learn what healthy looks like, then set the thresholds on healthy validation scans.
 
@@ -155,6 +160,8 @@ class Detector(State):
             resume: go on from the checkpoint in ``out``.
             progress: show progress on stderr.
             auxiliary: a second cohort, for methods that learn from two domains.
+            exclude: healthy scans to leave out, with the reasons, which are recorded:
+                ``{"17": "motion"}``, or the path of a table with the columns scan and reason.
 
         Returns:
             Itself.
@@ -176,7 +183,8 @@ class Detector(State):
             if auxiliary is not None:
                 given = given.with_auxiliary(auxiliary)
             machine = (device, devices, precision)
-            self._take(fit(self.asked(), given, folder, machine, workers, resume, bar))
+            left_out = reasons_of(exclude)
+            self._take(fit(self.asked(), given, folder, machine, workers, resume, bar, left_out))
         return self
 
     def calibrate(

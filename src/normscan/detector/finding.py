@@ -27,6 +27,12 @@ UNDECIDED = (
 )
 
 
+ALONE = (
+    "The one healthy subject taught the detector, and it can't be held against itself. "
+    "A second one would allow a threshold; 19 can promise 5 % of false alarms."
+)
+
+
 @dataclass(eq=False, repr=False)
 class Finding:
     """The result for a scan, in the scan's own geometry.

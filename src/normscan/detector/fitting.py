@@ -17,6 +17,7 @@ import torch
 
 from normscan.cohort import Cohort
 from normscan.detector.healthy import Healthy, decided, score_healthy
+from normscan.detector.review import Judge
 from normscan.detector.state import State
 from normscan.detector.survey import Survey, survey, unseen
 from normscan.errors import ArgumentError, CohortError, NormscanError
@@ -45,7 +46,7 @@ def admit(asked: State, cohort: Cohort) -> Cohort:
 
     Raises:
         CohortError: it has no healthy scans in train or in val, or fewer than ``shots``; says which
-            and how to mend it.
+            and how to mend it. A single healthy subject is enough to train, without a threshold.
     """
     if asked.card.regime == "zero-shot":
         return cohort.references(0, 0)
@@ -54,7 +55,8 @@ def admit(asked: State, cohort: Cohort) -> Cohort:
         seed = derive_seed(asked.seed, "references")
         cohort = cohort.references(asked.arguments["shots"], seed)
     crossed = asked.calibration.kind == "cross"
-    if not (len(cohort.part("val")) or crossed or asked.card.may_stay_open):
+    alone = len({row.subject for row in cohort.part("train")}) == 1
+    if not (len(cohort.part("val")) or crossed or alone or asked.card.may_stay_open):
         raise CohortError(
             "the cohort has no healthy scans in 'val', which sets the threshold. Give it some."
         )
@@ -63,7 +65,7 @@ def admit(asked: State, cohort: Cohort) -> Cohort:
 
 def fit(
     asked: State, cohort: Cohort, folder: Path, fabric: Fabric, workers: int, bar: Progress
-) -> tuple[State, Healthy]:
+) -> tuple[State, Healthy, list[Judge]]:
     """Train on the healthy scans of train, then decide by those of val.
 
     Args:
@@ -75,16 +77,17 @@ def fit(
         bar: shows progress.
 
     Returns:
-        The fitted state and the scored scans of val; in a process that isn't the first of several,
-        without thresholds and scores.
+        The fitted state, the scores of val, and who scored which scans; in a process that isn't the
+        first of several, without thresholds and scores.
     """
     state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
     seconds = train(state, sets, folder, fabric, bar)
     state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
     if not fabric.is_global_zero:
-        return state, Healthy()
-    healthy = score_healthy(state, cohort.part("val"), bar)
-    return decided(state, healthy), healthy
+        return state, Healthy(), []
+    val = cohort.part("val")
+    healthy = score_healthy(state, val, bar)
+    return decided(state, healthy), healthy, [(state, val)]
 
 
 def _begin_everywhere(

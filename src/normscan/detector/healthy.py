@@ -13,13 +13,14 @@ import numpy as np
 from normscan.cohort import Cohort
 from normscan.decide import CrossThreshold, PixelThreshold, ScanThreshold
 from normscan.decide.scans import highest_of
-from normscan.detector.finding import UNDECIDED, Finding
+from normscan.detector.finding import ALONE, UNDECIDED, Finding
 from normscan.detector.prediction import predict_rows
 from normscan.detector.state import State
 from normscan.errors import CohortError
 from normscan.io import atomic_path
 from normscan.metrics.maps import Singles
 from normscan.progress import Progress
+from normscan.quality.copies import look_of
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Healthy:
         subjects: whose it is.
         scores: of each.
         folds: number of the fold that it lies in, from 1; 0 where val alone was scored.
+        looks: thumbnail of each, by which near copies are found, see ``quality.copies``.
         images: what the pixel threshold needs of each map, see ``PixelThreshold``.
         failures: (scan, reason) of those that could not be predicted.
         refused: those that the quality gate would have refused.
@@ -40,6 +42,7 @@ class Healthy:
     subjects: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     folds: list[int] = field(default_factory=list)
+    looks: list[np.ndarray] = field(default_factory=list)
     images: list[tuple[Singles, int]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -63,15 +66,19 @@ class Healthy:
         scan = self.scans[int(np.argmax(self.scores))]
         return (
             f"{scan} is among the healthy scans and scores {top:.4g}, the others at most "
-            f"{second:.4g}; look at it. If it isn't healthy, take it out of the table."
+            f"{second:.4g}; look at it. If it isn't healthy, leave it out: --exclude '{scan}=REASON'."
         )
+
+    def order(self) -> list[int]:
+        """Places of the scans, the highest score first."""
+        return [int(i) for i in np.argsort(-np.asarray(self.scores), kind="stable")]
 
     def write(self, path: Path) -> None:
         """Write a table of scans, subjects, folds and scores, the highest score first."""
         text = io.StringIO()
         lines = csv.writer(text)
         lines.writerow(["scan", "subject", "fold", "score"])
-        for i in np.argsort(-np.asarray(self.scores), kind="stable"):
+        for i in self.order():
             lines.writerow([self.scans[i], self.subjects[i], self.folds[i], self.scores[i]])
         with atomic_path(path) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
@@ -98,37 +105,54 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
         found.folds.append(fold)
         if result.quality is not None and not result.quality.passed:
             found.refused.append(row.scan)
+        found.looks.append(look_of(result.scan))
         if result.map is not None:
             pixels.add(result.map)
     found.images = pixels.images
+    if found.failures:
+        scan, reason = found.failures[0]
+        bar.say(
+            f"{len(found.failures)} of {len(cohort)} healthy scans could not be scored and set no "
+            f"threshold; {scan}: {reason}"
+        )
     return found
 
 
 def decided(state: State, healthy: Healthy) -> State:
     """Return the state with thresholds from scored healthy scans, of val or of several folds.
 
-    Where there were none to score, a method that may do without leaves the decision open.
+    Where there were none to score, a method that may do without leaves the decision open; so does
+    any other whose cohort has a single healthy subject.
 
     Raises:
         CohortError: none of them could be predicted.
     """
-    if not (healthy.scores or healthy.failures) and state.card.may_stay_open:
-        return state.changed(training={**state.training, "calibration": UNDECIDED})
+    if not (healthy.scores or healthy.failures):
+        subjects = state.training.get("subjects", {})
+        alone = not state.card.may_stay_open and sum(subjects.values()) == 1
+        if alone:
+            said = {"calibration": f"{UNDECIDED} {ALONE}", "alone": True}
+            return state.changed(training={**state.training, **said})
+        if state.may_stay_open:
+            return state.changed(training={**state.training, "calibration": UNDECIDED})
     if not healthy.scores:
         raise CohortError("no healthy scan for the threshold could be predicted: no threshold.")
+    how, scores = state.calibration, healthy.scores
     threshold: ScanThreshold
-    if state.calibration.kind == "cross":
+    if how.kind == "cross":
         threshold = CrossThreshold.of_subjects(
-            healthy.scores, healthy.folds, state.fpr, healthy.subjects, state.calibration.refit
+            scores, healthy.folds, state.fpr, healthy.subjects, how.refit, how.trim, how.folds
         )
     else:
-        threshold = ScanThreshold.fit(healthy.scores, state.fpr, healthy.subjects)
+        threshold = ScanThreshold.fit(scores, state.fpr, healthy.subjects, how.trim)
     return thresholded(state, healthy, threshold)
 
 
 def thresholded(state: State, healthy: Healthy, threshold: ScanThreshold) -> State:
     """Return the state with this threshold of scans and that of the healthy maps' pixels."""
     training = {**state.training, "calibration": threshold.describe()}
+    if healthy.failures:
+        training["not_scored"] = [{"scan": s, "reason": reason} for s, reason in healthy.failures]
     pixels = PixelThreshold(state.pixel_fpr, healthy.images)
     if len(pixels):
         training["pixel_threshold"] = pixels.to_dict()

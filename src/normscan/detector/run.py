@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from normscan.cohort import Cohort, Division
 from normscan.decide import promise
 from normscan.decide.calibration import SPLIT
 from normscan.detector import cross, fitting
+from normscan.detector.exclude import without
+from normscan.detector.review import review
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, OutputError
@@ -30,6 +33,7 @@ def fit(
     workers: int,
     resume: bool,
     bar: Progress,
+    exclude: Mapping[str, str],
 ) -> State:
     """Fit a detector to a cohort; see ``Detector.fit``.
 
@@ -41,17 +45,23 @@ def fit(
         workers: processes that prepare scans.
         resume: go on with the run in ``out``.
         bar: shows progress.
+        exclude: healthy scans that are left out, with the reasons.
 
     Returns:
         The fitted state; in a process that isn't the first of several, without thresholds.
     """
+    cohort = without(cohort, exclude)
+    left_out = [{"scan": scan, "reason": reason} for scan, reason in exclude.items()]
+    if left_out:
+        named = ", ".join(f"{entry['scan']} ({entry['reason']})" for entry in left_out)
+        bar.say(f"left out by hand: {named}")
     settled = settle(asked, cohort, machine[1], bar)
     cohort = fitting.admit(settled, cohort)
     with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
         folder = Path(temporary) if out is None else out
         division = None if out is not None else cohort.division()
         if out is not None:
-            about = {"cohort": cohort.digest(), "precision": machine[2]}
+            about = {"cohort": cohort.digest(), "precision": machine[2], "exclude": dict(exclude)}
             claim_folder(out, {**asked.configuration(), **about}, resume)
             division = _divided(cohort, out)
             if resume and (out / DETECTOR).exists():
@@ -60,13 +70,16 @@ def fit(
             fabric = launch_fabric(*machine)
             begun = time.monotonic()
             way = cross.fit if settled.calibration.kind == "cross" else fitting.fit
-            state, healthy = way(settled, cohort, folder, fabric, workers, bar)
+            state, healthy, judges = way(settled, cohort, folder, fabric, workers, bar)
+            if left_out:
+                state.training["excluded"] = left_out
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
             state = state.changed(division=division)
             if fabric.is_global_zero and (doubt := healthy.doubt()):
                 bar.say(doubt)
             if out is not None and fabric.is_global_zero:
                 healthy.write(out / HEALTHY)
+                state.training["healthy"] = review(state, healthy, judges, out, bar)
                 state = write_state(state, out)
                 cross.remove_members(out)
     return state
@@ -117,11 +130,22 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
             f"only {every} healthy subjects train and set the threshold: figures will be rough."
         )
     wanted = f"threshold: {asked.fpr:.3g} false alarms are wanted"
-    split = f"val alone ({val}) can promise {promise(val, asked.fpr)}"
-    both = f"all healthy subjects in {chosen.folds} folds ({every}) {promise(every, asked.fpr)}"
-    if chosen.kind == "cross":
+    ranked = max(0, val - chosen.trim), max(0, every - chosen.trim)
+    split = f"val alone ({val}) can promise {promise(ranked[0], asked.fpr)}"
+    both = f"all healthy subjects in {chosen.folds} folds ({every}) {promise(ranked[1], asked.fpr)}"
+    if every == 1 and not val:
+        bar.say(
+            "one healthy subject: nobody is left to set a threshold, so there will be maps and raw "
+            "scores, and no decision"
+        )
+    elif chosen.kind == "cross":
         times = chosen.folds + chosen.refit
         bar.say(f"{wanted}; {split}; taken: {both}. The method is fitted {times} times.")
     else:
         bar.say(f"{wanted}; taken: {split}; with --calibration cross, {both}.")
+    if chosen.trim:
+        bar.say(
+            f"left out of the rank: the highest healthy subjects, {chosen.trim} of them; if they are "
+            "healthy, the rate is higher than that"
+        )
     return asked.changed(calibration=chosen)

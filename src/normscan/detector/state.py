@@ -119,6 +119,11 @@ class State:
         """Whose scores set the threshold: ``split``, ``cross``, or a cohort from ``elsewhere``."""
         return "elsewhere" if self.training.get("elsewhere") else self.calibration.kind
 
+    @property
+    def may_stay_open(self) -> bool:
+        """Whether it may take no decision: its regime allows that, or one subject was all there was."""
+        return self.card.may_stay_open or bool(self.training.get("alone"))
+
     def read_cohort(
         self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
     ) -> Cohort:
@@ -170,6 +175,17 @@ class State:
                 "calibrated the detector. If they are the same, figures on them are too good."
             )
         return tuple(notes)
+
+    def left_out(self) -> tuple[str, ...]:
+        """Say which healthy scans were left out of the fit by hand, where some were."""
+        excluded = self.training.get("excluded")
+        if not excluded:
+            return ()
+        named = "; ".join(f"{entry['scan']}: {entry['reason']}" for entry in excluded)
+        return (
+            f"{len(excluded)} healthy scan{' was' if len(excluded) == 1 else 's were'} left out of "
+            f"the fit by hand ({named}). The rate of false alarms is that of scans like those kept.",
+        )
 
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""

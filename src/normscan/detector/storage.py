@@ -54,7 +54,7 @@ def write_state(state: State, folder: Path) -> State:
         OutputError: it was not fitted, or the folder can't be written.
     """
     method, threshold = state.method, state.scan_threshold
-    if method is None or (threshold is None and not state.card.may_stay_open):
+    if method is None or (threshold is None and not state.may_stay_open):
         raise OutputError("this detector was not fitted, so there is nothing to save.")
     write_tensors(folder / WEIGHTS, _plain(method.state_dict()))
     state = state.changed(fingerprint=content_hash(folder / WEIGHTS))
@@ -138,7 +138,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]
-        if threshold is None and not asked.card.may_stay_open:
+        if threshold is None and not asked.changed(training=about["training"]).may_stay_open:
             raise ValueError("it has no scan threshold")
         if pixel is not None and math.isnan(float(pixel)):
             raise ValueError("its pixel threshold is no number")
@@ -171,8 +171,10 @@ def read_method(state: State, folder: Path) -> Method:
     kept = state.calibration
     members = kept.folds if kept.kind == "cross" and not kept.refit else 0
     with seeded(state.seed), weights_from_state():
-        built = [wrap(state.card, state.arguments, state.wrappers) for _ in range(max(1, members))]
-    method = Folds(built) if members else built[0]
+        method = wrap(state.card, state.arguments, state.wrappers)
+        if members and not method.leaves_out:  # else one fit holds all folds
+            others = [wrap(state.card, state.arguments, state.wrappers) for _ in range(members - 1)]
+            method = Folds([method, *others])
     try:
         method.load_weights(load_file(folder / WEIGHTS))
     except Exception as error:
@@ -206,6 +208,10 @@ def _trained_line(training: dict[str, Any]) -> str:
     return f"{line} from {sizes['val']} {'more' if training['samples'] else 'scans'} of {subjects['val']}."
 
 
+def _excluded(training: dict[str, Any]) -> str:
+    return "; ".join(f"{entry['scan']} ({entry['reason']})" for entry in training["excluded"])
+
+
 def model_card(state: State) -> str:
     """Return the card of a fitted detector as Markdown."""
     card, training, pre = state.card, state.training, state.preprocess
@@ -222,6 +228,7 @@ def model_card(state: State) -> str:
         f"{'slices of scans' if state.arguments['dims'] == 2 else 'volumes'}, channels "
         f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
         _trained_line(training),
+        *([f"- Left out by hand: {_excluded(training)}."] if training.get("excluded") else []),
         *(
             [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]
             if "references" in training

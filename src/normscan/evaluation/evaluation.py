@@ -14,7 +14,13 @@ from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
 from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
-from normscan.evaluation.summary import BASELINES, baseline_metrics, group_metrics, summarise
+from normscan.evaluation.summary import (
+    BASELINES,
+    accepted_metrics,
+    baseline_metrics,
+    group_metrics,
+    summarise,
+)
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
 from normscan.io.values import finite, read_json, write_json
@@ -82,12 +88,13 @@ def evaluate(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
         doubts = detector.doubts(list(rows), split)
+        doubts += detector.left_out()
         for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
         results["cohort"]["sha256"] = scanned
         if group:
-            results["groups"] = {group: group_metrics(scores, group, detector.pixel_threshold)}
+            results["groups"] = {group: group_metrics(scores, group, detector)}
         results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
@@ -121,7 +128,7 @@ def _results(
     command: str,
     doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    metrics, pixels = summarise(scores, detector.pixel_threshold, masks)
+    metrics, pixels = summarise(scores, detector.pixel_threshold, masks, detector.fpr)
     if pixels is not None:
         pixels |= {
             "fpr": detector.pixel_fpr,
@@ -148,6 +155,7 @@ def _results(
         "decision": _decision(detector, scores),
         "pixels": pixels,
         "quality_gate": _gate_counts(scores),
+        "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
@@ -171,6 +179,7 @@ def _decision(detector: Detector, scores: Scores) -> dict[str, Any]:
         "fpr_high": high,
         "n_validation": threshold.n,
         "kind": detector.decided_by,
+        "healthy_scores": threshold.scores.tolist(),
         "open": False,
         "warning": None if threshold.certified else threshold.describe(),
         "promise": threshold.describe(),

@@ -24,7 +24,19 @@ MOST_GROUPS = 12
 
 @dataclass
 class Scores:
-    """What an evaluation collects while it goes from scan to scan."""
+    """What an evaluation collects while it goes from scan to scan.
+
+    Attributes:
+        rows: of the table of scans.
+        failures: scans that could not be scored, with the reason.
+        pixels: maps and masks.
+        segmentations: of the maps.
+        groups: pixels of the lesioned scans of each kind.
+        masked: scans with a lesion.
+        unmasked: scans with a map and without a mask.
+        masks: how the masks were read.
+        accepted: the same of the scans that the quality gate lets pass; None where it refuses none.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -34,6 +46,18 @@ class Scores:
     masked: int = 0
     unmasked: int = 0
     masks: MaskReport = field(default_factory=MaskReport)
+    accepted: Scores | None = None
+
+    def join(self, other: Scores) -> Scores:
+        """Return both together, the rows of this one first."""
+        both = Scores(
+            self.rows + other.rows, self.failures + other.failures, self.pixels.join(other.pixels),
+            self.segmentations.join(other.segmentations), dict(self.groups),
+            self.masked + other.masked, self.unmasked + other.unmasked, self.masks,
+        )  # fmt: skip
+        for name, pixels in other.groups.items():
+            both.groups[name] = both.groups.get(name, PixelScores()).join(pixels)
+        return both
 
     def add(
         self, row: CohortRow, finding: Finding, region: Region, group: str | None, seen: str = ""
@@ -90,20 +114,29 @@ def score_cohort(
 ) -> Scores:
     """Predict every scan; bad ones are reported and passed over."""
     scores = Scores()
+    refused = Scores(masks=scores.masks)
     bar = progress or Progress(False)
     tracked: Iterable[CohortRow] = bar.track(rows, name, len(rows))
     for row, result in detector.predict_cohort(tracked, details=region == "foreground", force=True):
         try:
             if isinstance(result, NormscanError):
                 raise result
-            scores.add(row, result, region, group, detector.seen(row.paths))
+            no = result.quality is not None and not result.quality.passed
+            taken = refused if no else scores
+            taken.add(row, result, region, group, detector.seen(row.paths))
         except NormscanError as error:
             # Results and reports travel: they name files as the table does, not where they lie.
             reason = str(error).replace(f"{rows.root}{os.sep}", "")
             scores.failures.append({"scan": row.scan, "reason": reason})
             if name == "predict":  # of baselines it was said already
                 bar.say(f"left out {row.scan}: {error}")
-    return scores
+    if not refused.rows:
+        return scores
+    whole = scores.join(refused)
+    order = {row.scan: i for i, row in enumerate(rows)}
+    whole.rows.sort(key=lambda r: order[r["scan"]])
+    whole.accepted = scores
+    return whole
 
 
 def group_column(cohort: Cohort) -> str | None:

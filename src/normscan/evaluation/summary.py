@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from normscan.cohort import Cohort
@@ -12,7 +11,7 @@ from normscan.detector import Detector
 from normscan.errors import CohortError
 from normscan.evaluation.columns import column_name
 from normscan.evaluation.scoring import Region, Scores, score_cohort
-from normscan.metrics import image_metrics
+from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
 from normscan.progress import Progress
@@ -23,6 +22,12 @@ BASELINES = ("mean_image", "image_statistics")
 METRICS: dict[str, tuple[str, str, bool]] = {
     "sensitivity": ("Sensitivity", "anomalous scans flagged, at the threshold kept", False),
     "false_alarms": ("False alarms", "healthy scans flagged, at the same threshold", False),
+    "sensitivity_at_rate": (
+        "Sensitivity at the rate",
+        "anomalous scans above the threshold that flags just the wanted share of the healthy test "
+        "subjects",
+        True,
+    ),
     "image_auroc": ("Image AUROC", "anomalous against healthy scans; ties count half", False),
     "image_ap": ("Image AP", "step-wise average precision over scans", False),
     "pixel_auroc": ("Pixel AUROC", "all pixels of all scans pooled", False),
@@ -45,19 +50,24 @@ METRICS: dict[str, tuple[str, str, bool]] = {
 
 
 def summarise(
-    scores: Scores, threshold: float | None, masks: bool, seed: int = 0
+    scores: Scores, threshold: float | None, masks: bool, fpr: float, seed: int = 0
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """Return the metrics by name, and what was evaluated of the pixels."""
+    """Return the metrics by name, and what was evaluated of the pixels.
+
+    Args:
+        scores: of a cohort.
+        threshold: of the map.
+        masks: whether the cohort has lesion masks.
+        fpr: wanted false-positive rate of the decision.
+        seed: of the bootstrap.
+    """
     labelled = [r for r in scores.rows if r["label"] is not None]
     found: dict[str, Any] = {}
     if labelled:
         found |= _decided(labelled, seed)
-        image = image_metrics(
-            [r["score"] for r in labelled],
-            [r["label"] for r in labelled],
-            [r["subject"] for r in labelled],
-            seed=seed,
-        )
+        columns = [[r[name] for r in labelled] for name in ("score", "label", "subject")]
+        image = image_metrics(*columns, seed=seed)
+        found["sensitivity_at_rate"] = oracle_sensitivity(*columns, fpr=fpr, seed=seed)
         found |= {"image_auroc": image.auroc, "image_ap": image.ap, "image_f1_max": image.f1_max}
         found["image_sensitivity_at_95_specificity"] = image.sensitivity_at_specificity
     pixels: dict[str, Any] | None = None
@@ -108,13 +118,27 @@ def _decided(rows: list[dict[str, Any]], seed: int) -> dict[str, Interval]:
         method="exact",
         seed=seed,
     )
-    rate = decided.specificity
-    alarms = replace(rate, value=1 - rate.value, low=1 - rate.high, high=1 - rate.low)
-    both = {"sensitivity": decided.sensitivity, "false_alarms": alarms}
+    both = {"sensitivity": decided.sensitivity, "false_alarms": decided.false_alarms}
     return {name: figure for name, figure in both.items() if not math.isnan(figure.value)}
 
 
-def group_metrics(scores: Scores, column: str, threshold: float | None) -> list[dict[str, Any]]:
+def accepted_metrics(scores: Scores, detector: Detector, masks: bool) -> dict[str, Any] | None:
+    """The metrics without the scans that the quality gate refuses, and how many it does refuse.
+
+    What is refused is neither a hit nor a false alarm. None where nothing is.
+    """
+    if scores.accepted is None:
+        return None
+    kept = {r["scan"] for r in scores.accepted.rows}
+    labels = [r["label"] for r in scores.rows if r["scan"] not in kept]
+    counts = {"healthy": labels.count(0), "anomalous": labels.count(1)}
+    metrics: dict[str, Any] = {}
+    if kept:
+        metrics, _ = summarise(scores.accepted, detector.pixel_threshold, masks, detector.fpr)
+    return {"refused": {**counts, "unlabelled": labels.count(None)}, "metrics": metrics}
+
+
+def group_metrics(scores: Scores, column: str, detector: Detector) -> list[dict[str, Any]]:
     """Metrics of the anomalous scans of each value of a column, against all healthy scans."""
     healthy = [r for r in scores.rows if r["label"] == 0]
     anomalous = [r for r in scores.rows if r["label"] == 1]
@@ -124,7 +148,7 @@ def group_metrics(scores: Scores, column: str, threshold: float | None) -> list[
         some = Scores(rows=healthy + [r for r in anomalous if str(r.get(column, "")) == value])
         if value in scores.groups:
             some.pixels, some.masked = scores.groups[value], len(scores.groups[value])
-        metrics, _ = summarise(some, threshold, masks=some.masked > 0)
+        metrics, _ = summarise(some, detector.pixel_threshold, some.masked > 0, detector.fpr)
         n = len(some.rows) - len(healthy)
         entries.append({"value": value, "n": n, **metrics})
     return entries
@@ -139,10 +163,13 @@ def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
         preprocess=settings,
         size=detector.preprocess.size,
         dims=dims,
+        fpr=detector.fpr,
+        pixel_fpr=detector.pixel_fpr,
         seed=detector.seed,
         gate=False,
         calibration=detector.calibration.kind,
         folds=detector.calibration.folds,
+        trim=detector.calibration.trim,
     )
     return baseline.fit(cohort)
 
@@ -166,7 +193,8 @@ def baseline_metrics(
             bar.say(f"no baseline {name}: {error}")
             continue
         scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
-        found[name] = summarise(scores, baseline.pixel_threshold, rows.has_masks)[0]
+        limit = baseline.pixel_threshold
+        found[name] = summarise(scores, limit, rows.has_masks, baseline.fpr)[0]
     return found
 
 
@@ -209,7 +237,23 @@ def text_summary(results: dict[str, Any]) -> str:
         )
     if results["failures"]:
         lines.append(f"  {'left out':<{width}}{len(results['failures'])} scans, see results.json")
+    if accepted := results.get("accepted"):
+        lines.append(f"{refused_clause(accepted['refused'])}:")
+        lines += [
+            f"  {m['title']:<{width}}{_interval(m):<24}{'oracle' if m['oracle'] else ''}".rstrip()
+            for m in accepted["metrics"].values()
+        ]
     return "\n".join(lines)
+
+
+def refused_clause(refused: dict[str, int]) -> str:
+    """Say how many scans were refused, such as ``without the 3 scans ... (2 healthy, 1 anomalous)``."""
+    total = sum(refused.values())
+    kinds = ", ".join(f"{n} {kind}" for kind, n in refused.items() if n)
+    return (
+        f"without the {total} scan{'' if total == 1 else 's'} that the quality gate refuses ({kinds}), "
+        "neither hits nor false alarms"
+    )
 
 
 def _interval(metric: dict[str, Any]) -> str:

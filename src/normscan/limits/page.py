@@ -31,7 +31,7 @@ def write_page(path: Path, limits: Limits) -> Path:
     Raises:
         OutputError: the file can't be written.
     """
-    environment = page._environment()
+    environment = page.environment()
     environment.loader = ChoiceLoader(
         [PackageLoader("normscan.limits", ""), PackageLoader("normscan.report", "")]
     )

@@ -26,7 +26,13 @@ from normscan.metrics.comparisons import (
 )
 from normscan.metrics.curves import aupro, auroc, average_precision, best_dice
 from normscan.metrics.estimates import Estimate, bootstrap, resamples
-from normscan.metrics.images import ImageMetrics, bootstrap_difference, fpr_at, image_metrics
+from normscan.metrics.images import (
+    ImageMetrics,
+    bootstrap_difference,
+    fpr_at,
+    image_metrics,
+    oracle_sensitivity,
+)
 from normscan.metrics.lesions import (
     RULES,
     LesionMetrics,
@@ -73,6 +79,7 @@ __all__ = [
     "image_metrics",
     "match_lesions",
     "mean_defined",
+    "oracle_sensitivity",
     "over_seeds",
     "permutation_test",
     "rank_methods",

@@ -205,6 +205,60 @@ def separated(value: float, pairs: int, confidence: float = 0.95) -> tuple[float
     return (least, 1.0) if value == 1 else (0.0, 1 - least)
 
 
+def oracle_sensitivity(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    subjects: Subjects = None,
+    *,
+    fpr: float = 0.05,
+    replicates: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return the sensitivity at exactly the asked rate on these healthy scans: an oracle.
+
+    A healthy subject stands with its highest score, as where a threshold is set. Of the rules
+    "anomalous above t" the most sensitive one counts that flags at most `fpr` of the healthy
+    subjects: t is the (k + 1)-th highest of n, k = floor(fpr n), and what ties with it isn't
+    flagged. It is chosen again in each bootstrap replicate. NaN with one class.
+
+    Args:
+        scores: anomaly score of each scan (n,), higher is more anomalous; may be infinite.
+        labels: 0 or 1 for each scan (n,).
+        subjects: subject of each scan; None where every scan is a subject of its own.
+        fpr: false-positive rate in (0, 1).
+        replicates: bootstrap resamples; 0 for no interval.
+        seed: seed of the resampling.
+        confidence: coverage of the interval.
+
+    Raises:
+        ArgumentError: as in `image_metrics`, or a rate outside (0, 1).
+    """
+    values, truth = _checked(scores, labels)
+    if not 0 < fpr < 1:
+        raise ArgumentError(f"The false-positive rate must be between 0 and 1, not {fpr}.")
+    subject, count = number_subjects(subjects, values.size)
+    # Sorted by score, the last healthy scan of a subject is its highest.
+    order = np.argsort(values, kind="stable")
+    last = {int(subject[i]): int(i) for i in order if not truth[i]}
+    kept = np.concatenate([np.flatnonzero(truth), np.array(list(last.values()), dtype=np.intp)])
+    counts = _Counts(values[kept], truth[kept], subject[kept], count, 1 - fpr)
+
+    def sensitivity(weights: Floats) -> dict[str, Floats]:
+        positives, negatives = weights @ counts.positives, weights @ counts.negatives
+        return {"oracle": curves.sensitivity_at(positives, negatives, counts.fixed)}
+
+    return bootstrap(
+        sensitivity,
+        {"oracle": float(sensitivity(np.ones((1, count)))["oracle"][0])},
+        count,
+        cells=max(counts.cells, count),
+        replicates=replicates,
+        seed=seed,
+        confidence=confidence,
+    )["oracle"]
+
+
 def fpr_at(
     scores: npt.ArrayLike,
     labels: npt.ArrayLike,

@@ -253,6 +253,16 @@ class LesionScores:
     def __len__(self) -> int:
         return len(self._matches)
 
+    def join(self, other: LesionScores) -> LesionScores:
+        """Return the scans of both together, by the rule of the first."""
+        both = LesionScores(self.rule)
+        for part in (self, other):
+            names = list(part._subjects)
+            for subject, match in part._matches:
+                number = both._subjects.setdefault(names[subject], len(both._subjects))
+                both._matches.append((number, match))
+        return both
+
     def add(
         self,
         map: npt.ArrayLike,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cc3d
@@ -93,6 +93,16 @@ class PixelScores:
 
     def __len__(self) -> int:
         return len(self._scans)
+
+    def join(self, other: PixelScores) -> PixelScores:
+        """Return the scans of both together; they share the pixels."""
+        both = PixelScores()
+        for part in (self, other):
+            names = list(part._subjects)
+            for scan in part._scans:
+                number = both._subjects.setdefault(names[scan.subject], len(both._subjects))
+                both._scans.append(replace(scan, subject=number))
+        return both
 
     def add(
         self,

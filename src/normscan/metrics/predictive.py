@@ -46,6 +46,13 @@ class DecisionMetrics:
     counts: tuple[int, int, int, int]
     subjects: int
 
+    @property
+    def false_alarms(self) -> Interval:
+        """Part of the healthy scans that is flagged."""
+        kept = self.specificity
+        low, high = 1 - kept.high, 1 - kept.low
+        return dataclasses.replace(kept, value=1 - kept.value, low=low, high=high)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, None for NaN."""
         return to_json(self)

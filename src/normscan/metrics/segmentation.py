@@ -84,6 +84,14 @@ class _Sizes:
         self.volumes: dict[Hashable, Floats] = defaultdict(lambda: np.zeros(2))
         self.found: list[tuple[Hashable, Floats, npt.NDArray[np.bool_]]] = []
 
+    def take(self, other: _Sizes) -> None:
+        """Take in what another one has."""
+        self.scans, self.dims = self.scans + other.scans, max(self.dims, other.dims)
+        self.distances += other.distances
+        self.found += other.found
+        for subject, volumes in other.volumes.items():
+            self.volumes[subject] = self.volumes[subject] + volumes
+
 
 class SegmentationScores:
     """Collects segmentations scan by scan, then evaluates them.
@@ -100,6 +108,15 @@ class SegmentationScores:
 
     def __len__(self) -> int:
         return len(self.lesions)
+
+    def join(self, other: SegmentationScores) -> SegmentationScores:
+        """Return the scans of both together, by the rule of the first."""
+        both = SegmentationScores(self.lesions.rule, self.surfaces)
+        both.lesions = self.lesions.join(other.lesions)
+        for part in (self, other):
+            for unit, sizes in part._sizes.items():
+                both._sizes[unit].take(sizes)
+        return both
 
     def add(
         self,

@@ -5,6 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 MINIMUM_FRACTION = 0.05
+# Smaller parts beside the body are specks and markers.
+LEAST_PART = 0.1
+# Part of a marker's pixels that are as bright as the brightest hundredth of the body.
+BRIGHT_SHARE = 0.1
+# A cut field of view: least and largest share of the image that a filled piece has, how convex it
+# is, how long a thin tip of it, and how much of the shortest axis is left out along it.
+LEAST_PIECE, LARGEST_PIECE, CONVEX, TIP, RIM = 0.002, 0.25, 0.75, 12, 0.02
 
 
 def foreground_mask(data: np.ndarray) -> np.ndarray:
@@ -15,6 +22,10 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
     background is what is darker than a tenth of the 99th percentile (or than Otsu's threshold, if
     that is lower) and touches the border: dark inner parts such as ventricles stay in. Where less
     than 5 % would be left, the whole image counts.
+
+    Letters and markers beside the body are left out: small parts, where the scan was masked before
+    only bright ones, since a masked brain may have small parts. So is a rim along the straight edge
+    of an obliquely cut field of view, where the image ends and not the body.
 
     Args:
         data: (C, *spatial); the channels are averaged.
@@ -33,7 +44,7 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
     values, counts = np.unique(border, return_counts=True)
     common = values[counts.argmax()]
     if counts.max() > 0.9 * border.size and (image == common).mean() > 0.2:
-        mask = image != common
+        mask = _without_markers(image != common, image)
     else:
         smooth = ndimage.uniform_filter(image, 3)
         limit = min(
@@ -44,10 +55,63 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
         if n > 1:
             sizes = np.bincount(labels.ravel())
             sizes[0] = 0
-            mask = sizes[labels] >= 0.1 * sizes.max()
+            mask = sizes[labels] >= LEAST_PART * sizes.max()
+    mask &= ~_cut_rim(image == common)
     if mask.mean() < MINIMUM_FRACTION:
         return np.ones(image.shape, bool)
     return np.asarray(mask)
+
+
+def _without_markers(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Drop small bright parts, such as burnt-in text beside the body."""
+    from scipy import ndimage
+
+    labels, n = ndimage.label(mask)
+    if n < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    bright = np.percentile(image[labels == sizes.argmax()], 99)
+    share = ndimage.mean(image >= bright, labels, np.arange(n + 1))
+    marker = (sizes < LEAST_PART * sizes.max()) & (share >= BRIGHT_SHARE)
+    return mask & ~marker[labels]
+
+
+def _cut_rim(filled: np.ndarray) -> np.ndarray:
+    """Return the pieces that fill up an obliquely cut field of view, with a rim around them.
+
+    Such a piece touches the border and is convex, a triangle or a wedge; the background around a
+    body or outside a round field of view is not.
+
+    Args:
+        filled: (*spatial) bool, the image has the most common value of its border.
+    """
+    from scipy import ndimage
+    from skimage.measure import regionprops
+
+    pieces = np.zeros(filled.shape, bool)
+    if not LEAST_PIECE <= filled.mean() < 1:
+        return pieces
+    # Triangles at two corners may touch by their tips.
+    labels, _ = ndimage.label(ndimage.binary_erosion(filled, border_value=1))
+    sizes = np.bincount(labels.ravel())
+    ends = [np.take(labels, i, axis).ravel() for axis in range(filled.ndim) for i in (0, -1)]
+    touching = np.setdiff1d(np.unique(np.concatenate(ends)), [0])
+    shares = sizes[touching] / filled.size
+    touching = touching[(shares >= LEAST_PIECE) & (shares <= LARGEST_PIECE)]
+    step = 1 if filled.ndim == 2 else max(1, min(filled.shape) // 64)
+    coarse = labels[(slice(None, None, step),) * filled.ndim]
+    found = [
+        region.label
+        for region in regionprops(np.where(np.isin(coarse, touching), coarse, 0))
+        if min(region.image.shape) > 1 and region.solidity >= CONVEX
+    ]
+    if found:
+        # Back into the thin tips.
+        pieces = ndimage.binary_dilation(np.isin(labels, found), iterations=TIP, mask=filled)
+        rim = max(2, round(RIM * min(filled.shape)))
+        pieces = np.asarray(ndimage.distance_transform_edt(~pieces) <= rim)
+    return pieces
 
 
 def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:

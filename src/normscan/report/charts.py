@@ -79,19 +79,72 @@ def score_histogram(
         _rug(axes, groups)
         if threshold is not None and np.isfinite(threshold):
             axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
-            axes.annotate(
-                f"threshold {threshold:.4g}",
-                (threshold, 1),
-                (4, -2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                va="top",
-                fontsize=9,
-            )
+            _name_threshold(axes, threshold)
         axes.set(xlabel="anomaly score of the scan", ylabel="scans")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper right", ncols=3, fontsize=9)
         return svg(figure, "histogram", "Histogram of the anomaly scores")
+
+
+def score_strip(
+    calibrating: np.ndarray | None,
+    healthy: np.ndarray,
+    anomalous: np.ndarray,
+    threshold: float | None = None,
+) -> str | None:
+    """Draw a mark for each score: healthy ones that set the threshold, those of the test, lesioned.
+
+    Groups differ by row, mark and colour; None without any score.
+
+    Args:
+        calibrating: scores (n,) of the healthy subjects that set the threshold.
+        healthy: scores (n,) of the healthy test scans.
+        anomalous: scores (n,) of the anomalous test scans.
+        threshold: score above which a scan is flagged.
+    """
+    groups = [
+        ("healthy behind\nthe threshold", _finite(calibrating), VALIDATION, "o", "none"),
+        ("healthy test", _finite(healthy), HEALTHY, "o", HEALTHY),
+        ("lesioned test", _finite(anomalous), ANOMALOUS, "^", ANOMALOUS),
+    ]
+    groups = [group for group in groups if group[1].size]
+    if not groups:
+        return None
+    line = threshold is not None and np.isfinite(threshold)
+    with style():
+        figure, axes = canvas(11.6, 0.6 + 0.85 * len(groups))
+        edges = np.array(_edges(np.concatenate([g[1] for g in groups]), threshold, 150))
+        for row, (_, scores, colour, marker, face) in enumerate(groups):
+            place = -row - _spread(scores, edges)
+            axes.plot(scores, place, marker, color=colour, markerfacecolor=face, markersize=5,
+                      markeredgewidth=0.9, alpha=0.75, linestyle="none")  # fmt: skip
+        names = [f"{name} ({scores.size})" for name, scores, *_ in groups]
+        axes.set(yticks=-np.arange(len(groups)), yticklabels=names, ylim=(0.5 - len(groups), 0.7),
+                 xlabel="anomaly score of the scan")  # fmt: skip
+        axes.tick_params(axis="y", length=0)
+        label = "Each score as a mark: " + "; ".join(
+            f"{name.replace(chr(10), ' ')} from {scores.min():.4g} to {scores.max():.4g}"
+            + (f", {int((scores > threshold).sum())} above the threshold" if line else "")
+            for name, scores, *_ in groups
+        )
+        if threshold is not None and line:
+            axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
+            _name_threshold(axes, threshold)
+            label += f". Threshold {threshold:.4g}"
+        return svg(figure, "strip", label + ".")
+
+
+def _spread(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return how far each mark stands off its row, so that those of one place don't hide others."""
+    bins = np.digitize(scores, edges)
+    off = np.zeros(scores.size)
+    for place in np.unique(bins):
+        held = np.flatnonzero(bins == place)
+        step = min(0.14, 0.8 / held.size)
+        # Outwards from the middle in turn: 0, 1, -1, 2, -2.
+        turn = np.arange(held.size)
+        off[held] = step * np.where(turn % 2, (turn + 1) // 2, -(turn // 2))
+    return off
 
 
 def roc_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None) -> str | None:
@@ -147,6 +200,18 @@ def pr_chart(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray | None)
         return svg(figure, "pr", "Precision-recall curve")
 
 
+def _name_threshold(axes: Axes, threshold: float) -> None:
+    axes.annotate(
+        f"threshold {threshold:.4g}",
+        (threshold, 1),
+        (4, -2),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+    )
+
+
 def _finite(scores: np.ndarray | None) -> np.ndarray:
     values = np.asarray([] if scores is None else scores, dtype=np.float64)
     return values[np.isfinite(values)]
@@ -156,14 +221,14 @@ def _two_classes(labels: np.ndarray) -> bool:
     return bool((labels == 0).any() and (labels == 1).any())
 
 
-def _edges(scores: np.ndarray, threshold: float | None) -> list[float]:
+def _edges(scores: np.ndarray, threshold: float | None, bins: int | None = None) -> list[float]:
     ends = [scores.min(), scores.max()]
     if threshold is not None and np.isfinite(threshold):
         ends.append(threshold)
     low, high = min(ends), max(ends)
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    bins = int(np.clip(2 * np.sqrt(scores.size), 10, 40))
+    bins = bins or int(np.clip(2 * np.sqrt(scores.size), 10, 40))
     return [float(edge) for edge in np.linspace(low, high, bins + 1)]
 
 

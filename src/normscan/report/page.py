@@ -63,14 +63,15 @@ def write_report(
     if missing:
         raise ArgumentError(f"The report's results lack {', '.join(missing)}.")
     context = _context(results, _tidy(scans), pictures, pixel_threshold)
-    html = _environment().get_template("page.html.j2").render(context)
+    html = environment().get_template("page.html.j2").render(context)
     path = Path(path)
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what renders the pages of this package."""
     environment = Environment(
         loader=PackageLoader("normscan.report", ""),
         autoescape=True,
@@ -109,6 +110,7 @@ def _context(
 ) -> dict[str, Any]:
     test = scans[scans["split"] == "test"]
     decision = results["decision"]
+    accepted = results.get("accepted") or {}
     outcome = summary.outcome_of(test, results)
     metrics = {name: _metric(name, entry) for name, entry in results["metrics"].items()}
     scale = figures.map_scale(
@@ -127,6 +129,9 @@ def _context(
         "deployable": {name: m for name, m in metrics.items() if not m["oracle"]},
         "oracle": {name: m for name, m in metrics.items() if m["oracle"]},
         "pixels": results.get("pixels"),
+        "accepted": _named(accepted.get("metrics") or {}),
+        "refused": accepted.get("refused"),
+        "gate": results.get("quality_gate"),
         "baselines": _compared(results, metrics),
         "groups": [
             _group(column, entries, metrics)
@@ -201,7 +206,14 @@ def _charts(scans: pd.DataFrame, test: pd.DataFrame, decision: Mapping[str, Any]
     rated = test[test["label"].isin((0, 1)) & np.isfinite(test["score"])]
     labels, scores = rated["label"].to_numpy(dtype=int), rated["score"].to_numpy(dtype=float)
     flagged = rated["anomalous"].to_numpy(dtype=bool)
+    behind = decision.get("healthy_scores") or validation["score"]
     drawn = {
+        "strip": charts.score_strip(
+            np.array(behind, dtype=float),
+            scores[labels == 0],
+            scores[labels == 1],
+            threshold if summary.known(threshold) else None,
+        ),
         "histogram": charts.score_histogram(
             scores[labels == 0],
             scores[labels == 1],
