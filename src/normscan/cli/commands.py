@@ -69,7 +69,8 @@ def fit(
         preprocess: settings to change, such as '{"preset": "brain-mri", "size": 128}' or
             '{"steps": ["n4"], "crop": "none"}'; `normscan steps` lists presets and steps.
         postprocess: chain such as '["erode=3", "median=5"]' instead of the method's own.
-        reduction: from map to score instead of the method's own.
+        reduction: from map to score instead of the method's own, such as top_1_percent or max+inner;
+            evidence lets lesions that are planted into healthy scans choose.
         fpr: false-positive rate of the decision on healthy validation scans.
         pixel_fpr: share of a healthy scan's pixels above the pixel threshold.
         patch: side of patches to train on and to slide over scans.

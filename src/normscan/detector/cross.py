@@ -14,6 +14,7 @@ import torch
 from normscan.cohort import Cohort
 from normscan.detector import fitting
 from normscan.detector.healthy import Healthy, decided, score_healthy
+from normscan.detector.sheets import Sheets
 from normscan.detector.state import State
 from normscan.detector.survey import Survey, survey
 from normscan.methods.base import Method
@@ -23,7 +24,7 @@ from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
 from normscan.training.checkpoint import load_state, save_state
 from normscan.training.data import PreparedSet, healthy_folds, prepare_sets, select_part
-from normscan.training.folder import CACHE, FOLDS, MEMBER
+from normscan.training.folder import CACHE, FOLDS, MAPS, MEMBER
 from normscan.training.loop import Trainer, in_order
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Work:
         folder: of the run.
         fabric: device and precision.
         bar: shows progress.
+        sheets: where the maps of healthy scans are kept, if a reduction is still to be settled.
     """
 
     asked: State
@@ -55,6 +57,7 @@ class Work:
     folder: Path
     fabric: Fabric
     bar: Progress
+    sheets: Sheets | None = None
 
     def fold(self, number: int) -> PreparedSet:
         """Prepared samples of a fold, counted from 1."""
@@ -113,7 +116,9 @@ def begin(
     if asked.gated:
         others = [row for part in parts[1:] for row in part]
         asked = asked.changed(gate=Gate.of_cohort(others, list(parts[0]), workers))
-    return Work(asked.changed(preprocess=learnt), state, seen, parts, sets, folder, fabric, bar)
+    kept = Sheets.needed(asked, rows, folder / MAPS)
+    asked = asked.changed(preprocess=learnt)
+    return Work(asked, state, seen, parts, sets, folder, fabric, bar, kept)
 
 
 def one_by_one(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
@@ -142,7 +147,7 @@ def together(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
     method.eval()
     seconds = {"fit": time.monotonic() - started}
     scored = [
-        score_healthy(state.changed(method=Only(method, k)), part, work.bar, k + 1)
+        score_healthy(state.changed(method=Only(method, k)), part, work.bar, k + 1, work.sheets)
         for k, part in enumerate(work.parts)
     ]
     return method, Healthy.join(scored), seconds
@@ -174,7 +179,7 @@ def member(work: Work, number: int) -> tuple[Method, Healthy, dict[str, float]]:
     seconds = _fit(work, state, number, folder)
     healthy = Healthy()
     if number:
-        healthy = score_healthy(state, work.parts[number - 1], work.bar, number)
+        healthy = score_healthy(state, work.parts[number - 1], work.bar, number, work.sheets)
     stored = {"method": dict(method.state_dict()), "seconds": seconds}
     save_state(folder / MEMBER, stored | _stored(healthy))
     return method, healthy, seconds

@@ -33,7 +33,8 @@ class Detector(State):
         preprocess: changes to the preprocessing, see ``Preprocess``; ``{"preset": "brain-mri"}``
             takes the settings of a preset, and what stands beside it wins.
         postprocess: chain of steps; the method's own by default.
-        reduction: from map to score; the method's own by default.
+        reduction: from map to score, in place of the method's own; ``evidence`` lets planted lesions
+            in healthy scans choose, see ``normscan.detector.evidence``.
         fpr: false-positive rate of the decision, on healthy validation scans.
         pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold.
         patch: side of the patches that training draws and prediction slides over; None for whole
@@ -93,7 +94,10 @@ class Detector(State):
     def _begin(self, state: State) -> None:
         self._take(state)
         # As asked for: fitting settles what depends on the cohort, refitting starts from here.
-        self._asked = (state.preprocess, dict(state.arguments), state.calibration)
+        self._asked = (
+            state.preprocess, dict(state.arguments), state.calibration, state.reduction,
+            state.replaces,
+        )  # fmt: skip
 
     def _take(self, state: State) -> None:
         self.__dict__.update(vars(state))
@@ -102,7 +106,8 @@ class Detector(State):
         """Return its state before any fitting, which a new one begins with."""
         return self.changed(
             preprocess=self._asked[0], arguments=dict(self._asked[1]),
-            calibration=self._asked[2], channels=(), method=None, scan_threshold=None,
+            calibration=self._asked[2], reduction=self._asked[3], replaces=self._asked[4],
+            places=None, channels=(), method=None, scan_threshold=None,
             pixel_threshold=None, gate=None, training={}, fingerprint="",
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import numpy as np
 from normscan.cohort import Cohort
 from normscan.decide import CrossThreshold, PixelThreshold, ScanThreshold
 from normscan.decide.scans import highest_of
+from normscan.detector.evidence import Maps, settle
 from normscan.detector.finding import UNDECIDED, Finding
-from normscan.detector.prediction import predict_rows
+from normscan.detector.prediction import each_row, predict_rows
+from normscan.detector.sheets import Sheets, learns
 from normscan.detector.state import State
 from normscan.errors import CohortError
 from normscan.io import atomic_path
@@ -33,6 +36,7 @@ class Healthy:
         folds: number of the fold that it lies in, from 1; 0 where val alone was scored.
         images: what the pixel threshold needs of each map, see ``PixelThreshold``.
         failures: (scan, reason) of those that could not be predicted.
+        sheets: paths of the maps that were kept, see ``detector.sheets``; empty where none are needed.
     """
 
     scans: list[str] = field(default_factory=list)
@@ -41,6 +45,7 @@ class Healthy:
     folds: list[int] = field(default_factory=list)
     images: list[tuple[Singles, int]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    sheets: list[str] = field(default_factory=list)
 
     @classmethod
     def join(cls, parts: Sequence[Healthy]) -> Healthy:
@@ -75,7 +80,9 @@ class Healthy:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) -> Healthy:
+def score_healthy(
+    state: State, cohort: Cohort, bar: Progress, fold: int = 0, sheets: Sheets | None = None
+) -> Healthy:
     """Score healthy scans that the state's method did not see.
 
     Args:
@@ -83,10 +90,15 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
         cohort: healthy scans.
         bar: shows progress.
         fold: that they lie in.
+        sheets: where their maps are kept, for a reduction that is still to be settled.
     """
     pixels, found = PixelThreshold(state.pixel_fpr), Healthy()
     rows = bar.track(cohort, "calibrate", len(cohort))
-    for row, result in predict_rows(state, rows, force=True):
+    if sheets is None:
+        results = predict_rows(state, rows, force=True)
+    else:
+        results = each_row(state, rows, partial(sheets.score, state))
+    for row, result in results:
         if not isinstance(result, Finding):
             found.failures.append((row.scan, str(result)))
             continue
@@ -96,6 +108,8 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
         found.folds.append(fold)
         if result.map is not None:
             pixels.add(result.map)
+        if sheets is not None:
+            found.sheets.append(str(sheets.path(row.scan)))
     found.images = pixels.images
     return found
 
@@ -103,11 +117,14 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
 def decided(state: State, healthy: Healthy) -> State:
     """Return the state with thresholds from scored healthy scans, of val or of several folds.
 
+    A reduction that was still to be settled is so first, and the scores become those by it.
     Where there were none to score, a method that may do without leaves the decision open.
 
     Raises:
         CohortError: none of them could be predicted.
     """
+    if learns(state.reduction):
+        state, healthy.scores = settle(state, Maps(healthy.sheets, healthy.subjects))
     if not (healthy.scores or healthy.failures) and state.card.may_stay_open:
         return state.changed(training={**state.training, "calibration": UNDECIDED})
     if not healthy.scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -13,11 +14,13 @@ from normscan.detector import cross, fitting
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError
+from normscan.io.values import write_json
 from normscan.progress import Progress
 from normscan.training.fabric import launch_fabric
-from normscan.training.folder import DETECTOR, claim_folder, tidied
+from normscan.training.folder import DETECTOR, MAPS, claim_folder, tidied
 
 HEALTHY = "healthy.csv"
+REDUCTION = "reduction.json"  # which one planted lesions chose, with all figures
 
 
 def fit(
@@ -58,12 +61,18 @@ def fit(
             way = cross.fit if settled.calibration.kind == "cross" else fitting.fit
             state, healthy = way(settled, cohort, folder, fabric, workers, bar)
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
+            chosen = state.training.get("reduction")
+            if fabric.is_global_zero and chosen:
+                bar.say(f"reduction: {chosen['reason']}")
             if fabric.is_global_zero and (doubt := healthy.doubt()):
                 bar.say(doubt)
             if out is not None and fabric.is_global_zero:
                 healthy.write(out / HEALTHY)
+                if chosen:
+                    write_json(out / REDUCTION, chosen)
                 state = write_state(state, out)
                 cross.remove_members(out)
+                shutil.rmtree(out / MAPS, ignore_errors=True)
     return state
 
 

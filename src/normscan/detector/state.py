@@ -17,10 +17,13 @@ from normscan.preprocess.samples import Preparation
 from normscan.preprocess.settings import build_preprocess, expanded
 from normscan.quality import Gate
 from normscan.registry import Card
+from normscan.scores.places import Places
 from normscan.scores.postprocess import parse
 from normscan.scores.reductions import check_reduction
 from normscan.version import __version__
 from normscan.wrappers import check_wrappers
+
+EVIDENCE = "evidence"  # healthy scans and planted lesions choose
 
 
 @dataclass(eq=False, repr=False)
@@ -33,7 +36,7 @@ class State:
         arguments: of the method, all of them; the cohort settles ``dims`` and ``channels``.
         preprocess: of scans; steps that learn have learnt after fitting.
         postprocess: chain of steps on the map.
-        reduction: from map to score.
+        reduction: from map to score; ``evidence`` until planted lesions have chosen.
         fpr: false-positive rate of the decision.
         pixel_fpr: mean fraction of a healthy scan's pixels above the pixel threshold.
         patch: side of patches, or None.
@@ -42,6 +45,8 @@ class State:
         calibration: which healthy scans set the threshold; after fitting, which did.
         cache: keep the results of preprocessing steps on disk.
         gated: learn a quality gate.
+        replaces: the reduction goes before a score that the method gives by itself.
+        places: what a reduction ``+place`` compares the map with, or None.
         channels: that it was trained on.
         method: built, and after fitting trained.
         scan_threshold: decision on scans.
@@ -65,6 +70,8 @@ class State:
     calibration: Calibration = SPLIT
     cache: bool = True
     gated: bool = True
+    replaces: bool = False
+    places: Places | None = None
     channels: tuple[str, ...] = ()
     method: Method | None = None
     scan_threshold: ScanThreshold | None = None
@@ -87,6 +94,7 @@ class State:
                 "preprocess": self.preprocess.to_dict(),
                 "postprocess": self.postprocess,
                 "reduction": self.reduction,
+                "replaces": self.replaces,
                 "fpr": self.fpr,
                 "pixel_fpr": self.pixel_fpr,
                 "patch": self.patch,
@@ -106,6 +114,11 @@ class State:
             f"The detector learnt from the scans of '{split}': figures on them are too good. Healthy "
             "scans of test would show the true ones.",
         )
+
+    @property
+    def usual_reduction(self) -> str:
+        """The reduction of the method and its preset."""
+        return str(self.card.preset(self.preset).get("reduction", self.card.reduction))
 
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
@@ -157,7 +170,9 @@ def ask(
     chain = postprocess if postprocess is not None else chosen.get("postprocess")
     chain = tuple(card.postprocess if chain is None else chain)
     parse(chain)
-    reduction = check_reduction(reduction or str(chosen.get("reduction", card.reduction)))
+    replaces = reduction is not None
+    reduction = reduction or str(chosen.get("reduction", card.reduction))
+    reduction = reduction if reduction == EVIDENCE else check_reduction(reduction)
     for name, rate in (("fpr", fpr), ("pixel_fpr", pixel_fpr)):
         if not 0 < rate < 1:
             raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
@@ -173,5 +188,5 @@ def ask(
             raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
     return State(
         card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
-        calibration, cache, gate,
+        calibration, cache, gate, replaces,
     )  # fmt: skip
