@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from normscan.decide.calibration import Calibration, promise
+from normscan.decide.components import ComponentThreshold
 from normscan.decide.cross import CrossThreshold
 from normscan.decide.pixels import PixelThreshold
 from normscan.decide.scans import ScanThreshold
 
-__all__ = ["Calibration", "CrossThreshold", "PixelThreshold", "ScanThreshold", "promise"]
+__all__ = [
+    "Calibration",
+    "ComponentThreshold",
+    "CrossThreshold",
+    "PixelThreshold",
+    "ScanThreshold",
+    "promise",
+]

@@ -204,14 +204,16 @@ def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float
 
 def _stored(healthy: Healthy) -> dict[str, Any]:
     images = [[torch.from_numpy(np.array(points)), n] for points, n in healthy.images]
-    return {"healthy": {**vars(healthy), "images": images}}
+    levels = [torch.from_numpy(np.array(one)) for one in healthy.levels]
+    return {"healthy": {**vars(healthy), "images": images, "levels": levels}}
 
 
 def _healthy(stored: dict[str, Any]) -> Healthy:
     values = stored["healthy"]
     images = [(points.numpy(), n) for points, n in values["images"]]
+    levels = [one.numpy() for one in values["levels"]]
     failures = [(scan, reason) for scan, reason in values["failures"]]
-    return replace(Healthy(**values), images=images, failures=failures)
+    return replace(Healthy(**values), images=images, levels=levels, failures=failures)
 
 
 def _training(work: Work, healthy: Healthy, seconds: dict[str, float]) -> dict[str, Any]:

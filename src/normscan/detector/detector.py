@@ -37,6 +37,8 @@ class Detector(State):
             in healthy scans choose, see ``normscan.detector.evidence``.
         fpr: false-positive rate of the decision, on healthy validation scans.
         pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold.
+        false_components: mean number of components of a healthy scan above the pixel threshold, at
+            most, beside ``pixel_fpr``; None to bound the share of pixels alone.
         patch: side of the patches that training draws and prediction slides over; None for whole
             slices or volumes.
         seed: of everything random.
@@ -73,6 +75,7 @@ class Detector(State):
         reduction: str | None = None,
         fpr: float = 0.05,
         pixel_fpr: float = 0.05,
+        false_components: float | None = None,
         patch: int | None = None,
         seed: int = 0,
         cache: bool = True,
@@ -85,7 +88,8 @@ class Detector(State):
     ) -> None:
         state = ask(
             method, preset=preset, preprocess=preprocess, postprocess=postprocess,
-            reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, cache=cache,
+            reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr,
+            false_components=false_components, patch=patch, seed=seed, cache=cache,
             gate=gate, wrappers=wrappers, calibration=Calibration(calibration, folds, refit),
             arguments=arguments,
         )  # fmt: skip

@@ -40,6 +40,7 @@ class Finding:
         anomalous: whether the score is above the threshold; None where it has none.
         threshold: of the score.
         pixel_threshold: of the map; above it lies the segmentation.
+        pixel_rule: what that threshold bounds on healthy scans, in words.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
         reconstruction: (C, *scan.shape) in the scale of the prepared scan, where the method
             restores.
@@ -59,6 +60,7 @@ class Finding:
     anomalous: bool | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
+    pixel_rule: str = ""
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
@@ -127,6 +129,7 @@ class Finding:
             "decision": self.decision,
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
+            "pixel_rule": self.pixel_rule,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},

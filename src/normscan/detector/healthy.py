@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from normscan.cohort import Cohort
-from normscan.decide import CrossThreshold, PixelThreshold, ScanThreshold
+from normscan.decide import ComponentThreshold, CrossThreshold, PixelThreshold, ScanThreshold
+from normscan.decide.components import component_levels
 from normscan.decide.scans import highest_of
 from normscan.detector.evidence import Maps, settle
 from normscan.detector.finding import UNDECIDED, Finding
@@ -35,6 +36,7 @@ class Healthy:
         scores: of each.
         folds: number of the fold that it lies in, from 1; 0 where val alone was scored.
         images: what the pixel threshold needs of each map, see ``PixelThreshold``.
+        levels: what the pixel threshold by components needs of each, see ``ComponentThreshold``.
         failures: (scan, reason) of those that could not be predicted.
         sheets: paths of the maps that were kept, see ``detector.sheets``; empty where none are needed.
     """
@@ -44,6 +46,7 @@ class Healthy:
     scores: list[float] = field(default_factory=list)
     folds: list[int] = field(default_factory=list)
     images: list[tuple[Singles, int]] = field(default_factory=list)
+    levels: list[Singles] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     sheets: list[str] = field(default_factory=list)
 
@@ -108,6 +111,8 @@ def score_healthy(
         found.folds.append(fold)
         if result.map is not None:
             pixels.add(result.map)
+            if state.false_components is not None:
+                found.levels.append(component_levels(result.map, result.smallest_component))
         if sheets is not None:
             found.sheets.append(str(sheets.path(row.scan)))
     found.images = pixels.images
@@ -137,11 +142,23 @@ def decided(state: State, healthy: Healthy) -> State:
     else:
         threshold = ScanThreshold.fit(healthy.scores, state.fpr, healthy.subjects)
     training = {**state.training, "calibration": threshold.describe()}
+    state = state.changed(scan_threshold=threshold, training=training)
+    return with_pixels(state, healthy) if healthy.images else state.changed(pixel_threshold=None)
+
+
+def with_pixels(state: State, healthy: Healthy) -> State:
+    """Return the state with its pixel threshold, by share and, where asked for, by components."""
     pixels = PixelThreshold(state.pixel_fpr, healthy.images)
-    if len(pixels):
-        training["pixel_threshold"] = pixels.to_dict()
-    return state.changed(
-        scan_threshold=threshold,
-        pixel_threshold=pixels.threshold if len(pixels) else None,
-        training=training,
-    )
+    about = pixels.to_dict()
+    chosen = pixels.threshold
+    if state.false_components is not None:
+        components = ComponentThreshold(state.false_components, healthy.levels)
+        chosen = max(chosen, components.threshold(healthy.subjects))
+        about |= {
+            "threshold": chosen if np.isfinite(chosen) else str(chosen),
+            "fraction_above": pixels.fraction_above(chosen),
+            "false_components": state.false_components,
+            "components_above": components.expected(chosen, healthy.subjects),
+        }
+    training = {**state.training, "pixel_threshold": about}
+    return state.changed(pixel_threshold=chosen, training=training)

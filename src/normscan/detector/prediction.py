@@ -308,6 +308,7 @@ def found_in(state: State, scan: Scan, observed: Observed, details: bool = False
         finding.threshold = state.scan_threshold.threshold
         finding.p_value, finding.anomalous = state.scan_threshold.judge(scores)
     finding.pixel_threshold = state.pixel_threshold
+    finding.pixel_rule = "" if state.pixel_threshold is None else state.pixel_rule
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
     finding.notes = tuple(scan.extra.get("notes", ()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from normscan import registry
-from normscan.decide import Calibration, ScanThreshold
+from normscan.decide import Calibration, ComponentThreshold, ScanThreshold
 from normscan.decide.calibration import SPLIT
 from normscan.errors import ArgumentError
 from normscan.io.values import plain
@@ -45,6 +45,8 @@ class State:
         calibration: which healthy scans set the threshold; after fitting, which did.
         cache: keep the results of preprocessing steps on disk.
         gated: learn a quality gate.
+        false_components: mean number of components of a healthy scan above the pixel threshold, at
+            most; None to bound their share of pixels alone.
         replaces: the reduction goes before a score that the method gives by itself.
         places: what a reduction ``+place`` compares the map with, or None.
         channels: that it was trained on.
@@ -70,6 +72,7 @@ class State:
     calibration: Calibration = SPLIT
     cache: bool = True
     gated: bool = True
+    false_components: float | None = None
     replaces: bool = False
     places: Places | None = None
     channels: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ class State:
                 "replaces": self.replaces,
                 "fpr": self.fpr,
                 "pixel_fpr": self.pixel_fpr,
+                "false_components": self.false_components,
                 "patch": self.patch,
                 "wrappers": self.wrappers,
                 "calibration": vars(self.calibration),
@@ -119,6 +123,14 @@ class State:
     def usual_reduction(self) -> str:
         """The reduction of the method and its preset."""
         return str(self.card.preset(self.preset).get("reduction", self.card.reduction))
+
+    @property
+    def pixel_rule(self) -> str:
+        """What the pixel threshold bounds, in words."""
+        text = f"at most {self.pixel_fpr:.3g} of the pixels of a healthy scan lie above on average"
+        if self.false_components is not None:
+            text += f", in at most {self.false_components:.3g} connected components"
+        return text
 
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
@@ -153,6 +165,7 @@ def ask(
     gate: bool = True,
     wrappers: Iterable[str] | None = None,
     calibration: Calibration = SPLIT,
+    false_components: float | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> State:
     """Return an unfitted state: the preset's values, and over them what is given.
@@ -176,6 +189,8 @@ def ask(
     for name, rate in (("fpr", fpr), ("pixel_fpr", pixel_fpr)):
         if not 0 < rate < 1:
             raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
+    if false_components is not None:
+        ComponentThreshold(false_components)
     around = check_wrappers(wrappers if wrappers is not None else chosen.get("wrappers", ()))
     if patch is not None:
         if not 1 <= patch <= prepared.size:
@@ -188,5 +203,5 @@ def ask(
             raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
     return State(
         card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
-        calibration, cache, gate, replaces,
+        calibration, cache, gate, false_components, replaces,
     )  # fmt: skip

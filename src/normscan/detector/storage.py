@@ -131,6 +131,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             wrappers=setup.get("wrappers", ()),
             # Earlier versions knew no other kind.
             calibration=Calibration(**setup.get("calibration", {"kind": "split"})),
+            false_components=setup.get("false_components"),
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]

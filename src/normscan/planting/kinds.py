@@ -20,7 +20,7 @@ Change = Callable[[BlobSite, np.ndarray, float, np.random.Generator], np.ndarray
 
 # Diameters as parts of the diameter of the anatomy, and strengths, which are contrasts in robust
 # standard deviations of the foreground where the kind has a contrast.
-BANDS = {"small": ((0.04, 0.10), (1.0, 4.0)), "large": ((0.12, 0.30), (0.5, 2.0))}
+BANDS = {"small": ((0.04, 0.10), (2.0, 6.0)), "large": ((0.12, 0.30), (1.0, 4.0))}
 WANTED = 120  # lesions in all, where there are few scans
 SCANS = 60  # into which lesions are planted at most
 
