@@ -6,11 +6,13 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from normscan.cohort import Cohort
 from normscan.decide import promise
 from normscan.decide.calibration import SPLIT
 from normscan.detector import cross, fitting
+from normscan.detector.scaling import settle_scaling
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError
@@ -20,6 +22,7 @@ from normscan.training.fabric import launch_fabric
 from normscan.training.folder import DETECTOR, MAPS, claim_folder, tidied
 
 HEALTHY = "healthy.csv"
+SCALING = "scaling.json"
 REDUCTION = "reduction.json"  # which one planted lesions chose, with all figures
 
 
@@ -58,9 +61,12 @@ def fit(
         with tidied(folder):
             fabric = launch_fabric(*machine)
             begun = time.monotonic()
+            settled, scaled = scale(settled, cohort, bar)
             way = cross.fit if settled.calibration.kind == "cross" else fitting.fit
             state, healthy = way(settled, cohort, folder, fabric, workers, bar)
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
+            if scaled:
+                state.training["scaling"] = scaled
             chosen = state.training.get("reduction")
             if fabric.is_global_zero and chosen:
                 bar.say(f"reduction: {chosen['reason']}")
@@ -68,12 +74,26 @@ def fit(
                 bar.say(doubt)
             if out is not None and fabric.is_global_zero:
                 healthy.write(out / HEALTHY)
-                if chosen:
-                    write_json(out / REDUCTION, chosen)
+                for name, record in ((REDUCTION, chosen), (SCALING, scaled)):
+                    if record:
+                        write_json(out / name, record)
                 state = write_state(state, out)
                 cross.remove_members(out)
                 shutil.rmtree(out / MAPS, ignore_errors=True)
     return state
+
+
+def scale(asked: State, cohort: Cohort, bar: Progress) -> tuple[State, dict[str, Any]]:
+    """Let planted lesions choose how intensities are scaled, where that was asked for.
+
+    Returns:
+        The state with its scaling, and what was chosen and why; empty where nothing was asked for.
+    """
+    choice = settle_scaling(asked, cohort, bar)
+    if choice is None:
+        return asked, {}
+    bar.say(f"scaling: {choice.record['reason']}")
+    return asked.changed(preprocess=choice.preprocess), choice.record
 
 
 def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State:
