@@ -12,6 +12,9 @@ import numpy.typing as npt
 from normscan.decide.calibration import rank
 from normscan.decide.scans import Floats, highest_of, without_nan
 
+# Standard errors that another score must gain. With one the choice among equals would raise the rate
+# of false alarms by half, see benchmarks/results/scores.md: it looks at the scans of the threshold.
+CLEAR = 2.0
 DRAWS = 200  # of the subjects, for a standard error
 FEWEST_ABOVE = 3
 
@@ -42,6 +45,11 @@ class Judged:
     def level_with_best(self) -> bool:
         """Whether it lies within one standard error of the highest sensitivity."""
         return self.behind <= self.error
+
+    @property
+    def clearly_behind(self) -> bool:
+        """Whether it lies further behind the highest sensitivity than two standard errors."""
+        return self.behind > CLEAR * self.error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -157,13 +165,13 @@ def judge(
 def choose(judged: Sequence[Judged]) -> Judged:
     """Return the score to take; the first of them is the one that is taken without evidence.
 
-    Scores within one standard error of the highest sensitivity are level. Among them the first
-    stays if it is; else the highest sensitivity of the worst kind decides, then the AUROC, then the
+    The first stays unless it is ``clearly_behind``. Else, among the scores within one standard error
+    of the highest sensitivity, the sensitivity of the worst kind decides, then the AUROC, then the
     order.
     """
-    level = [entry for entry in judged if entry.level_with_best]
-    if judged[0] in level:
+    if not judged[0].clearly_behind:
         return judged[0]
+    level = [entry for entry in judged if entry.level_with_best]
     return max(level, key=lambda entry: (entry.worst, entry.auroc))
 
 

@@ -174,7 +174,7 @@ def member(work: Work, number: int) -> tuple[Method, Healthy, dict[str, float]]:
     if (folder / MEMBER).exists():
         stored = load_state(folder / MEMBER)
         method.to(work.fabric.device).load_weights(stored["method"])
-        return method.requires_grad_(False).eval(), _healthy(stored), stored["seconds"]
+        return method.requires_grad_(False).eval(), _healthy(stored, work), stored["seconds"]
     folder.mkdir(parents=True, exist_ok=True)
     seconds = _fit(work, state, number, folder)
     healthy = Healthy()
@@ -208,12 +208,15 @@ def _stored(healthy: Healthy) -> dict[str, Any]:
     return {"healthy": {**vars(healthy), "images": images, "levels": levels}}
 
 
-def _healthy(stored: dict[str, Any]) -> Healthy:
+def _healthy(stored: dict[str, Any], work: Work) -> Healthy:
     values = stored["healthy"]
     images = [(points.numpy(), n) for points, n in values["images"]]
-    levels = [one.numpy() for one in values["levels"]]
+    levels = [one.numpy() for one in values.get("levels", [])]
+    # The run folder may have been moved since.
+    sheets = [] if work.sheets is None else [str(work.sheets.path(s)) for s in values["scans"]]
     failures = [(scan, reason) for scan, reason in values["failures"]]
-    return replace(Healthy(**values), images=images, levels=levels, failures=failures)
+    healthy = Healthy(**values)
+    return replace(healthy, images=images, levels=levels, failures=failures, sheets=sheets)
 
 
 def _training(work: Work, healthy: Healthy, seconds: dict[str, float]) -> dict[str, Any]:

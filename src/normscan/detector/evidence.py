@@ -227,7 +227,7 @@ def _record(
     if best is usual:
         reason = (
             f"the usual score stays: it finds {usual.sensitivity:.0%} of the planted lesions, and "
-            "none finds more by over a standard error."
+            "none finds more by over two standard errors."
         )
     else:
         reason = (

@@ -34,7 +34,6 @@ FOLDS = 3
 FEWEST = 6  # healthy subjects
 MOST = 90  # healthy scans that take part
 SCORE = "top_1_percent"
-USUAL = "auto"
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,12 @@ class Choice:
     record: dict[str, Any]
 
 
-def candidates(base: Preprocess, rows: Sequence[CohortRow]) -> dict[str, Preprocess]:
-    """Return the settings to judge by name, that scan by scan first.
+def candidates(base: Preprocess, usual: str, rows: Sequence[CohortRow]) -> dict[str, Preprocess]:
+    """Return the settings to judge by name, the method's usual first.
 
     Args:
         base: whose scaling is to be chosen.
+        usual: scaling of the method.
         rows: healthy scans.
     """
 
@@ -62,7 +62,8 @@ def candidates(base: Preprocess, rows: Sequence[CohortRow]) -> dict[str, Preproc
         return replace(base, scaling=scaling, steps=(*base.steps, *steps), **more)
 
     found = {
-        USUAL: scaled(USUAL),
+        usual: scaled(usual),
+        "auto": scaled("auto"),
         "percentile": scaled("percentile"),
         "file": scaled("file", range=None),
         # The landmarks lie on a scale from 0 to 100.
@@ -89,31 +90,31 @@ def settle_scaling(asked: State, cohort: Cohort, bar: Progress) -> Choice | None
         cohort: whose healthy scans of train and val are looked at.
         bar: shows progress.
     """
-    base = asked.preprocess
+    base, usual = asked.preprocess, asked.usual_scaling
     if base.scaling != EVIDENCE:
         return None
     healthy = [row for part in ("train", "val") for row in cohort.part(part)]
     subjects = {row.subject for row in healthy}
     if len(subjects) < FEWEST:
         few = f"{len(subjects)} healthy subjects are too few to judge by, {FEWEST} are needed"
-        return _kept(base, f"{few}: intensities are scaled scan by scan.")
+        return _kept(base, usual, few)
     parts = healthy_folds(cohort, FOLDS, derive_seed(asked.seed, "scaling"))
     rows = [[*part][: MOST // FOLDS] for part in parts]
     order = np.random.default_rng(derive_seed(asked.seed, "scaling order"))
     names = [row.scan for part in rows for row in part]
     lesions = dealt([names[i] for i in order.permutation(len(names))])
-    named = candidates(base, healthy)
+    named = candidates(base, usual, healthy)
     judged, reasons = _scored(named, rows, lesions, asked, bar)
-    if USUAL not in judged:
-        return _kept(base, f"nothing could be judged ({reasons[USUAL]}).")
+    if usual not in judged:
+        return _kept(base, usual, f"nothing could be judged ({reasons[usual]})")
     # Only what every scaling could prepare is compared.
     common = set.intersection(*(set(s) for s in judged.values()))
-    keys = [key for key in judged[USUAL] if key in common]
+    keys = [key for key in judged[usual] if key in common]
     plain, planted = ([k for k in keys if bool(k.kind) is lesioned] for lesioned in (False, True))
     owners = {key.subject for key in plain}
     planted = [key for key in planted if key.subject in owners]
     if len(owners) < FEWEST or not planted:
-        return _kept(base, "too few healthy scans could be prepared: scaled scan by scan.")
+        return _kept(base, usual, "too few healthy scans could be prepared")
     trials = Trials.of(
         [k.subject for k in plain], [k.subject for k in planted], [k.kind for k in planted],
         asked.fpr,
@@ -240,8 +241,9 @@ def _twins(row: CohortRow, lesions: dict[str, Any], seed: int) -> Iterator[tuple
         yield f"{cell.band} {cell.kind}", lesion.scan
 
 
-def _kept(base: Preprocess, reason: str) -> Choice:
-    return Choice(replace(base, scaling=USUAL), {"chosen": USUAL, "reason": reason})
+def _kept(base: Preprocess, usual: str, reason: str) -> Choice:
+    record = {"chosen": usual, "reason": f"{reason}: the method's usual scaling, {usual}, stays."}
+    return Choice(replace(base, scaling=usual), record)  # type: ignore[arg-type]
 
 
 def _record(
@@ -250,13 +252,13 @@ def _record(
     usual = judged[0]
     if best is usual:
         reason = (
-            f"scan by scan stays ({usual.name}): it finds {usual.sensitivity:.0%} of the planted "
-            "lesions, and no other finds more by over a standard error."
+            f"the usual scaling, {usual.name}, stays: it finds {usual.sensitivity:.0%} of the planted "
+            "lesions, and no other finds more by over two standard errors."
         )
     else:
         reason = (
-            f"{best.name} finds {best.sensitivity:.0%} of the planted lesions, scan by scan "
-            f"({usual.name}) {usual.sensitivity:.0%}."
+            f"{best.name} finds {best.sensitivity:.0%} of the planted lesions, the usual "
+            f"{usual.name} {usual.sensitivity:.0%}."
         )
     return {
         "chosen": best.name, "usual": usual.name, "reason": reason, "subjects": subjects,

@@ -125,6 +125,13 @@ class State:
         return str(self.card.preset(self.preset).get("reduction", self.card.reduction))
 
     @property
+    def usual_scaling(self) -> str:
+        """The scaling of the method and its preset."""
+        layers = (self.card.preprocess, self.card.preset(self.preset).get("preprocess"))
+        settings = {k: v for layer in layers for k, v in expanded(layer or {}).items()}
+        return str(settings.get("scaling", "auto"))
+
+    @property
     def pixel_rule(self) -> str:
         """What the pixel threshold bounds, in words."""
         text = f"at most {self.pixel_fpr:.3g} of the pixels of a healthy scan lie above on average"
