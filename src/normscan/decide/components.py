@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -83,10 +84,10 @@ class ComponentThreshold:
     def _weighed(self, subjects: Sequence[Hashable] | None) -> tuple[Singles, npt.NDArray[Any]]:
         if not self.images:
             raise ArgumentError("A threshold by components needs at least one healthy map.")
-        owners = list(range(len(self.images))) if subjects is None else list(subjects)
+        owners: Sequence[Hashable] = range(len(self.images)) if subjects is None else subjects
         if len(owners) != len(self.images):
             raise ArgumentError(f"{len(self.images)} maps came with {len(owners)} subjects.")
-        scans = {owner: owners.count(owner) for owner in owners}
+        scans = Counter(owners)
         weights = [1 / (len(scans) * scans[owner]) for owner in owners]
         sizes = [len(levels) for levels in self.images]
         levels = np.concatenate(self.images)

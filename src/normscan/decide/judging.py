@@ -140,7 +140,8 @@ def judge(
     n = len(set(trials.subjects))
     once = np.ones((n, 1))
     again = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), DRAWS).T.astype(float)
-    shares, spread = {}, {}
+    shares: dict[str, dict[str, Floats]] = {}
+    spread: dict[str, dict[str, Floats]] = {}
     for name in healthy:
         for draws, into in ((once, shares), (again, spread)):
             flags = trials.flagged(healthy[name], planted[name], draws)
