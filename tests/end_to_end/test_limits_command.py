@@ -12,8 +12,8 @@ import pytest
 import normscan as ns
 from normscan.cli.main import main
 from normscan.limits import detection_limits
-from normscan.limits.planting import BlobSite
 from normscan.limits.sources import scan_source
+from normscan.planting.sites import BlobSite
 
 FILES = {"limits.html", "limits.json", "limits.csv", "limits.png", "limits.svg", "plan.json"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from normscan.limits.planting import BlobSite
+from normscan.planting.sites import BlobSite
 from normscan.scan import Scan
 
 

@@ -20,11 +20,11 @@ from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, CohortError, OutputError, ScanError
 from normscan.limits import detection_limits, write_limits
 from normscan.limits.curves import Curve, cells, fit_curve, surfaces
-from normscan.limits.planting import EDGE
 from normscan.limits.result import FAINTEST, LARGEST
 from normscan.limits.run import COLUMNS, _row, read_rows
 from normscan.limits.sources import PhantomSource, as_scan, scan_source
 from normscan.phantom import PhantomConfig, make_subject, simulate
+from normscan.planting.sites import EDGE
 
 # ---------------------------------------------------------------------- curves
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from tests.support.planted import head, site
 
 from normscan.errors import ScanError
-from normscan.limits.planting import EDGE, ends, spread
+from normscan.planting.sites import EDGE, ends, spread
 from normscan.scan import Scan
 
 # ---------------------------------------------------------------------- planting

@@ -196,9 +196,11 @@ def test_reductions_against_sorted_lists(case):
         "mean": sum(anomaly.ravel().tolist()) / anomaly.size,
         "foreground_mean": mean,
         "max": max(anomaly.ravel().tolist()),
+        "top_0.1_percent": np.mean(inside[n - max(1, round(0.001 * n)) :]),
         "top_1_percent": np.mean(inside[n - max(1, round(0.01 * n)) :]),
         "top_5_percent": np.mean(inside[n - max(1, round(0.05 * n)) :]),
         "top_10_percent": np.mean(inside[n - max(1, round(0.10 * n)) :]),
+        **{f"p_norm_{p}": (sum(v**p for v in inside) / n) ** (1 / p) for p in (2, 4, 8)},
         "std": np.sqrt(sum((v - mean) ** 2 for v in inside) / n),
     }
     assert set(expected) == set(REDUCTIONS)

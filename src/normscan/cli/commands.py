@@ -43,6 +43,7 @@ def fit(
     reduction: str | None = None,
     fpr: float = 0.05,
     pixel_fpr: float = 0.05,
+    false_components: float | None = None,
     patch: int | None = None,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     seed: int = 0,
@@ -73,9 +74,12 @@ def fit(
         preprocess: settings to change, such as '{"preset": "brain-mri", "size": 128}' or
             '{"steps": ["n4"], "crop": "none"}'; `normscan steps` lists presets and steps.
         postprocess: chain such as '["erode=3", "median=5"]' instead of the method's own.
-        reduction: from map to score instead of the method's own.
+        reduction: from map to score instead of the method's own, such as top_1_percent or max+inner;
+            evidence lets lesions that are planted into healthy scans choose.
         fpr: false-positive rate of the decision on healthy validation scans.
         pixel_fpr: share of a healthy scan's pixels above the pixel threshold.
+        false_components: mean number of connected components of a healthy scan above it, such as 1;
+            bounded beside the share of pixels where it is given.
         patch: side of patches to train on and to slide over scans.
         fractions: healthy subjects for train, val and test, where the cohort gives no split.
         seed: seed of the split, the weights and everything else that is random.
@@ -107,7 +111,8 @@ def fit(
 
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
-        fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, gate=gate,
+        fpr=fpr, pixel_fpr=pixel_fpr, false_components=false_components, patch=patch, seed=seed,
+        gate=gate,
         wrappers=wrappers, calibration=calibration, folds=folds, refit=refit, trim=trim,
         **(arguments or {}),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from normscan.decide.calibration import Calibration, promise
+from normscan.decide.components import ComponentThreshold
 from normscan.decide.cross import CrossThreshold
 from normscan.decide.groups import GroupedThreshold, restored
 from normscan.decide.pixels import PixelThreshold
@@ -10,6 +11,7 @@ from normscan.decide.scans import ScanThreshold
 
 __all__ = [
     "Calibration",
+    "ComponentThreshold",
     "CrossThreshold",
     "GroupedThreshold",
     "PixelThreshold",

@@ -15,6 +15,7 @@ from normscan.cohort import Cohort
 from normscan.detector import fitting
 from normscan.detector.healthy import Healthy, decided, score_healthy
 from normscan.detector.review import Judge
+from normscan.detector.sheets import Sheets
 from normscan.detector.state import State
 from normscan.detector.survey import Survey, survey
 from normscan.methods.base import Method
@@ -24,7 +25,7 @@ from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
 from normscan.training.checkpoint import load_state, save_state
 from normscan.training.data import PreparedSet, healthy_folds, prepare_sets, select_part
-from normscan.training.folder import CACHE, FOLDS, MEMBER
+from normscan.training.folder import CACHE, FOLDS, MAPS, MEMBER
 from normscan.training.loop import Trainer, in_order
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Work:
         folder: of the run.
         fabric: device and precision.
         bar: shows progress.
+        sheets: where the maps of healthy scans are kept, if a reduction is still to be settled.
     """
 
     asked: State
@@ -56,6 +58,7 @@ class Work:
     folder: Path
     fabric: Fabric
     bar: Progress
+    sheets: Sheets | None = None
 
     def fold(self, number: int) -> PreparedSet:
         """Prepared samples of a fold, counted from 1."""
@@ -123,7 +126,9 @@ def begin(
     if asked.gated:
         others = [row for part in parts[1:] for row in part]
         asked = asked.changed(gate=Gate.of_cohort(others, list(parts[0]), workers))
-    return Work(asked.changed(preprocess=learnt), state, seen, parts, sets, folder, fabric, bar)
+    kept = Sheets.needed(asked, rows, folder / MAPS)
+    asked = asked.changed(preprocess=learnt)
+    return Work(asked, state, seen, parts, sets, folder, fabric, bar, kept)
 
 
 def one_by_one(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
@@ -152,7 +157,7 @@ def together(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
     method.eval()
     seconds = {"fit": time.monotonic() - started}
     scored = [
-        score_healthy(state.changed(method=Only(method, k)), part, work.bar, k + 1)
+        score_healthy(state.changed(method=Only(method, k)), part, work.bar, k + 1, work.sheets)
         for k, part in enumerate(work.parts)
     ]
     return method, Healthy.join(scored), seconds
@@ -179,12 +184,12 @@ def member(work: Work, number: int) -> tuple[Method, Healthy, dict[str, float]]:
     if (folder / MEMBER).exists():
         stored = load_state(folder / MEMBER)
         method.to(work.fabric.device).load_weights(stored["method"])
-        return method.requires_grad_(False).eval(), _healthy(stored), stored["seconds"]
+        return method.requires_grad_(False).eval(), _healthy(stored, work), stored["seconds"]
     folder.mkdir(parents=True, exist_ok=True)
     seconds = _fit(work, state, number, folder)
     healthy = Healthy()
     if number:
-        healthy = score_healthy(state, work.parts[number - 1], work.bar, number)
+        healthy = score_healthy(state, work.parts[number - 1], work.bar, number, work.sheets)
     stored = {"method": dict(method.state_dict()), "seconds": seconds}
     save_state(folder / MEMBER, stored | _stored(healthy))
     return method, healthy, seconds
@@ -210,15 +215,27 @@ def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float
 def _stored(healthy: Healthy) -> dict[str, Any]:
     images = [[torch.from_numpy(np.array(points)), n] for points, n in healthy.images]
     looks = [torch.from_numpy(look) for look in healthy.looks]
-    return {"healthy": {**vars(healthy), "images": images, "looks": looks}}
+    levels = [torch.from_numpy(np.array(one)) for one in healthy.levels]
+    arrays = {"images": images, "looks": looks, "levels": levels}
+    return {"healthy": {**vars(healthy), **arrays}}
 
 
-def _healthy(stored: dict[str, Any]) -> Healthy:
+def _healthy(stored: dict[str, Any], work: Work) -> Healthy:
     values = stored["healthy"]
     images = [(points.numpy(), n) for points, n in values["images"]]
+    levels = [one.numpy() for one in values.get("levels", [])]
+    # The run folder may have been moved since.
+    sheets = [] if work.sheets is None else [str(work.sheets.path(s)) for s in values["scans"]]
     failures = [(scan, reason) for scan, reason in values["failures"]]
     looks = [look.numpy() for look in values["looks"]]
-    return replace(Healthy(**values), images=images, failures=failures, looks=looks)
+    return replace(
+        Healthy(**values),
+        images=images,
+        looks=looks,
+        levels=levels,
+        failures=failures,
+        sheets=sheets,
+    )
 
 
 def _training(work: Work, healthy: Healthy, seconds: dict[str, float]) -> dict[str, Any]:

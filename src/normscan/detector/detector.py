@@ -38,9 +38,12 @@ class Detector(State):
         preprocess: changes to the preprocessing, see ``Preprocess``; ``{"preset": "brain-mri"}``
             takes the settings of a preset, and what stands beside it wins.
         postprocess: chain of steps; the method's own by default.
-        reduction: from map to score; the method's own by default.
+        reduction: from map to score, in place of the method's own; ``evidence`` lets planted lesions
+            in healthy scans choose, see ``normscan.detector.evidence``.
         fpr: false-positive rate of the decision, on healthy validation scans.
         pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold.
+        false_components: mean number of components of a healthy scan above the pixel threshold, at
+            most, beside ``pixel_fpr``; None to bound the share of pixels alone.
         patch: side of the patches that training draws and prediction slides over; None for whole
             slices or volumes.
         seed: of everything random.
@@ -79,6 +82,7 @@ class Detector(State):
         reduction: str | None = None,
         fpr: float = 0.05,
         pixel_fpr: float = 0.05,
+        false_components: float | None = None,
         patch: int | None = None,
         seed: int = 0,
         cache: bool = True,
@@ -92,8 +96,8 @@ class Detector(State):
     ) -> None:
         state = ask(
             method, preset=preset, preprocess=preprocess, postprocess=postprocess,
-            reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr, patch=patch, seed=seed, cache=cache,
-            gate=gate, wrappers=wrappers,
+            reduction=reduction, fpr=fpr, pixel_fpr=pixel_fpr, false_components=false_components,
+            patch=patch, seed=seed, cache=cache, gate=gate, wrappers=wrappers,
             calibration=Calibration(calibration, folds, refit, trim), arguments=arguments,
         )  # fmt: skip
         self._begin(state)
@@ -116,7 +120,10 @@ class Detector(State):
     def _begin(self, state: State) -> None:
         self._take(state)
         # As asked for: fitting settles what depends on the cohort, refitting starts from here.
-        self._asked = (state.preprocess, dict(state.arguments), state.calibration)
+        self._asked = (
+            state.preprocess, dict(state.arguments), state.calibration, state.reduction,
+            state.replaces,
+        )  # fmt: skip
 
     def _take(self, state: State) -> None:
         self.__dict__.update(vars(state))
@@ -125,7 +132,8 @@ class Detector(State):
         """Return its state before any fitting, which a new one begins with."""
         return self.changed(
             preprocess=self._asked[0], arguments=dict(self._asked[1]),
-            calibration=self._asked[2], channels=(), method=None, scan_threshold=None,
+            calibration=self._asked[2], reduction=self._asked[3], replaces=self._asked[4],
+            places=None, channels=(), method=None, scan_threshold=None,
             pixel_threshold=None, gate=None, training={}, fingerprint="", division=None,
         )  # fmt: skip
 

@@ -48,6 +48,7 @@ class Finding:
         false_alarms: share of healthy scans that are flagged at that threshold: ``wanted``,
             ``expected``, and the ends ``low`` and ``high`` of the expectation; None without one.
         pixel_threshold: of the map; above it lies the segmentation.
+        pixel_rule: what that threshold bounds on healthy scans, in words.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
         reconstruction: (C, *scan.shape) in the scale of the prepared scan, where the method
             restores.
@@ -68,6 +69,7 @@ class Finding:
     threshold: float | None = None
     pixel_threshold: float | None = None
     false_alarms: Mapping[str, float] | None = None
+    pixel_rule: str = ""
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
@@ -153,6 +155,7 @@ class Finding:
             "threshold": self.threshold,
             "false_alarms": None if self.false_alarms is None else dict(self.false_alarms),
             "pixel_threshold": self.pixel_threshold,
+            "pixel_rule": self.pixel_rule,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},

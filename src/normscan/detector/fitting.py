@@ -7,6 +7,7 @@ folder before and writes the detector after it.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 from normscan.cohort import Cohort
 from normscan.detector.healthy import Healthy, decided, score_healthy
 from normscan.detector.review import Judge
+from normscan.detector.sheets import Sheets
 from normscan.detector.state import State
 from normscan.detector.survey import Survey, survey, unseen
 from normscan.errors import ArgumentError, CohortError, NormscanError
@@ -28,7 +30,7 @@ from normscan.progress import Progress
 from normscan.quality import Gate
 from normscan.rng import derive_seed, seeded
 from normscan.training.data import PreparedSet, check_companions, like, prepare_sets, select_part
-from normscan.training.folder import CACHE
+from normscan.training.folder import CACHE, MAPS
 from normscan.training.loop import Trainer, closed_form
 from normscan.wrappers import wrap
 
@@ -86,7 +88,7 @@ def fit(
     if not fabric.is_global_zero:
         return state, Healthy(), []
     val = cohort.part("val")
-    healthy = score_healthy(state, val, bar)
+    healthy = score_healthy(state, val, bar, 0, Sheets.needed(state, val, folder / MAPS))
     return decided(state, healthy), healthy, [(state, val)]
 
 
@@ -296,4 +298,6 @@ def closed_form_part(
 
 def calibrate(state: State, healthy: Cohort, bar: Progress) -> State:
     """Set the scan and the pixel threshold on healthy scans that did not train; see ``decided``."""
-    return decided(state, score_healthy(state, healthy, bar))
+    with tempfile.TemporaryDirectory(prefix="normscan-") as folder:
+        sheets = Sheets.needed(state, healthy, Path(folder))
+        return decided(state, score_healthy(state, healthy, bar, 0, sheets))

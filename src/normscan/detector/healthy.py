@@ -6,15 +6,19 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from normscan.cohort import Cohort
-from normscan.decide import CrossThreshold, PixelThreshold, ScanThreshold
+from normscan.decide import ComponentThreshold, CrossThreshold, PixelThreshold, ScanThreshold
+from normscan.decide.components import component_levels
 from normscan.decide.scans import highest_of
+from normscan.detector.evidence import Maps, settle
 from normscan.detector.finding import ALONE, UNDECIDED, Finding
-from normscan.detector.prediction import predict_rows
+from normscan.detector.prediction import each_row, predict_rows
+from normscan.detector.sheets import Sheets, learns
 from normscan.detector.state import State
 from normscan.errors import CohortError
 from normscan.io import atomic_path
@@ -34,8 +38,10 @@ class Healthy:
         folds: number of the fold that it lies in, from 1; 0 where val alone was scored.
         looks: thumbnail of each, by which near copies are found, see ``quality.copies``.
         images: what the pixel threshold needs of each map, see ``PixelThreshold``.
+        levels: what the pixel threshold by components needs of each, see ``ComponentThreshold``.
         failures: (scan, reason) of those that could not be predicted.
         refused: those that the quality gate would have refused.
+        sheets: paths of the maps that were kept, see ``detector.sheets``; empty where none are needed.
     """
 
     scans: list[str] = field(default_factory=list)
@@ -44,8 +50,10 @@ class Healthy:
     folds: list[int] = field(default_factory=list)
     looks: list[np.ndarray] = field(default_factory=list)
     images: list[tuple[Singles, int]] = field(default_factory=list)
+    levels: list[Singles] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    sheets: list[str] = field(default_factory=list)
 
     @classmethod
     def join(cls, parts: Sequence[Healthy]) -> Healthy:
@@ -84,7 +92,9 @@ class Healthy:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) -> Healthy:
+def score_healthy(
+    state: State, cohort: Cohort, bar: Progress, fold: int = 0, sheets: Sheets | None = None
+) -> Healthy:
     """Score healthy scans that the state's method did not see.
 
     Args:
@@ -92,10 +102,15 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
         cohort: healthy scans.
         bar: shows progress.
         fold: that they lie in.
+        sheets: where their maps are kept, for a reduction that is still to be settled.
     """
     pixels, found = PixelThreshold(state.pixel_fpr), Healthy()
     rows = bar.track(cohort, "calibrate", len(cohort))
-    for row, result in predict_rows(state, rows, force=True):
+    if sheets is None:
+        results = predict_rows(state, rows, force=True)
+    else:
+        results = each_row(state, rows, partial(sheets.score, state))
+    for row, result in results:
         if not isinstance(result, Finding):
             found.failures.append((row.scan, str(result)))
             continue
@@ -108,6 +123,10 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
         found.looks.append(look_of(result.scan))
         if result.map is not None:
             pixels.add(result.map)
+            if state.false_components is not None:
+                found.levels.append(component_levels(result.map, result.smallest_component))
+        if sheets is not None:
+            found.sheets.append(str(sheets.path(row.scan)))
     found.images = pixels.images
     if found.failures:
         scan, reason = found.failures[0]
@@ -121,12 +140,15 @@ def score_healthy(state: State, cohort: Cohort, bar: Progress, fold: int = 0) ->
 def decided(state: State, healthy: Healthy) -> State:
     """Return the state with thresholds from scored healthy scans, of val or of several folds.
 
+    A reduction that was still to be settled is so first, and the scores become those by it.
     Where there were none to score, a method that may do without leaves the decision open; so does
     any other whose cohort has a single healthy subject.
 
     Raises:
         CohortError: none of them could be predicted.
     """
+    if learns(state.reduction):
+        state, healthy.scores = settle(state, Maps(healthy.sheets, healthy.subjects))
     if not (healthy.scores or healthy.failures):
         subjects = state.training.get("subjects", {})
         alone = not state.card.may_stay_open and sum(subjects.values()) == 1
@@ -153,11 +175,23 @@ def thresholded(state: State, healthy: Healthy, threshold: ScanThreshold) -> Sta
     training = {**state.training, "calibration": threshold.describe()}
     if healthy.failures:
         training["not_scored"] = [{"scan": s, "reason": reason} for s, reason in healthy.failures]
+    state = state.changed(scan_threshold=threshold, training=training)
+    return with_pixels(state, healthy) if healthy.images else state.changed(pixel_threshold=None)
+
+
+def with_pixels(state: State, healthy: Healthy) -> State:
+    """Return the state with its pixel threshold, by share and, where asked for, by components."""
     pixels = PixelThreshold(state.pixel_fpr, healthy.images)
-    if len(pixels):
-        training["pixel_threshold"] = pixels.to_dict()
-    return state.changed(
-        scan_threshold=threshold,
-        pixel_threshold=pixels.threshold if len(pixels) else None,
-        training=training,
-    )
+    about = pixels.to_dict()
+    chosen = pixels.threshold
+    if state.false_components is not None:
+        components = ComponentThreshold(state.false_components, healthy.levels)
+        chosen = max(chosen, components.threshold(healthy.subjects))
+        about |= {
+            "threshold": chosen if np.isfinite(chosen) else str(chosen),
+            "fraction_above": pixels.fraction_above(chosen),
+            "false_components": state.false_components,
+            "components_above": components.expected(chosen, healthy.subjects),
+        }
+    training = {**state.training, "pixel_threshold": about}
+    return state.changed(pixel_threshold=chosen, training=training)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -233,6 +233,43 @@ class Predictor:
         return np.maximum(window, 1e-3)
 
 
+@dataclass
+class Observed:
+    """What a method sees in a scan, before anything is decided.
+
+    Attributes:
+        prepared: the scan on its working grid.
+        members: results of each member, post-processed.
+    """
+
+    prepared: Prepared
+    members: list[Stitched]
+
+
+def observe(
+    state: State,
+    scan: Scan,
+    foreground: np.ndarray | None = None,
+    columns: Mapping[str, Any] | None = None,
+    companions: Mapping[str, Given] | None = None,
+) -> Observed:
+    """Prepare a scan, run the method over it and post-process its maps.
+
+    Raises:
+        ScanError: it doesn't fit the detector, or the map isn't finite.
+    """
+    assert state.method is not None
+    preparation = state.preparation()
+    prepared = preparation.of(scan, foreground, _companions(state.method, scan, companions or {}))
+    size = BATCH if state.arguments["dims"] == 2 else 1
+    slices = preparation.slices(prepared)
+    predictor = Predictor(state.method, slices, state.patch, size, state.seed)
+    members = predictor(prepared, columns)
+    for member in members:
+        _post_process(state, member, prepared)
+    return Observed(prepared, members)
+
+
 def predict(
     state: State,
     scan: Scan | np.ndarray | str | os.PathLike[str] | list[str],
@@ -264,15 +301,24 @@ def predict(
             f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
             "Use force (--force) to score it all the same."
         )
-    preparation = state.preparation()
-    prepared = preparation.of(scan, foreground, _companions(state.method, scan, companions or {}))
-    size = BATCH if state.arguments["dims"] == 2 else 1
-    slices = preparation.slices(prepared)
-    predictor = Predictor(state.method, slices, state.patch, size, state.seed)
-    members = predictor(prepared, columns)
+    observed = observe(state, scan, foreground, columns, companions)
+    finding = found_in(state, scan, observed, details, columns)
+    if seen:
+        finding.notes = (SEEN[seen], *finding.notes)
+    finding.quality = verdict
+    finding.seconds = time.monotonic() - begun
+    return finding
+
+
+def found_in(
+    state: State, scan: Scan, observed: Observed, details: bool = False,
+    columns: Mapping[str, Any] | None = None,
+) -> Finding:  # fmt: skip
+    """Score what was observed in a scan, and decide."""
+    prepared, members = observed.prepared, observed.members
     scores = [_score(state, member, prepared) for member in members]
     stitched = averaged(members)
-    finding = Finding(scan, None, float(np.mean(scores)), quality=verdict)
+    finding = Finding(scan, None, float(np.mean(scores)))
     if stitched.map is not None:
         finding.map = prepared.back(stitched.map[None])[0]
     if details:
@@ -284,16 +330,14 @@ def predict(
         finding.p_value, finding.anomalous = threshold.judge(scores)
         finding.false_alarms = threshold.rates()
     finding.pixel_threshold = state.pixel_threshold
+    finding.pixel_rule = "" if state.pixel_threshold is None else state.pixel_rule
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)
     finding.notes = (*scan.extra.get("notes", ()), *filter(None, [compared]))
-    if seen:
-        finding.notes = (SEEN[seen], *finding.notes)
     if prepared.working is not None:
         finding.notes += prepared.working.notes
         finding.facts = prepared.working.facts
     finding.provenance = state.provenance()
-    finding.seconds = time.monotonic() - begun
     return finding
 
 
@@ -322,6 +366,29 @@ def predict_rows(
     state: State, rows: Iterable[CohortRow], details: bool = False, force: bool = False
 ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
     """Predict scan after scan; a bad scan yields its error and the rest goes on."""
+
+    def one(row: CohortRow, scan: Scan, foreground: np.ndarray | None, beside: Any) -> Finding:
+        columns = row.columns
+        if state.scan_threshold is not None and state.scan_threshold.grouped_by == "site":
+            columns = {**columns, "site": row.site}
+        found = predict(state, scan, foreground, details, force, columns, beside)
+        if role := state.seen(row.paths):
+            found.notes = (SEEN[role], *found.notes)
+        return found
+
+    return each_row(state, rows, one)
+
+
+Result = TypeVar("Result")
+
+
+def each_row(
+    state: State, rows: Iterable[CohortRow], work: Callable[..., Result]
+) -> Iterator[tuple[CohortRow, Result | NormscanError]]:
+    """Yield the results of ``work(row, scan, foreground, companions)``, scan after scan.
+
+    A bad scan yields its error and the rest goes on.
+    """
     for row in rows:
         try:
             with of_scan(row.scan):
@@ -330,15 +397,10 @@ def predict_rows(
                 used = {} if state.method is None else state.method.uses
                 read = {n: row.load_companion(n, scan) for n, u in used.items() if u.at_prediction}
                 beside = {name: array for name, array in read.items() if array is not None}
-                columns = row.columns
-                if state.scan_threshold is not None and state.scan_threshold.grouped_by == "site":
-                    columns = {**columns, "site": row.site}
-                found = predict(state, scan, foreground, details, force, columns, beside)
+                found = work(row, scan, foreground, beside)
         except NormscanError as error:
             yield row, error
             continue
-        if role := state.seen(row.paths):
-            found.notes = (SEEN[role], *found.notes)
         # Outside of the block: what goes wrong with the consumer isn't this scan's.
         yield row, found
 
@@ -355,18 +417,25 @@ def averaged(members: list[Stitched]) -> Stitched:
     return Stitched(mean("map"), mean("reconstruction"), mean("uncertainty"))
 
 
+def _post_process(state: State, stitched: Stitched, prepared: Prepared) -> None:
+    if stitched.map is None:
+        return
+    stitched.map = apply_chain(state.postprocess, stitched.map, prepared.foreground, prepared.image)
+    if not np.isfinite(stitched.map).all():
+        raise ScanError("the method's map is not finite for this scan; was it trained?")
+
+
 def _score(state: State, stitched: Stitched, prepared: Prepared) -> float:
-    """Post-process the map in place; the method's own score goes before a reduction of it."""
-    if stitched.map is not None:
-        stitched.map = apply_chain(
-            state.postprocess, stitched.map, prepared.foreground, prepared.image
-        )
-        if not np.isfinite(stitched.map).all():
-            raise ScanError("the method's map is not finite for this scan; was it trained?")
-    if stitched.scores:
-        return float(max(stitched.scores))
+    """The method's own score goes before a reduction of its map, unless that was asked for."""
+    if stitched.scores and not (state.replaces and stitched.map is not None):
+        return own_score(stitched)
     assert stitched.map is not None
-    return reduce_map(state.reduction, stitched.map, prepared.foreground)
+    return reduce_map(state.reduction, stitched.map, prepared.foreground, state.places)
+
+
+def own_score(stitched: Stitched) -> float:
+    """The score that the method itself gives: the highest of its slices or patches."""
+    return float(max(stitched.scores))
 
 
 def _add_details(finding: Finding, stitched: Stitched, prepared: Prepared) -> None:

@@ -119,6 +119,10 @@ def pictures(state: State, healthy: Healthy, judges: Sequence[Judge]) -> Iterato
     home = {row.scan: (judge, row) for judge, part in judges for row in part}
     for place in healthy.order()[:PICTURES]:
         judge, row = home[healthy.scans[place]]
+        # How maps become scores may have been settled after it scored.
+        judge = judge.changed(
+            reduction=state.reduction, replaces=state.replaces, places=state.places
+        )
         for _, finding in predict_rows(judge, [row], details=True, force=True):
             if isinstance(finding, Finding):
                 score = healthy.scores[place]

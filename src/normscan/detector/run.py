@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from normscan.cohort import Cohort, Division
 from normscan.decide import promise
@@ -14,15 +16,19 @@ from normscan.decide.calibration import SPLIT
 from normscan.detector import cross, fitting
 from normscan.detector.exclude import without
 from normscan.detector.review import review
+from normscan.detector.scaling import settle_scaling
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, OutputError
+from normscan.io.values import write_json
 from normscan.progress import Progress
 from normscan.training.fabric import launch_fabric
-from normscan.training.folder import DETECTOR, DIVISION, claim_folder, tidied
+from normscan.training.folder import DETECTOR, DIVISION, MAPS, claim_folder, tidied
 
 HEALTHY = "healthy.csv"
 FEW = 10  # healthy subjects
+SCALING = "scaling.json"
+REDUCTION = "reduction.json"  # which one planted lesions chose, with all figures
 
 
 def fit(
@@ -69,19 +75,29 @@ def fit(
         with tidied(folder):
             fabric = launch_fabric(*machine)
             begun = time.monotonic()
+            settled, scaled = scale(settled, cohort, bar)
             way = cross.fit if settled.calibration.kind == "cross" else fitting.fit
             state, healthy, judges = way(settled, cohort, folder, fabric, workers, bar)
             if left_out:
                 state.training["excluded"] = left_out
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
             state = state.changed(division=division)
+            if scaled:
+                state.training["scaling"] = scaled
+            chosen = state.training.get("reduction")
+            if fabric.is_global_zero and chosen:
+                bar.say(f"reduction: {chosen['reason']}")
             if fabric.is_global_zero and (doubt := healthy.doubt()):
                 bar.say(doubt)
             if out is not None and fabric.is_global_zero:
                 healthy.write(out / HEALTHY)
                 state.training["healthy"] = review(state, healthy, judges, out, bar)
+                for name, record in ((REDUCTION, chosen), (SCALING, scaled)):
+                    if record:
+                        write_json(out / name, record)
                 state = write_state(state, out)
                 cross.remove_members(out)
+                shutil.rmtree(out / MAPS, ignore_errors=True)
     return state
 
 
@@ -107,6 +123,19 @@ def _divided(cohort: Cohort, out: Path) -> Division | None:
             f"({shown}). Bring them back, or train in another folder."
         )
     return division
+
+
+def scale(asked: State, cohort: Cohort, bar: Progress) -> tuple[State, dict[str, Any]]:
+    """Let planted lesions choose how intensities are scaled, where that was asked for.
+
+    Returns:
+        The state with its scaling, and what was chosen and why; empty where nothing was asked for.
+    """
+    choice = settle_scaling(asked, cohort, bar)
+    if choice is None:
+        return asked, {}
+    bar.say(f"scaling: {choice.record['reason']}")
+    return asked.changed(preprocess=choice.preprocess), choice.record
 
 
 def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State:

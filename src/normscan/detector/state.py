@@ -11,7 +11,7 @@ from typing import Any
 from normscan import registry
 from normscan.cohort import Cohort, CohortRow, Division
 from normscan.cohort.division import AUXILIARY, CALIBRATION, content_of
-from normscan.decide import Calibration, ScanThreshold
+from normscan.decide import Calibration, ComponentThreshold, ScanThreshold
 from normscan.decide.calibration import SPLIT
 from normscan.errors import ArgumentError
 from normscan.io.values import plain
@@ -21,6 +21,7 @@ from normscan.preprocess.samples import Preparation
 from normscan.preprocess.settings import build_preprocess, expanded
 from normscan.quality import Gate
 from normscan.registry import Card
+from normscan.scores.places import Places
 from normscan.scores.postprocess import parse
 from normscan.scores.reductions import check_reduction
 from normscan.version import __version__
@@ -38,6 +39,9 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
+EVIDENCE = "evidence"  # healthy scans and planted lesions choose
+
+
 @dataclass(eq=False, repr=False)
 class State:
     """A detector as plain values; see ``Detector`` for those that a user gives.
@@ -48,7 +52,7 @@ class State:
         arguments: of the method, all of them; the cohort settles ``dims`` and ``channels``.
         preprocess: of scans; steps that learn have learnt after fitting.
         postprocess: chain of steps on the map.
-        reduction: from map to score.
+        reduction: from map to score; ``evidence`` until planted lesions have chosen.
         fpr: false-positive rate of the decision.
         pixel_fpr: mean fraction of a healthy scan's pixels above the pixel threshold.
         patch: side of patches, or None.
@@ -57,6 +61,10 @@ class State:
         calibration: which healthy scans set the threshold; after fitting, which did.
         cache: keep the results of preprocessing steps on disk.
         gated: learn a quality gate.
+        false_components: mean number of components of a healthy scan above the pixel threshold, at
+            most; None to bound their share of pixels alone.
+        replaces: the reduction goes before a score that the method gives by itself.
+        places: what a reduction ``+place`` compares the map with, or None.
         channels: that it was trained on.
         method: built, and after fitting trained.
         scan_threshold: decision on scans.
@@ -81,6 +89,9 @@ class State:
     calibration: Calibration = SPLIT
     cache: bool = True
     gated: bool = True
+    false_components: float | None = None
+    replaces: bool = False
+    places: Places | None = None
     channels: tuple[str, ...] = ()
     method: Method | None = None
     scan_threshold: ScanThreshold | None = None
@@ -104,8 +115,10 @@ class State:
                 "preprocess": self.preprocess.to_dict(),
                 "postprocess": self.postprocess,
                 "reduction": self.reduction,
+                "replaces": self.replaces,
                 "fpr": self.fpr,
                 "pixel_fpr": self.pixel_fpr,
+                "false_components": self.false_components,
                 "patch": self.patch,
                 "wrappers": self.wrappers,
                 "calibration": vars(self.calibration),
@@ -187,6 +200,26 @@ class State:
             f"the fit by hand ({named}). The rate of false alarms is that of scans like those kept.",
         )
 
+    @property
+    def usual_reduction(self) -> str:
+        """The reduction of the method and its preset."""
+        return str(self.card.preset(self.preset).get("reduction", self.card.reduction))
+
+    @property
+    def usual_scaling(self) -> str:
+        """The scaling of the method and its preset."""
+        layers = (self.card.preprocess, self.card.preset(self.preset).get("preprocess"))
+        settings = {k: v for layer in layers for k, v in expanded(layer or {}).items()}
+        return str(settings.get("scaling", "auto"))
+
+    @property
+    def pixel_rule(self) -> str:
+        """What the pixel threshold bounds, in words."""
+        text = f"at most {self.pixel_fpr:.3g} of the pixels of a healthy scan lie above on average"
+        if self.false_components is not None:
+            text += f", in at most {self.false_components:.3g} connected components"
+        return text
+
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
         return Preparation(
@@ -220,6 +253,7 @@ def ask(
     gate: bool = True,
     wrappers: Iterable[str] | None = None,
     calibration: Calibration = SPLIT,
+    false_components: float | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> State:
     """Return an unfitted state: the preset's values, and over them what is given.
@@ -237,10 +271,14 @@ def ask(
     chain = postprocess if postprocess is not None else chosen.get("postprocess")
     chain = tuple(card.postprocess if chain is None else chain)
     parse(chain)
-    reduction = check_reduction(reduction or str(chosen.get("reduction", card.reduction)))
+    replaces = reduction is not None
+    reduction = reduction or str(chosen.get("reduction", card.reduction))
+    reduction = reduction if reduction == EVIDENCE else check_reduction(reduction)
     for name, rate in (("fpr", fpr), ("pixel_fpr", pixel_fpr)):
         if not 0 < rate < 1:
             raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
+    if false_components is not None:
+        ComponentThreshold(false_components)
     around = check_wrappers(wrappers if wrappers is not None else chosen.get("wrappers", ()))
     if patch is not None:
         if not 1 <= patch <= prepared.size:
@@ -262,5 +300,5 @@ def ask(
             raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
     return State(
         card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
-        calibration, cache, gate,
+        calibration, cache, gate, false_components, replaces,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from normscan.networks.backbones import weights_from_state
 from normscan.preprocess.settings import build_preprocess
 from normscan.quality import Gate
 from normscan.rng import seeded
+from normscan.scores.places import Places
 from normscan.training.checkpoint import write_tensors
 from normscan.training.fabric import check_device
 from normscan.training.folder import CONFIG, DETECTOR, DIVISION, WEIGHTS
@@ -30,6 +31,7 @@ from normscan.version import __version__
 from normscan.wrappers import wrap
 
 FORMAT = 1
+PLACES = "places.safetensors"  # healthy mean and deviation at each place, where a score needs them
 
 
 def versions() -> dict[str, str]:
@@ -58,6 +60,9 @@ def write_state(state: State, folder: Path) -> State:
         raise OutputError("this detector was not fitted, so there is nothing to save.")
     write_tensors(folder / WEIGHTS, _plain(method.state_dict()))
     state = state.changed(fingerprint=content_hash(folder / WEIGHTS))
+    if state.places is not None:
+        arrays = {k: torch.from_numpy(v) for k, v in state.places.arrays().items()}
+        write_tensors(folder / PLACES, arrays)
     about = {
         "format": FORMAT,
         "configuration": state.configuration(),
@@ -67,6 +72,7 @@ def write_state(state: State, folder: Path) -> State:
         "training": state.training,
         "gate": None if state.gate is None else state.gate.to_dict(),
         "sha256": state.fingerprint,
+        "places_sha256": None if state.places is None else content_hash(folder / PLACES),
         "versions": versions(),
         "licence": "weights: as the training data allow; code: Apache-2.0",
     }
@@ -135,6 +141,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             wrappers=setup.get("wrappers", ()),
             # Earlier versions knew no other kind.
             calibration=Calibration(**setup.get("calibration", {"kind": "split"})),
+            false_components=setup.get("false_components"),
         )
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]
@@ -152,6 +159,8 @@ def read_state(folder: Path, device: str = "auto") -> State:
             gate=None if gate is None else Gate.from_dict(gate),
             fingerprint=about["sha256"],
             division=Division.read(folder / DIVISION) if (folder / DIVISION).exists() else None,
+            replaces=bool(setup.get("replaces", False)),
+            places=_read_places(folder, about.get("places_sha256")),
         )
         method = read_method(state, folder)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:
@@ -164,6 +173,16 @@ def read_state(folder: Path, device: str = "auto") -> State:
         reason = str(error).partition("\n")[0]
         raise ArgumentError(f"device '{device}' can't be used here: {reason}") from error
     return state.changed(method=method)
+
+
+def _read_places(folder: Path, stored: str | None) -> Places | None:
+    """Read what a reduction compares the map with, where it does."""
+    if stored is None:
+        return None
+    path = folder / PLACES
+    if not path.is_file() or content_hash(path) != stored:
+        raise OutputError(f"{path} is missing or not the file that {DETECTOR} describes.")
+    return Places.of_arrays({k: v.numpy() for k, v in load_file(path).items()})
 
 
 def read_method(state: State, folder: Path) -> Method:

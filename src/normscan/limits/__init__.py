@@ -9,8 +9,6 @@ from normscan.lazy import lazily
 if TYPE_CHECKING:
     from normscan.limits.curves import Limit as Limit
     from normscan.limits.curves import Surface as Surface
-    from normscan.limits.planting import Planted as Planted
-    from normscan.limits.planting import Site as Site
     from normscan.limits.result import Limits as Limits
     from normscan.limits.run import detection_limits as detection_limits
     from normscan.limits.writing import write_limits as write_limits
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Limit",
     "Limits",
-    "Planted",
-    "Site",
     "Surface",
     "detection_limits",
     "write_limits",
@@ -30,8 +26,6 @@ __getattr__ = lazily(
     {
         "Limit": "curves",
         "Limits": "result",
-        "Planted": "planting",
-        "Site": "planting",
         "Surface": "curves",
         "detection_limits": "run",
         "write_limits": "writing",

@@ -18,9 +18,9 @@ from normscan.io import atomic_path
 from normscan.io.atomic import check_folder
 from normscan.io.values import plain, read_json, write_json
 from normscan.limits.curves import LEVELS
-from normscan.limits.planting import Planted, Site
 from normscan.limits.result import Limits, examples
 from normscan.limits.sources import BLOB, PhantomSource, Source, scan_source
+from normscan.planting.sites import Planted, Site
 from normscan.progress import Progress
 from normscan.scan import Scan
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError, nearest
-from normscan.limits.planting import BlobSite, Planted, Site, found_foreground, planted
 from normscan.phantom.anatomy import Placer, Places
 from normscan.phantom.config import DIAMETERS, KINDS, PhantomConfig
 from normscan.phantom.contrast import store
 from normscan.phantom.fields import stream
 from normscan.phantom.lesions import MAKERS, Lesion
 from normscan.phantom.subject import Phantom, Subject
+from normscan.planting.sites import BlobSite, Planted, Site, found_foreground, planted
 from normscan.scan import Scan
 
 BLOB = "blob"

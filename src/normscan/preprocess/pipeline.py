@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 # Scans that a step learns from.
 LEARNING_SCANS = 50
 
-Scaling = Literal["auto", "percentile", "median", "minmax", "zscore", "file", "equalise", "none"]
+Scaling = Literal[
+    "auto", "percentile", "median", "minmax", "zscore", "file", "equalise", "none", "evidence"
+]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Preprocess:
             may fill more than the last percent of a slice and would darken all the rest of it;
             ``minmax`` the whole range to 0..1; ``zscore`` the foreground to mean 0 and deviation 1;
             ``file`` the ``range`` to 0..1, the same for all scans; ``equalise`` a value to the share
-            of the foreground that is no higher, and what lies outside to 0; ``none`` keeps the values.
+            of the foreground that is no higher, and what lies outside to 0; ``none`` keeps the values;
+            ``evidence`` lets planted lesions choose when a detector is fitted, see
+            ``normscan.detector.scaling``.
         range: what ``file`` brings to 0 and 1, for each channel; None finds it in healthy training
             scans, see ``normscan.preprocess.file_range``.
         percentile: upper percentile of ``percentile`` scaling.
@@ -272,6 +276,10 @@ class Preprocess:
     def _scale_part(self, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
         if self.scaling == "none":
             return image
+        if self.scaling == "evidence":
+            raise ArgumentError(
+                "preprocess.scaling 'evidence' is settled when a detector is fitted; take another one here."
+            )
         if self.scaling == "equalise":
             return np.stack([equalised(values, inside) for values in image])
         if self.scaling == "file" and self.range is None:

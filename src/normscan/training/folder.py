@@ -20,6 +20,7 @@ LOG = "log.jsonl"
 DIVISION = "division.csv"
 CACHE = "cache"
 FOLDS = "folds"  # of a cross-calibrated detector; each has a folder
+MAPS = "maps"  # of healthy scans, until a reduction is settled
 MEMBER = "member.safetensors"  # a finished fold
 
 
@@ -87,6 +88,7 @@ def tidied(folder: Path) -> Iterator[None]:
         begun = [folder / CHECKPOINT, *(folder / FOLDS).glob("*/*.safetensors")]
         if _first_process() and not any(path.exists() for path in begun):
             shutil.rmtree(folder / FOLDS, ignore_errors=True)
+            shutil.rmtree(folder / MAPS, ignore_errors=True)
             for name in (CONFIG, DIVISION, LOG):
                 (folder / name).unlink(missing_ok=True)
         raise
