@@ -59,7 +59,7 @@ def guidance(host: Tensor, donor: Tensor, rule: Rule) -> Tensor:
 
 
 def solve_poisson(
-    image: Tensor, guide: Tensor, mask: Tensor, tolerance: float = 1e-6, most: int = 60
+    image: Tensor, guide: Tensor, mask: Tensor, tolerance: float = 1e-5, most: int = 60
 ) -> Tensor:
     """Solve Poisson's equation inside each mask, with the image as its border.
 
