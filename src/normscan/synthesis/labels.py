@@ -53,17 +53,24 @@ def steps(n: int, tolerance: float = 1e-3) -> Label:
 
 
 def _median(values: Tensor, size: int | None = None, radius: int | None = None) -> Tensor:
-    """Median filter over a square of ``size`` or a disk of ``radius``, beyond the frame mirrored."""
+    """Median filter over a square of ``size`` or a ball of ``radius``; the frame's values go on.
+
+    Values are 0 or more. Only the box of what isn't 0 is filtered: a window centred outside it holds
+    more zeros than other values.
+    """
     from scipy.ndimage import median_filter
 
-    dims = values.ndim - 2
-    if radius is not None:
-        axes = np.meshgrid(*[np.arange(-radius, radius + 1)] * dims, indexing="ij")
-        window = {"footprint": sum(a**2 for a in axes) <= radius**2}
-    else:
-        window = {"size": (size,) * dims}
-    filtered = [median_filter(v, **window) for v in values[:, 0].cpu().numpy()]
-    return torch.from_numpy(np.stack(filtered))[:, None].to(values)
+    dims, reach = values.ndim - 2, radius or (size or 1) // 2
+    axes = np.meshgrid(*[np.arange(-reach, reach + 1)] * dims, indexing="ij")
+    ball = sum(a**2 for a in axes) <= reach**2
+    window = np.ones_like(ball) if radius is None else ball
+    result = np.zeros(values.shape, np.float32)
+    for image, out in zip(values[:, 0].cpu().numpy(), result[:, 0], strict=True):
+        places = image.nonzero()
+        if len(places[0]):
+            box = tuple(slice(max(0, p.min() - reach), p.max() + reach + 1) for p in places)
+            out[box] = median_filter(image[box], footprint=window, mode="nearest")
+    return torch.from_numpy(result).to(values)
 
 
 def difference(
