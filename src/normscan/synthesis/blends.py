@@ -356,27 +356,41 @@ def _exponent(scene: Scene, start: Tensor, push: Range | None, way: Way) -> Tens
 
 
 def one_sided(amount: Range = (0.5, 0.8)) -> Blend:
-    """One half of the image stretched away from the middle: the sides are no longer alike.
+    """One half of the anatomy stretched or squeezed along its axis of symmetry: the sides differ.
 
-    The axis is the one along which the image is most symmetric; a pixel at the share u of the way
-    from the middle to the frame shows what lay at u^(1 / k) ... u^k, k uniform, either way.
+    A pixel at the share u of the way from the middle to the frame shows what lay at u^k, k or 1 / k
+    uniform.
     """
 
     def blend(scene: Scene, s: Tensor) -> tuple[Tensor, Tensor]:
-        from normscan.synthesis.donors import mirrored_halves
-
         n, dims = len(s), len(scene.spatial)
-        _, axis = mirrored_halves(scene.x)
         k = between(scene.rng, (n, 1), *amount)[:, 0]
         k = torch.where(scene.rng.uniform((n, 1))[:, 0] < 0.5, k, 1 / k)
         side = signs(scene.rng, (n, 1))[:, 0]
         points = grid(scene.spatial, s.device).repeat(n, *[1] * (dims + 1))
         for i in range(n):
-            a = int(axis[i])
-            half = (scene.spatial[a] - 1) / 2
-            u = (points[i, a] - half) / half
+            a, middle = _symmetry(scene.x[i : i + 1], scene.objects[i, 0])
+            reach = max(middle, scene.spatial[a] - 1 - middle)
+            u = (points[i, a] - middle) / reach
             moved = u.sign() * u.abs() ** float(k[i])
-            points[i, a] = torch.where(u * side[i] > 0, moved, u) * half + half
+            points[i, a] = torch.where(u * side[i] > 0, moved, u) * reach + middle
         return read_at(scene.x, points), _whole(scene)
 
     return blend
+
+
+def _symmetry(image: Tensor, objects: Tensor) -> tuple[int, float]:
+    """The axis along which an image (1, C, *spatial) is most symmetric, and its middle there.
+
+    Mirrored about the anatomy's centre.
+    """
+    points = grid(tuple(objects.shape), image.device)
+    inside = objects if bool(objects.any()) else torch.ones_like(objects)
+    centre = points[:, inside].mean(1)
+    apart = []
+    for axis in range(objects.ndim):
+        mirrored = points.clone()
+        mirrored[axis] = 2 * centre[axis] - mirrored[axis]
+        apart.append(float((read_at(image, mirrored[None]) - image).abs().mean()))
+    best = min(range(objects.ndim), key=apart.__getitem__)
+    return best, float(centre[best])

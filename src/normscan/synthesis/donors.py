@@ -109,15 +109,6 @@ def tiles(scene: Scene) -> Tensor:
     return torch.where(flip, x.amax(axes, keepdim=True) - x, x)
 
 
-def mirrored_halves(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Images mirrored along the axis along which each is most symmetric, and that axis (n,)."""
-    axes = range(2, image.ndim)
-    turned = torch.stack([image.flip(a) for a in axes])
-    apart = (turned - image[None]).abs().flatten(2).mean(2)
-    best = apart.argmin(0)
-    return turned[best, torch.arange(len(image), device=best.device)], best
-
-
 def partners(
     image: Tensor, objects: Tensor, position: Tensor, subject: Tensor | None
 ) -> tuple[Tensor, Tensor]:
