@@ -88,7 +88,7 @@ def opencv(image: Tensor, donor: Tensor, mask: Tensor) -> float | None:
             host, source = ((255 * t[0].numpy()).astype(np.uint8) for t in (x, s))
             where = 255 * m[0].numpy().astype(np.uint8)
             rows, columns = np.nonzero(where)
-            middle = (int(columns.min() + columns.max() + 1) // 2, int(rows.min() + rows.max() + 1) // 2)  # fmt: skip
+            middle = tuple(int(t.min() + t.max() + 1) // 2 for t in (columns, rows))
             three = [np.repeat(t[..., None], 3, axis=2) for t in (source, host)]
             cv2.seamlessClone(three[0], three[1], where, middle, cv2.MIXED_CLONE)
 
