@@ -65,8 +65,9 @@ def test_what_cannot_be_read_is_left_out(toy, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["synthesise", str(tmp_path / "table.csv"), "--task", "bright", "--out", str(out)]
     assert main([*command, "--pictures", "false"]) == 0
-    assert "left out" in capsys.readouterr().err
-    assert len(pd.read_csv(out / "cohort.csv")) == 2
+    assert capsys.readouterr().err.count("left out") == 1
+    there = sum(row.split == "train" for row in Cohort.read(tmp_path / "table.csv"))
+    assert len(pd.read_csv(out / "cohort.csv")) == there - 1 > 0
     assert not list(out.rglob(".tmp*")) and not (out / "pictures").exists()
     assert np.isfinite(next(iter(Cohort.read(out / "cohort.csv"))).load().data).all()
 

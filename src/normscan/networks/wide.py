@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.networks.blocks import layer, pad_to_multiple
+from normscan.networks.reverse import with_momentum
 
 Step = Literal["keep", "half", "double"]
 
 
 def _norm(dims: int, channels: int) -> nn.Module:
-    return layer("batch_norm", dims, channels, eps=1e-3, momentum=0.01)  # Keras's numbers
+    return layer("batch_norm", dims, channels, eps=1e-3)  # as Keras
 
 
 class _Conv(nn.Module):
@@ -84,10 +85,17 @@ class WideResidual(nn.Module):
         outputs: channels of the output.
         width: channels of the first convolution.
         levels: how often the grid is halved, 2 or more.
+        momentum: share of a batch in the running statistics; 0.01 in Keras.
     """
 
     def __init__(
-        self, dims: int, channels: int, outputs: int = 1, width: int = 16, levels: int = 4
+        self,
+        dims: int,
+        channels: int,
+        outputs: int = 1,
+        width: int = 16,
+        levels: int = 4,
+        momentum: float = 0.01,
     ) -> None:
         super().__init__()
         down = [1, 4, 8, *[16] * (levels - 1)]
@@ -103,6 +111,7 @@ class WideResidual(nn.Module):
         self.stem = _Conv(dims, channels, width, 3)
         self.blocks = nn.Sequential(*blocks)
         self.multiple = 2**levels
+        with_momentum(self, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         x, cut = pad_to_multiple(x, self.multiple)

@@ -23,8 +23,9 @@ from normscan.synthesis import tasks
 from normscan.synthesis.corruption import Corrupted
 
 _SHORT: dict[str, Any] = {"size": 32, "steps": 120, "batch_size": 16, "lr": 3e-3}
-_TINY = {**_SHORT, "width": 4, "levels": 2}
+_TINY = {**_SHORT, "width": 4, "levels": 2, "momentum": 0.1}
 _LAPTOP: dict[str, Any] = {"size": 64, "width": 8, "steps": 600, "batch_size": 16}
+_WIDE_LAPTOP = {**_LAPTOP, "momentum": 0.1}
 # What the releases read: whole slices in their own range.
 _AS_READ: dict[str, Any] = {"scaling": "minmax", "crop": "none"}
 
@@ -47,6 +48,7 @@ def foreign_patch_interpolation(
     size: int = 256,
     width: int = 16,
     levels: int = 4,
+    momentum: float = 0.01,
     core: float = 0.5,
     classes: int | None = None,
     **training: Unpack[Schedule],
@@ -74,10 +76,11 @@ def foreign_patch_interpolation(
     Args:
         width: channels of the first convolution; the widest has 16 times as many.
         levels: how often the network halves its grid.
+        momentum: share of a batch in the running statistics of the norms; more for short runs.
         core: central share of each axis that holds the centres.
         classes: of a, the unchanged one included; None for regression.
     """
-    network = WideResidual(dims, channels, classes or 1, width, levels)
+    network = WideResidual(dims, channels, classes or 1, width, levels, momentum)
     corrupt = tasks.fpi(core, classes, 1e-3 if classes else 0.0)
     loss = class_entropy if classes else cross_entropy
     return Segmenter(network, corrupt, lambda net: [phase(net, training, "segment")], loss)
@@ -86,7 +89,7 @@ def foreign_patch_interpolation(
 @register(
     "pii",
     paper="Tan 2021",
-    presets={"laptop": _LAPTOP},
+    presets={"laptop": _WIDE_LAPTOP},
     reduction="mean",
     preprocess=_AS_READ,
     tiny=_TINY,
@@ -98,6 +101,7 @@ def poisson_image_interpolation(
     size: int = 256,
     width: int = 16,
     levels: int = 4,
+    momentum: float = 0.01,
     **training: Unpack[Schedule],
 ) -> Method:
     """Poisson image interpolation (PII): foreign patches without an edge.
@@ -119,8 +123,9 @@ def poisson_image_interpolation(
     Args:
         width: channels of the first convolution; the widest has 16 times as many.
         levels: how often the network halves its grid.
+        momentum: share of a batch in the running statistics of the norms; more for short runs.
     """
-    network = WideResidual(dims, channels, 1, width, levels)
+    network = WideResidual(dims, channels, 1, width, levels, momentum)
     return Segmenter(
         network, tasks.pii(), lambda net: [phase(net, training, "segment")], prepare=standardised
     )
