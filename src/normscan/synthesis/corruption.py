@@ -133,7 +133,12 @@ class Mixture:
         )
         for number, part in enumerate(self.parts):
             rows = (which == number).to(x.device)
-            if not rng.shared or bool(rows.any()):
+            if rng.shared and bool(rows.any()):
+                inputs = [t[rows] for t in (object_mask, *more)]
+                made = part(x[rows], donor[rows], rng, *inputs)  # type: ignore[call-arg]
+                for whole, new in zip(result, made, strict=True):
+                    whole[rows] = new
+            elif not rng.shared:  # samples have sources of their own, from which each part draws
                 made = part(x, donor, rng, object_mask, *more)  # type: ignore[call-arg]
                 for whole, new in zip(result, made, strict=True):
                     whole[rows] = new[rows]

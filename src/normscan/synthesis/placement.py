@@ -7,7 +7,7 @@ its batch mates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -129,25 +129,38 @@ def overlapping(share: float = 0.5, tries: int = 30) -> Placement:
     def put(scene: Scene) -> None:
         candidates = within_frame(scene.rng, scene.outline, scene.spatial, tries)
 
-        def accepted(centre: Tensor) -> Tensor:
-            mask = drawn(scene.outline, centre, scene.spatial, scene.x.device)
-            return _share(scene.objects, mask) >= share
+        def accepted(centre: Tensor, rows: Tensor) -> Tensor:
+            mask = drawn(_rows(scene.outline, rows), centre, scene.spatial, scene.x.device)
+            return _share(scene.objects[rows], mask) >= share
 
         scene.put(*_first(candidates, accepted))
 
     return put
 
 
-def _first(candidates: Tensor, accepted: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The first accepted one of candidates (n, tries, dims) of each sample, and whether there is one."""
+def _rows(outline: Outline, rows: Tensor) -> Outline:
+    """The outlines of some samples."""
+    parts = {f.name: getattr(outline, f.name)[rows] for f in fields(outline)}  # type: ignore[arg-type]
+    return replace(outline, **parts)  # type: ignore[type-var]
+
+
+def _first(
+    candidates: Tensor, accepted: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The first accepted one of candidates (n, tries, dims) of each sample, and whether there is one.
+
+    Only samples that still look for a place are asked: centres and their numbers.
+    """
     chosen = candidates[:, 0].clone()
-    found = torch.zeros(len(candidates), dtype=torch.bool)
+    rest = torch.arange(len(candidates))
     for candidate in candidates.unbind(1):
-        good = accepted(candidate) & ~found
-        chosen[good] = candidate[good]
-        found |= good
-        if bool(found.all()):
+        good = accepted(candidate[rest], rest)
+        chosen[rest[good]] = candidate[rest[good]]
+        rest = rest[~good]
+        if not len(rest):
             break
+    found = torch.ones(len(candidates), dtype=torch.bool)
+    found[rest] = False
     return chosen, found
 
 
@@ -174,31 +187,33 @@ def transplant(
         scene.scale = (1 + spread * scene.rng.normal((n, 1))).clamp(*bounds)
         candidates = within_frame(scene.rng, taken, scene.spatial, tries)
 
-        def on_donor(centre: Tensor) -> Tensor:
-            mask = drawn(taken, centre, scene.spatial, scene.x.device)
-            return _share(scene.donor_objects, mask) > least_object
+        def on_donor(centre: Tensor, rows: Tensor) -> Tensor:
+            mask = drawn(_rows(taken, rows), centre, scene.spatial, scene.x.device)
+            return _share(scene.donor_objects[rows], mask) > least_object
 
         scene.source, some = _first(candidates, on_donor)
         assert isinstance(taken, Affine)
         scene.outline = taken.scaled(scene.scale)
         candidates = within_frame(scene.rng, scene.outline, scene.spatial, tries)
 
-        def on_host(centre: Tensor) -> Tensor:
-            mask = drawn(scene.outline, centre, scene.spatial, scene.x.device)
-            moved = mask & _moved_objects(scene, centre)
-            return (_share(moved, mask) > least_object) & (_share(scene.objects, moved) > overlap)
+        def on_host(centre: Tensor, rows: Tensor) -> Tensor:
+            mask = drawn(_rows(scene.outline, rows), centre, scene.spatial, scene.x.device)
+            moved = mask & _moved_objects(scene, centre, rows)
+            meets = _share(scene.objects[rows], moved) > overlap
+            return (_share(moved, mask) > least_object) & meets
 
         centre, found = _first(candidates, on_host)
         scene.put(centre, found & some)
-        scene.mask &= scene.objects | _moved_objects(scene, centre)
+        scene.mask &= scene.objects | _moved_objects(scene, centre, torch.arange(n))
 
     return put
 
 
-def _moved_objects(scene: Scene, centre: Tensor) -> Tensor:
-    """The donors' anatomy as it lies in the hosts."""
-    assert scene.source is not None
-    moved = taken_from(scene.donor_objects.float(), scene.source, centre, scene.scale)
+def _moved_objects(scene: Scene, centre: Tensor, rows: Tensor) -> Tensor:
+    """The anatomy of some donors as it lies in their hosts."""
+    assert scene.source is not None and scene.scale is not None
+    objects = scene.donor_objects[rows].float()
+    moved = taken_from(objects, scene.source[rows], centre, scene.scale[rows])
     return moved > 0.5
 
 
@@ -212,16 +227,16 @@ def displaced(share: float = 0.5, tries: int = 20, least_object: float = 0.3) ->
         outline = scene.outline
         candidates = within_frame(scene.rng, outline, scene.spatial, tries)
 
-        def holds(centre: Tensor) -> Tensor:
-            mask = drawn(outline, centre, scene.spatial, scene.x.device)
-            return _share(scene.donor_objects, mask) >= least_object
+        def holds(centre: Tensor, rows: Tensor) -> Tensor:
+            mask = drawn(_rows(outline, rows), centre, scene.spatial, scene.x.device)
+            return _share(scene.donor_objects[rows], mask) >= least_object
 
         scene.source, some = _first(candidates, holds)
         candidates = within_frame(scene.rng, outline, scene.spatial, tries)
 
-        def apart(centre: Tensor) -> Tensor:
+        def apart(centre: Tensor, rows: Tensor) -> Tensor:
             assert scene.source is not None
-            away = (centre - scene.source).abs() / (2 * outline.extent)
+            away = (centre - scene.source[rows]).abs() / (2 * outline.extent[rows])
             return (away >= share).any(1)
 
         centre, found = _first(candidates, apart)

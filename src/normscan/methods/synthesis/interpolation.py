@@ -22,8 +22,8 @@ from normscan.registry import register
 from normscan.synthesis import tasks
 from normscan.synthesis.corruption import Corrupted
 
-_SHORT: dict[str, Any] = {"size": 32, "steps": 120, "batch_size": 16, "lr": 3e-3}
-_TINY = {**_SHORT, "width": 4, "levels": 2, "momentum": 0.1}
+_SHORT: dict[str, Any] = {"size": 32, "steps": 100, "batch_size": 16, "lr": 3e-3}
+_TINY = {**_SHORT, "width": 4, "levels": 2, "momentum": 0.1, "batch_size": 8, "lr": 1e-2}
 _LAPTOP: dict[str, Any] = {"size": 64, "width": 8, "steps": 600, "batch_size": 16}
 _WIDE_LAPTOP = {**_LAPTOP, "momentum": 0.1}
 # What the releases read: whole slices in their own range.
@@ -171,7 +171,7 @@ def _joined(batch: Batch) -> Tensor:
     },
     reduction="top_10_percent",
     preprocess=_AS_READ,
-    tiny={**_SHORT, "depth": 3, "width": 8, "steps": 60, "polygon": (0.3, 0.8)},
+    tiny={**_SHORT, "depth": 3, "width": 8, "polygon": (0.3, 0.8)},
     options=schedule(lr=1e-4, weight_decay=2.5e-4, batch_size=8, epochs=2),
 )  # fmt: skip
 def autoseg(
