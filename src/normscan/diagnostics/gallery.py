@@ -98,8 +98,8 @@ def draw_gallery(path: Path, dims: int = 2, seed: int = 0, columns: int = 7) -> 
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(1.6 * columns, 2.05 * rows), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns).ravel()
-    for axis, (title, image, label) in zip(axes, shown, strict=False):
-        _show(axis, image, label)
+    for axis, (title, image, outline) in zip(axes, shown, strict=False):
+        _show(axis, image, outline)
         axis.set_title(title, fontsize=8)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()

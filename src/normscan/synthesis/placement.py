@@ -166,7 +166,7 @@ def _first(
 
 def transplant(
     least_object: float = 0.7, overlap: float = 0.7, bounds: tuple[float, float] = (0.7, 1.3),
-    spread: float = 0.5, tries: int = 40,
+    spread: float = 0.5, longest: float = 0.4, tries: int = 40,
 ) -> Placement:  # fmt: skip
     """A place in the donor, a scale, and a place in the host, as NSA chooses them.
 
@@ -179,12 +179,15 @@ def transplant(
         overlap: share of the patch's anatomy.
         bounds: of the scale.
         spread: standard deviation of the scale before it is clipped.
+        longest: share of the host's axes that a scaled patch takes at most.
         tries: places tried in donor and host each.
     """
 
     def put(scene: Scene) -> None:
         n, taken = len(scene.x), scene.outline
+        room = longest * torch.tensor(scene.spatial) / (2 * taken.extent)
         scene.scale = (1 + spread * scene.rng.normal((n, 1))).clamp(*bounds)
+        scene.scale = torch.minimum(scene.scale, room.amin(1, keepdim=True))
         candidates = within_frame(scene.rng, taken, scene.spatial, tries)
 
         def on_donor(centre: Tensor, rows: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ def lung_masks(batch: Batch, smallest: int = 400) -> Tensor:
     Contrast-limited equalisation, Otsu's threshold, opening, what touches no border, dilation;
     components smaller than ``smallest`` pixels of 256 x 256 are dropped. Where nothing is left, all.
     """
-    from skimage import exposure, filters, measure, morphology, segmentation
+    from skimage import exposure, filters, measure, segmentation
+    from skimage.morphology import dilation, opening
 
     square = np.ones((3, 3), bool)
     found = []
@@ -39,8 +40,8 @@ def lung_masks(batch: Batch, smallest: int = 400) -> Tensor:
             found.append(np.ones(image.shape, bool))
             continue
         even = exposure.equalize_adapthist(image, clip_limit=0.01, nbins=256)
-        bright = morphology.opening(even > filters.threshold_otsu(even), square)
-        inner = morphology.dilation(segmentation.clear_border(bright), square)
+        bright = opening(even > filters.threshold_otsu(even), square)
+        inner = dilation(segmentation.clear_border(bright), square)
         parts = measure.label(inner)
         sizes = np.bincount(parts.ravel())
         sizes[0] = 0

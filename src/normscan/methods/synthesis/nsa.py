@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, Unpack
 
@@ -19,7 +20,7 @@ from normscan.synthesis import tasks
 from normscan.synthesis.corruption import Corrupted
 
 
-def cosine(last: float) -> object:
+def cosine(last: float) -> Callable[[int, int], float]:
     """Learning-rate factor that falls from 1 to ``last`` as a cosine."""
 
     def factor(step: int, steps: int) -> float:
@@ -59,7 +60,7 @@ def natural_synthetic_anomalies(
     Schlüter et al., ECCV 2022 (arXiv 2109.15222), with its settings for chest radiographs: up to
     three boxes, each after the first with probability 0.5, of half-widths (0.05 + Gamma(2, 0.03)) of
     the side between 3 and 40 %, taken from another image, scaled by a normal factor within 0.7 and
-    1.3, put where more than 70 % of the box and of its anatomy meet anatomy, and blended with mixed
+    1.3 but to 40 % of the side at most (as in the release), put where more than 70 % of the box and of its anatomy meet anatomy, and blended with mixed
     gradients. The label is 1 / (1 + exp(-(d - 4) / 2)) of the smoothed change d in grey values; a
     ResNet-18 encoder-decoder without skips learns it by cross-entropy. Training images are turned by
     up to 3 degrees and shifted. Adam, 1e-3 to 1e-6 as a cosine, batches of 64, 240 epochs. Images
@@ -67,7 +68,7 @@ def natural_synthetic_anomalies(
 
     Departures:
         blend: Poisson's equation in floating point, clipped to the host's range; OpenCV's clone of
-            8 bits in the release.
+            8 bits in the release, which changes fewer pixels of small images, and by less.
         anatomy: the detector's foreground; grey values above 20, median filtered, in the release.
         places: 40 tries for each patch in donor and host; 200 in the release.
         labels: an earlier patch keeps its own; in the release the box of a later one removes it.
@@ -89,7 +90,7 @@ def natural_synthetic_anomalies(
     return Segmenter(
         network,
         tasks.nsa(label, gradients, patches),
-        lambda net: [phase(net, training, "segment", rhythm=rhythm)],  # type: ignore[arg-type]
+        lambda net: [phase(net, training, "segment", rhythm=rhythm)],
         _squares if intensity else cross_entropy,
         augment=partial(jolted, turn=3.0, shift=3 / 224),
         activation=torch.relu if intensity else torch.sigmoid,
