@@ -72,7 +72,8 @@ def nsa_release(folder: Path, pasted: bool = False) -> Draw:
     def draw(x: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         host, donor = (np.uint8(np.round(255 * t))[..., None] for t in (x, s))
         image, label = inner(
-            host, donor, num_patches=3, mode="swap" if pasted else cv2.MIXED_CLONE, label_mode="logistic-intensity",
+            host, donor, num_patches=3, mode="swap" if pasted else cv2.MIXED_CLONE,
+            label_mode="logistic-intensity",
             width_bounds_pct=((0.03, 0.4), (0.03, 0.4)), gamma_params=(2, 0.03, 0.05),
             intensity_logistic_params=(1 / 2, 4), min_object_pct=0.7, min_overlap_pct=0.7,
             skip_background=(0, 20), resize=True, shift=True, same=False, verbose=False,

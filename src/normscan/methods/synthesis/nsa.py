@@ -60,11 +60,12 @@ def natural_synthetic_anomalies(
     Schlüter et al., ECCV 2022 (arXiv 2109.15222), with its settings for chest radiographs: up to
     three boxes, each after the first with probability 0.5, of half-widths (0.05 + Gamma(2, 0.03)) of
     the side between 3 and 40 %, taken from another image, scaled by a normal factor within 0.7 and
-    1.3 but to 40 % of the side at most (as in the release), put where more than 70 % of the box and of its anatomy meet anatomy, and blended with mixed
-    gradients. The label is 1 / (1 + exp(-(d - 4) / 2)) of the smoothed change d in grey values; a
-    ResNet-18 encoder-decoder without skips learns it by cross-entropy. Training images are turned by
-    up to 3 degrees and shifted. Adam, 1e-3 to 1e-6 as a cosine, batches of 64, 240 epochs. Images
-    from 0 to 1, which stand for 0 to 255.
+    1.3 but to 40 % of the side at most (as in the release), put where more than 70 % of the box and
+    of its anatomy meet anatomy, and blended with mixed gradients. The label is
+    1 / (1 + exp(-(d - 4) / 2)) of the smoothed change d in grey values; a ResNet-18 encoder-decoder
+    without skips learns it by cross-entropy. Training images are turned by up to 3 degrees and
+    shifted. Adam, 1e-3 to 1e-6 as a cosine, batches of 64, 240 epochs. Images from 0 to 1, which
+    stand for 0 to 255.
 
     Departures:
         blend: Poisson's equation in floating point, clipped to the host's range; OpenCV's clone of
