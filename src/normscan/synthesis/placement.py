@@ -6,6 +6,7 @@ its batch mates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
@@ -16,6 +17,8 @@ from normscan.rng import Rng
 from normscan.synthesis.anomalies import random_places
 from normscan.synthesis.draws import grid, spread_out, taken_from
 from normscan.synthesis.shapes import Affine, Outline
+
+_AT_ONCE = 2**17  # pixels of candidates that are looked at together
 
 
 @dataclass
@@ -133,7 +136,7 @@ def overlapping(share: float = 0.5, tries: int = 30) -> Placement:
             mask = drawn(_rows(scene.outline, rows), centre, scene.spatial, scene.x.device)
             return _share(scene.objects[rows], mask) >= share
 
-        scene.put(*_first(candidates, accepted))
+        scene.put(*_first(candidates, accepted, math.prod(scene.spatial)))
 
     return put
 
@@ -145,18 +148,22 @@ def _rows(outline: Outline, rows: Tensor) -> Outline:
 
 
 def _first(
-    candidates: Tensor, accepted: Callable[[Tensor, Tensor], Tensor]
+    candidates: Tensor, accepted: Callable[[Tensor, Tensor], Tensor], pixels: int
 ) -> tuple[Tensor, Tensor]:
     """The first accepted one of candidates (n, tries, dims) of each sample, and whether there is one.
 
-    Only samples that still look for a place are asked: centres and their numbers.
+    Only samples that still look for a place are asked: centres and their numbers, several tries at
+    once where images are small.
     """
     chosen = candidates[:, 0].clone()
     rest = torch.arange(len(candidates))
-    for candidate in candidates.unbind(1):
-        good = accepted(candidate[rest], rest)
-        chosen[rest[good]] = candidate[rest[good]]
-        rest = rest[~good]
+    for part in candidates.split(max(1, _AT_ONCE // (len(candidates) * pixels)), dim=1):
+        tries = part.shape[1]
+        good = accepted(part[rest].flatten(0, 1), rest.repeat_interleave(tries))
+        good = good.reshape(len(rest), tries)
+        some, first = good.any(1), good.int().argmax(1)
+        chosen[rest[some]] = part[rest[some], first[some]]
+        rest = rest[~some]
         if not len(rest):
             break
     found = torch.ones(len(candidates), dtype=torch.bool)
@@ -194,7 +201,7 @@ def transplant(
             mask = drawn(_rows(taken, rows), centre, scene.spatial, scene.x.device)
             return _share(scene.donor_objects[rows], mask) > least_object
 
-        scene.source, some = _first(candidates, on_donor)
+        scene.source, some = _first(candidates, on_donor, math.prod(scene.spatial))
         assert isinstance(taken, Affine)
         scene.outline = taken.scaled(scene.scale)
         candidates = within_frame(scene.rng, scene.outline, scene.spatial, tries)
@@ -205,7 +212,7 @@ def transplant(
             meets = _share(scene.objects[rows], moved) > overlap
             return (_share(moved, mask) > least_object) & meets
 
-        centre, found = _first(candidates, on_host)
+        centre, found = _first(candidates, on_host, math.prod(scene.spatial))
         scene.put(centre, found & some)
         scene.mask &= scene.objects | _moved_objects(scene, centre, torch.arange(n))
 
@@ -234,7 +241,7 @@ def displaced(share: float = 0.5, tries: int = 20, least_object: float = 0.3) ->
             mask = drawn(_rows(outline, rows), centre, scene.spatial, scene.x.device)
             return _share(scene.donor_objects[rows], mask) >= least_object
 
-        scene.source, some = _first(candidates, holds)
+        scene.source, some = _first(candidates, holds, math.prod(scene.spatial))
         candidates = within_frame(scene.rng, outline, scene.spatial, tries)
 
         def apart(centre: Tensor, rows: Tensor) -> Tensor:
@@ -242,7 +249,7 @@ def displaced(share: float = 0.5, tries: int = 20, least_object: float = 0.3) ->
             away = (centre - scene.source[rows]).abs() / (2 * outline.extent[rows])
             return (away >= share).any(1)
 
-        centre, found = _first(candidates, apart)
+        centre, found = _first(candidates, apart, math.prod(scene.spatial))
         scene.put(centre, some & found)
 
     return put
