@@ -23,6 +23,8 @@ from normscan.cli.federated import federate as federate
 from normscan.cli.predict import predict as predict
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
+from normscan.cli.synthesis import synthesise as synthesise
+from normscan.cli.synthesis import tasks as tasks
 from normscan.cohort import Cohort
 from normscan.errors import OutputError
 from normscan.progress import Progress

@@ -95,7 +95,9 @@ def texture_blend(image: Tensor, texture: Tensor, mask: Tensor, share: Tensor) -
     return torch.where(mask, (1 - share) * texture + share * image, image)
 
 
-def shuffled_tiles(image: Tensor, rng: Rng, grid: int = 8, inverted: float = 0.5) -> Tensor:
+def shuffled_tiles(
+    image: Tensor, rng: Rng, grid: int = 8, inverted: float = 0.5, partner: bool = True
+) -> Tensor:
     """Textures made of images: each is another one of the batch whose tiles are shuffled.
 
     Some are inverted (largest value of the image minus x), since tiles of dark images alone would
@@ -106,12 +108,13 @@ def shuffled_tiles(image: Tensor, rng: Rng, grid: int = 8, inverted: float = 0.5
         rng: source of randomness.
         grid: tiles along each axis; a rest of the division stays in place.
         inverted: share of the images that are.
+        partner: take the next image of the batch; else each is made of its own tiles.
     """
     n, _, height, width = image.shape
-    partner = (torch.arange(n) + 1) % n
+    chosen = (torch.arange(n) + partner) % n
     order = rng.uniform((n, grid * grid)).argsort(1)
     flip = rng.uniform((n, 1, 1, 1)) < inverted
-    x = image[partner.to(image.device)]
+    x = image[chosen.to(image.device)]
     h, w = height // grid, width // grid
     if h and w:
         inner = x[:, :, : h * grid, : w * grid]

@@ -1,0 +1,1 @@
+"""Systems that learn from artificial anomalies, planted by ``normscan.synthesis``."""
