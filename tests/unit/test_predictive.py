@@ -75,6 +75,18 @@ def test_empty_cells_one_class_and_repeated_scans():
         decision_metrics(decisions, labels, prevalence=1.0)
 
 
+def test_one_false_alarm_of_repeated_scans():
+    """Without that subject the likelihood ratio is infinite, which no interval may end on."""
+    labels = np.r_[np.zeros(20), np.ones(20)].astype(int)
+    flagged = np.zeros(40, int)
+    flagged[[0, *range(20, 34)]] = 1
+    for decisions in (flagged, flagged & labels):
+        found = decision_metrics(decisions, labels, np.arange(40) // 2)
+        ratio = found.lr_positive
+        assert ratio.method == "percentile" and ratio.low <= ratio.value and ratio.high == np.inf
+        assert 0 < found.sensitivity.low < 0.7 < found.sensitivity.high < 1
+
+
 def test_proportions_are_wilson_and_clopper_pearson():
     wilson, exact = proportion(10, 20), proportion(10, 20, "exact")
     np.testing.assert_allclose([wilson.low, wilson.high], [0.299, 0.701], atol=5e-4)

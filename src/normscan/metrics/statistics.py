@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +119,9 @@ def percentile(
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
         return Interval(value, math.nan, math.nan, subjects, 0, "none", reason or "undefined")
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    # Between a number and infinity nothing can be interpolated.
+    how: Literal["linear", "nearest"] = "linear" if np.isfinite(drawn).all() else "nearest"
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], method=how)
     if low == high:
         why = reason or "all resamples give the same value"
         return Interval(value, math.nan, math.nan, subjects, drawn.size, "none", why)
@@ -138,6 +141,9 @@ def _bca_interval(
         return fall_back("the statistic is undefined")
     if np.isnan(left_out).any():
         return fall_back("undefined without one of the subjects")
+    # A likelihood ratio without a false alarm, of all subjects or of all but one.
+    if not (math.isfinite(value) and np.isfinite(left_out).all() and np.isfinite(defined).all()):
+        return fall_back("infinite for some of the subjects")
     share = (np.mean(defined < value) + np.mean(defined <= value)) / 2
     if not 0 < share < 1:
         return fall_back("all replicates lie on one side of the value")
