@@ -217,7 +217,9 @@ def test_the_rest_is_predicted(cohort, detector, capsys, tmp_path):
     good = [f"good{n}" for n in range(3)]  # the quality gate is no matter of this test
     scans = [str(folder / name) for name in [*(f"{g}.npy" for g in good), *bad]]
     start = time.monotonic()
-    assert main(["predict", str(detector), *scans, "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["predict", str(detector), *scans, "--out", str(tmp_path / "out")]) == 1
+    )  # some failed
     assert time.monotonic() - start < 60
     lines = capsys.readouterr().err.splitlines()
     named_once(bad, [line for line in lines if "left out: " in line])

@@ -167,13 +167,14 @@ def test_small_components_leave_the_segmentation():
     anomaly = np.zeros((20, 20), np.float32)
     anomaly[2:4, 2:4] = 1
     anomaly[10:15, 10:15] = 1
+    anomaly[12, 13] = 2
     scan = Scan.from_array(np.random.default_rng(0).random((20, 20)))
     finding = Finding(scan, anomaly, 1.0, pixel_threshold=0.5)
     assert finding.segmentation.sum() == 29 and len(finding.components()) == 2
     finding.smallest_component = 4
     assert finding.segmentation.sum() == 25
     (component,) = finding.components()
-    assert component == {"voxels": 25, "peak": 1, "peak_index": [10, 10]}
+    assert component == {"voxels": 25, "peak": 2, "peak_index": [12, 13]}
     finding.scan = Scan.from_array(scan.data[0], spacing=(2.0, 3.0))
     (component,) = finding.components()
     assert component["voxels"] == 25 and component["area_mm2"] == 150

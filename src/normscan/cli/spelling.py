@@ -82,11 +82,11 @@ def _value(value: str, name: str, kind: str) -> str:
     """Return a list as ``[a,b]`` and a table as JSON; what has brackets already stays."""
     if value.startswith(("[", "{")) or name[2:] in _OWN_COMMAS:
         return value
-    if "dict" in kind and _PAIRS.fullmatch(value):
+    if kind.startswith("dict") and _PAIRS.fullmatch(value):
         pairs = (part.partition("=") for part in value.split(","))
         return json.dumps({key.strip(): _plain(text.strip()) for key, _, text in pairs})
-    of_text = "list[str]" in kind
-    if of_text or (("tuple" in kind or "list" in kind) and _NUMBERS.fullmatch(value)):
+    of_text = kind.startswith(("list[str", "tuple[str"))
+    if of_text or (kind.startswith(("tuple", "list")) and _NUMBERS.fullmatch(value)):
         parts = [part.strip() for part in value.split(",")]
         return json.dumps(parts) if of_text else f"[{', '.join(parts)}]"
     return value

@@ -58,6 +58,8 @@ def check_run(folder: Path, resume: bool) -> bool:
     Raises:
         OutputError: it exists and is no run folder, or ``resume`` is False.
     """
+    if not _first_process():  # the first made the folder for all
+        return False
     if not folder.exists() or (folder.is_dir() and not any(map(_counts, folder.iterdir()))):
         return False
     config = folder / CONFIG if folder.is_dir() else folder
