@@ -41,7 +41,7 @@ def _squares(output: Tensor, made: Corrupted) -> dict[str, Tensor]:
     },
     reduction="mean",
     preprocess={"scaling": "minmax", "crop": "none"},
-    tiny={"size": 32, "width": 8, "pool": False, "steps": 80, "batch_size": 8, "lr": 5e-3},
+    tiny={"size": 32, "width": 16, "pool": False, "steps": 90, "batch_size": 12, "lr": 3e-3},
     options=schedule(lr=1e-3, batch_size=64, epochs=240),
 )  # fmt: skip
 def natural_synthetic_anomalies(
