@@ -58,10 +58,14 @@ FINDINGS: dict[str, str] = {
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
     "as well: edges of lesions are structure",
     "feddis": "its codes are wide enough to copy a bright spot: with one seed of three it does",
+    "fpi": "a hundred updates teach it squares of other heads; soft spots it finds with some seeds only",
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
     "trained or not",
+    "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
+    "patches with other contents, and a spot of the same tissue is close to those",
+    "pii": "as fpi, and its patches have no edge that would be learnt first",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
 }
 
