@@ -55,9 +55,9 @@ FINDINGS: dict[str, str] = {
     "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",
     "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
     "ddad_asr": "its ensembles are those of ddad",
+    "draem": "it learns planted textures; whether it finds soft spots too hangs on the seed",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
     "as well: edges of lesions are structure",
-    "feddis": "its codes are wide enough to copy a bright spot: with one seed of three it does",
     "fpi": "a hundred updates teach it squares of other heads; soft spots it finds with some seeds only",
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",

@@ -154,7 +154,7 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
     subjects = {s: {r.subject for r in cohort.part(s)} for s in ("train", "val")}
     val, every = len(subjects["val"]), len(subjects["train"] | subjects["val"])
     chosen = asked.calibration.settled(val, every, asked.fpr, processes)
-    if 0 < every < FEW:
+    if 1 < every < FEW:
         bar.say(
             f"only {every} healthy subjects train and set the threshold: figures will be rough."
         )
