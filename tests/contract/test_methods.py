@@ -28,7 +28,7 @@ from normscan.detector.finding import Finding
 from normscan.errors import CohortError, ScanError
 from normscan.registry import REGIMES, SETTLED, load_all
 from normscan.rng import Rng
-from normscan.training.folder import DETECTOR, LOG, WEIGHTS
+from normscan.training.folder import DETECTOR, DIVISION, LOG, WEIGHTS
 from normscan.training.loop import Trainer
 
 # Every regime has its method: where no product method needs one yet, a toy stands in for it.
@@ -277,7 +277,7 @@ def test_save_and_load(method: str, dims: int, fitted, cohorts, tmp_path: Path):
     det = fitted(method, dims)
     det.save(tmp_path / "saved")
     names = {p.name for p in (tmp_path / "saved").iterdir()}
-    assert names == {DETECTOR, WEIGHTS, "card.md"}
+    assert names == {DETECTOR, DIVISION, WEIGHTS, "card.md"}
     loaded = load(tmp_path / "saved", device="cpu")
     cohort = cohorts(method, dims)
     a, b = (predicted(d, cohort, -1) for d in (det, loaded))
