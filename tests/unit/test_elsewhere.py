@@ -58,7 +58,7 @@ def test_the_decision_by_hand(run, site, toy, tmp_path, capsys):
     assert "12 healthy validation subjects" in told.out and "set by the highest of 12" in told.err
     assert hashes(run) == before
     assert {p.name for p in (tmp_path / "new").iterdir()} == {
-        "card.md", "detector.json", "healthy.csv", "model.safetensors",
+        "card.md", "detector.json", "division.csv", "healthy.csv", "model.safetensors",
     }  # fmt: skip
     new = load(tmp_path / "new", "cpu")
     assert new.fingerprint == old.fingerprint

@@ -80,10 +80,12 @@ def test_one_false_alarm_of_repeated_scans():
     labels = np.r_[np.zeros(20), np.ones(20)].astype(int)
     flagged = np.zeros(40, int)
     flagged[[0, *range(20, 34)]] = 1
-    for decisions in (flagged, flagged & labels):
-        found = decision_metrics(decisions, labels, np.arange(40) // 2)
-        ratio = found.lr_positive
-        assert ratio.method == "percentile" and ratio.low <= ratio.value and ratio.high == np.inf
+    some = decision_metrics(flagged, labels, np.arange(40) // 2)
+    ratio = some.lr_positive
+    assert ratio.method == "percentile" and ratio.low <= ratio.value and ratio.high == np.inf
+    none = decision_metrics(flagged & labels, labels, np.arange(40) // 2)
+    assert none.lr_positive.value == np.inf and none.lr_positive.method == "none"
+    for found in (some, none):
         assert 0 < found.sensitivity.low < 0.7 < found.sensitivity.high < 1
 
 
