@@ -58,7 +58,11 @@ class Finding:
         notes: what the preprocessing steps found worth saying.
         facts: numbers that they measured.
         provenance: method, detector hash, version, source.
-        seconds: time for the prediction.
+        seconds: time for the prediction, reading and writing left out.
+        stages: seconds of each stage: ``read``, ``gate``, ``prepare``, ``network``, ``decide`` (back
+            to the scan's grid, score and threshold). Threads overlap them across scans, and scans
+            that share a batch share its time.
+        seen: what the scan was for the detector: ``trained``, ``calibrated`` or nothing.
     """
 
     scan: Scan
@@ -79,6 +83,8 @@ class Finding:
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    seen: str = ""
 
     def __repr__(self) -> str:
         """Return score and decision, no arrays."""
@@ -160,6 +166,7 @@ class Finding:
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
+            "stages": {name: round(seconds, 4) for name, seconds in self.stages.items()},
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",
         }
