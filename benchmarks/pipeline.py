@@ -231,7 +231,6 @@ def rows_of(path: Path) -> Any:
 
 def metrics(options: argparse.Namespace) -> dict[str, Any]:
     from metrics_speed import data
-
     from normscan.metrics import PixelScores
     from normscan.metrics.agreement import surface_distances
 

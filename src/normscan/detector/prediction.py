@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from normscan.cohort import CohortRow
+from normscan.cohort import CohortRow, Opened
+from normscan.cohort.row import Memo
 from normscan.detector.finding import Finding
 from normscan.detector.predictor import Job, Predictor, Stitched
 from normscan.detector.state import State
@@ -68,15 +70,18 @@ def job_of(
     foreground: np.ndarray | None = None,
     columns: Mapping[str, Any] | None = None,
     companions: Mapping[str, Given] | None = None,
+    kept: Memo | None = None,
 ) -> Job:
-    """Prepare a scan for the state's method.
+    """Prepare a scan for the state's method, or take what another one's preparation kept.
 
     Raises:
         ScanError: it doesn't fit the detector.
     """
     assert state.method is not None
     preparation = state.preparation()
-    prepared = preparation.of(scan, foreground, _companions(state.method, scan, companions or {}))
+    beside = _companions(state.method, scan, companions or {})
+    make = partial(preparation.of, scan, foreground, beside)
+    prepared = make() if kept is None else kept((preparation.key, *beside), make)
     return _predictor(state, preparation.slices(prepared)).job(prepared, columns, scan.name)
 
 
@@ -172,6 +177,7 @@ def _fill(
     columns: Mapping[str, Any] | None,
     companions: Mapping[str, Given] | None,
     force: bool,
+    kept: Memo | None = None,
 ) -> None:
     """Check and prepare a scan that was read."""
     ready.scan = scan
@@ -184,7 +190,7 @@ def _fill(
                 "Use force (--force) to score it all the same."
             )
     with _timed(ready.stages, "prepare"):
-        ready.job = job_of(state, scan, foreground, columns, companions)
+        ready.job = job_of(state, scan, foreground, columns, companions, kept)
 
 
 def predict(
@@ -243,7 +249,8 @@ class Reader:
                 with _timed(ready.stages, "read"):
                     scan, foreground, beside = opened(state, row)
                     ready.seen = state.seen(row.paths)
-                _fill(ready, state, scan, foreground, columns, beside, self.force)
+                kept = row.memo if isinstance(row, Opened) else None
+                _fill(ready, state, scan, foreground, columns, beside, self.force, kept)
         except NormscanError as error:
             ready.scan, ready.job, ready.error = None, None, error
         return ready

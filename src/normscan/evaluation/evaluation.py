@@ -13,11 +13,11 @@ import numpy as np
 from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
-from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
+from normscan.evaluation.scoring import Region, Scores, group_column, score_together
 from normscan.evaluation.summary import (
     BASELINES,
     accepted_metrics,
-    baseline_metrics,
+    fit_baselines,
     group_metrics,
     summarise,
 )
@@ -82,7 +82,8 @@ def evaluate(
     if not overwrite:
         _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
-        scores = score_cohort(detector, rows, region, group, bar)
+        beside = fit_baselines(baselines, detector, cohort, bar)
+        scores, *others = score_together([detector, *beside.values()], rows, region, group, bar)
         if not scores.rows:
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
@@ -95,7 +96,10 @@ def evaluate(
         results["cohort"]["sha256"] = scanned
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector)}
-        results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
+        results["baselines"] = {
+            name: summarise(found, one.pixel_threshold, rows.has_masks, one.fpr)[0]
+            for (name, one), found in zip(beside.items(), others, strict=True)
+        }
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))

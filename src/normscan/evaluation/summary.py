@@ -10,7 +10,7 @@ from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import CohortError
 from normscan.evaluation.columns import column_name
-from normscan.evaluation.scoring import Region, Scores, score_cohort
+from normscan.evaluation.scoring import Scores
 from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
@@ -174,27 +174,17 @@ def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
     return baseline.fit(cohort)
 
 
-def baseline_metrics(
-    detector: Detector,
-    cohort: Cohort,
-    rows: Cohort,
-    region: Region,
-    names: Iterable[str],
-    bar: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of the baselines; none where the cohort has no healthy training scans."""
-    found: dict[str, dict[str, Any]] = {}
+def fit_baselines(
+    names: Iterable[str], detector: Detector, cohort: Cohort, bar: Progress
+) -> dict[str, Detector]:
+    """Fit baselines by name; none where the cohort has no healthy training scans."""
+    found: dict[str, Detector] = {}
     for name in names:
-        if name == detector.card.id:
-            continue
-        try:
-            baseline = fit_baseline(name, detector, cohort)
-        except CohortError as error:
-            bar.say(f"no baseline {name}: {error}")
-            continue
-        scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
-        limit = baseline.pixel_threshold
-        found[name] = summarise(scores, limit, rows.has_masks, baseline.fpr)[0]
+        if name != detector.card.id:
+            try:
+                found[name] = fit_baseline(name, detector, cohort)
+            except CohortError as error:
+                bar.say(f"no baseline {name}: {error}")
     return found
 
 
