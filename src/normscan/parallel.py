@@ -48,6 +48,23 @@ def quota(root: str = "/sys/fs/cgroup") -> float | None:
     return None
 
 
+def use_threads(count: int | None = None) -> None:
+    """Let the arithmetic of torch run in so many threads of this process.
+
+    Args:
+        count: by default the cores that the process may use, or fewer where ``OMP_NUM_THREADS`` or
+            torch's own default says so: more threads than cores make it many times slower.
+
+    Raises:
+        ArgumentError: fewer than one.
+    """
+    import torch
+
+    if count is not None and count < 1:
+        raise ArgumentError(f"threads is {count}; it must be 1 or more.")
+    torch.set_num_threads(count or min(torch.get_num_threads(), cores()))
+
+
 def read_ahead() -> int:
     """Return how many threads read and prepare scans ahead: none where there is one core."""
     return min(2, cores()) if cores() > 1 else 0
