@@ -53,6 +53,8 @@ def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
 def apply_axes(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
     """Apply one matrix to each spatial axis of (C, *spatial)."""
     for axis, matrix in enumerate(matrices, start=1):
+        if len(matrix) == array.shape[axis] and np.array_equal(matrix, np.eye(len(matrix))):
+            continue  # slices that stay what they are
         array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(array, dtype=np.float32)
 
