@@ -163,7 +163,7 @@ def _results(
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
-        "seconds": {"predict_per_scan": float(np.mean(seconds))},
+        "seconds": {"predict_per_scan": float(np.mean(seconds)), "stages": scores.stages()},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class Scores:
         unmasked: scans with a map and without a mask.
         masks: how the masks were read.
         accepted: the same of the scans that the quality gate lets pass; None where it refuses none.
+        seconds: of each stage, summed over the scans.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -51,6 +52,16 @@ class Scores:
     unmasked: int = 0
     masks: MaskReport = field(default_factory=MaskReport)
     accepted: Scores | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def took(self, stages: Mapping[str, float]) -> None:
+        """Add the seconds of a prediction, or of several."""
+        for name, seconds in stages.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def stages(self) -> dict[str, float]:
+        """Return the mean seconds of each stage of a prediction."""
+        return {name: total / len(self.rows) for name, total in self.seconds.items()}
 
     def join(self, other: Scores) -> Scores:
         """Return both together, the rows of this one first."""
@@ -59,6 +70,8 @@ class Scores:
             self.segmentations.join(other.segmentations), dict(self.groups),
             self.masked + other.masked, self.unmasked + other.unmasked, self.masks,
         )  # fmt: skip
+        both.took(self.seconds)
+        both.took(other.seconds)
         for name, pixels in other.groups.items():
             both.groups[name] = both.groups.get(name, PixelScores()).join(pixels)
         return both
@@ -92,6 +105,7 @@ class Scores:
                 **{column_name(name): value for name, value in row.columns.items()},
             }
         )
+        self.took(finding.stages)
         if finding.map is None:
             return
         if mask is None:
