@@ -15,6 +15,7 @@ from normscan.cohort import Opened
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import BATCH, each_row, predict_rows
 from normscan.errors import ArgumentError, NormscanError, ScanError
+from normscan.evaluation.baselines import fit_baseline
 from normscan.evaluation.scoring import score_cohort, score_together
 from normscan.io import MaskReport
 
@@ -240,3 +241,31 @@ def test_an_unfitted_detector_says_so_of_each_scan(cohort):
     unfitted = ns.create("mean_image", size=32)
     results = [found for _, found in predict_rows(unfitted, list(cohort.part("test"))[:2])]
     assert all("not fitted" in str(found) for found in results) and len(results) == 2
+
+
+# ---------------------------------------------------------------- baselines are kept
+
+
+def test_a_baseline_is_fitted_once_for_a_cohort(toy, detector, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMSCAN_CACHE", str(tmp_path / "kept"))
+    cohort, fits = ns.Cohort.read(toy(2)), []
+    fit = ns.Detector.fit
+    monkeypatch.setattr(ns.Detector, "fit", lambda d, *a: (fits.append(d.card.id), fit(d, *a))[1])
+    first, again = (fit_baseline("mean_image", detector, cohort) for _ in range(2))
+    assert fits == ["mean_image"]
+    scan = cohort.part("test")[0].load()
+    one, other = first.predict(scan), again.predict(scan)
+    assert one.score == other.score and one.p_value == other.p_value
+    assert first.pixel_threshold == again.pixel_threshold
+    np.testing.assert_array_equal(one.map, other.map)
+    # Other scans, other settings: another baseline. A damaged one is fitted anew.
+    fit_baseline("mean_image", detector, cohort.select(cohort.table["scan"] != "train000"))
+    fit_baseline("mean_image", detector.changed(fpr=0.2), cohort)
+    fit_baseline("image_statistics", detector, cohort)
+    assert fits == ["mean_image"] * 3 + ["image_statistics"]
+    for weights in (tmp_path / "kept" / "baselines").glob("*/model.safetensors"):
+        weights.write_bytes(b"cut")
+    fit_baseline("mean_image", detector, cohort)
+    monkeypatch.setenv("NORMSCAN_CACHE", "off")
+    fit_baseline("mean_image", detector, cohort)
+    assert len(fits) == 6

@@ -13,11 +13,10 @@ import numpy as np
 from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
+from normscan.evaluation.baselines import BASELINES, fit_baselines
 from normscan.evaluation.scoring import Region, Scores, group_column, score_together
 from normscan.evaluation.summary import (
-    BASELINES,
     accepted_metrics,
-    fit_baselines,
     group_metrics,
     summarise,
 )
