@@ -122,7 +122,7 @@ def test_evaluate_gives_the_figures_of_scikit_learn(phantom, trained, predicted)
 def test_no_overlays_no_threads_the_same_findings(phantom, trained, predicted, tmp_path):
     test, folder = predicted
     scans = [phantom / p for p in test["path"]]
-    options = ("--overlay", "no", "--workers", 0, "--threads", 1)
+    options = ("--overlay", "false", "--workers", 0, "--threads", 1)
     assert run("predict", trained, *scans, "--out", tmp_path, *options) == 0
     assert not list(tmp_path.glob("*_overlay.png")) and list(folder.glob("*_overlay.png"))
     for path in tmp_path.glob("*_finding.json"):
