@@ -218,7 +218,8 @@ class PixelScores:
             cells = IN_CACHE * coarse.size
 
         def metrics(subjects: Floats) -> dict[str, Floats]:
-            found = curves.cumulated(*(subjects @ table for table in tables), limit)
+            true, false, overlap = (subjects @ table for table in tables)
+            found = curves.cumulated(true, false, overlap, limit)
             return found | {"best_iou": _iou(found["best_dice"])}
 
         exact = {name: float(value) for name, value in point.items()}
