@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
+from normscan.parallel import ahead, read_ahead, use_threads
 from normscan.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ def predict(
     force: bool = False,
     target: list[str] | None = None,
     structures: list[str] | None = None,
+    overlay: bool = True,
+    workers: int | None = None,
+    threads: int | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -47,6 +52,10 @@ def predict(
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: for methods that use them, label maps of the anatomy likewise.
+        overlay: draw a picture of each map over its scan; `--overlay no` saves the time.
+        workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
+            The results are the same for any number.
+        threads: of the arithmetic; by default the cores that this process may use.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
@@ -56,6 +65,7 @@ def predict(
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
+    use_threads(threads)
     detector = load(run, device)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
@@ -70,19 +80,17 @@ def predict(
         )
     lines, failures = [], 0
     tracked = Progress().track(rows, "predict", len(rows))
-    for row, found in detector.predict_cohort(tracked, details=True, force=force):
-        try:
-            if isinstance(found, NormscanError):
-                raise found
-            with of_scan(row.scan):
-                found.save(folder, row.scan)
-        except NormscanError as error:
+    found = detector.predict_cohort(tracked, details=True, force=force, workers=workers)
+    writers = min(1, read_ahead() if workers is None else workers)
+    written = partial(_written, folder, overlay)
+    for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
+        if isinstance(result, NormscanError):
             failures += 1
-            lines.append({"scan": row.scan, "left_out": str(error)})
-            print(f"{row.scan}: left out: {error}", file=sys.stderr)
+            lines.append({"scan": row.scan, "left_out": str(result)})
+            print(f"{row.scan}: left out: {result}", file=sys.stderr)
         else:
-            lines.append(_line(row.scan, found))
-            _say(row.scan, found)
+            lines.append(_line(row.scan, result))
+            _say(row.scan, result)
     if failures == len(rows):
         raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
     if failures:
@@ -90,6 +98,26 @@ def predict(
     write_scores(folder / SCORES, lines)
     print(f"results: {folder}\nscores:  {folder / SCORES}")
     return 1 if failures else 0
+
+
+Found = tuple[CohortRow, "Finding | NormscanError"]
+
+
+def _written(folder: Path, overlay: bool, found: Found) -> Found:
+    """Write a finding, in any thread; return it, or what is wrong with it."""
+    row, result = found
+    if not isinstance(result, NormscanError):
+        try:
+            with of_scan(row.scan):
+                result.save(folder, row.scan, overlay)
+        except NormscanError as error:
+            return row, error
+    return found
+
+
+def _size(result: Finding | NormscanError) -> int:
+    """Bytes that a finding takes, about."""
+    return 0 if isinstance(result, NormscanError) else 4 * result.scan.data.nbytes
 
 
 def rows_of(scans: Iterable[str]) -> Iterator[CohortRow]:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from normscan.cohort import Cohort
 from normscan.detector import Detector
-from normscan.errors import CohortError
 from normscan.evaluation.columns import column_name
-from normscan.evaluation.scoring import Region, Scores, score_cohort
+from normscan.evaluation.scoring import Scores
 from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
-from normscan.progress import Progress
-
-BASELINES = ("mean_image", "image_statistics")
 
 # name: (title, description, whether it uses the test labels to choose something)
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -152,50 +146,6 @@ def group_metrics(scores: Scores, column: str, detector: Detector) -> list[dict[
         n = len(some.rows) - len(healthy)
         entries.append({"value": value, "n": n, **metrics})
     return entries
-
-
-def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
-    """Fit a baseline with the preprocessing of a detector."""
-    settings = {**detector.preprocess.to_dict(), "colour": "auto"}
-    dims = detector.arguments["dims"] or 2
-    baseline = Detector(
-        name,
-        preprocess=settings,
-        size=detector.preprocess.size,
-        dims=dims,
-        fpr=detector.fpr,
-        pixel_fpr=detector.pixel_fpr,
-        seed=detector.seed,
-        gate=False,
-        calibration=detector.calibration.kind,
-        folds=detector.calibration.folds,
-        trim=detector.calibration.trim,
-    )
-    return baseline.fit(cohort)
-
-
-def baseline_metrics(
-    detector: Detector,
-    cohort: Cohort,
-    rows: Cohort,
-    region: Region,
-    names: Iterable[str],
-    bar: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of the baselines; none where the cohort has no healthy training scans."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if name == detector.card.id:
-            continue
-        try:
-            baseline = fit_baseline(name, detector, cohort)
-        except CohortError as error:
-            bar.say(f"no baseline {name}: {error}")
-            continue
-        scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
-        limit = baseline.pixel_threshold
-        found[name] = summarise(scores, limit, rows.has_masks, baseline.fpr)[0]
-    return found
 
 
 def text_summary(results: dict[str, Any]) -> str:

@@ -292,9 +292,9 @@ def split_scores(
 
 def connected(mask: Mask) -> npt.NDArray[Any]:
     """Return connected component labels, 0 outside: 8-connected in 2D, 26-connected in 3D."""
-    if mask.ndim == 2:
-        return cc3d.connected_components(mask, connectivity=8, return_N=False)
-    return cc3d.connected_components(mask, connectivity=26, return_N=False)
+    # cc3d 4.1.1 splits components of booleans in 2D, and of views into larger arrays.
+    plain = np.ascontiguousarray(mask, bool).view(np.uint8)
+    return cc3d.connected_components(plain, connectivity=8 if mask.ndim == 2 else 26)
 
 
 def _ranking_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,6 +64,12 @@ class Preparation:
     cache: bool = True
     companions: tuple[str, ...] = ()
     targets: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What the prepared scan depends on beside the scan, as text."""
+        about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets]
+        return json.dumps(about, sort_keys=True, default=str)
 
     def __call__(self, row: CohortRow) -> Prepared:
         """Read and prepare a scan of a cohort and what must stand beside it.

@@ -266,11 +266,14 @@ class PreparedSet:
             for name, array in arrays.items()
         }
 
-    def passes(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """One pass over all samples in order."""
-        for start in range(0, len(self), batch_size):
-            indices = range(start, min(len(self), start + batch_size))
-            yield self.batch(indices, Rng(derive_seed(seed, "pass", start)))
+    def passes(self, batch_size: int, seed: int, most: int | None = None) -> Iterator[Batch]:
+        """One pass over the samples in order: all, or at most so many, evenly taken."""
+        count = len(self) if most is None else min(most, len(self))
+        taken = np.linspace(0, len(self) - 1, count).round().astype(int)
+        for start in range(0, count, batch_size):
+            yield self.batch(
+                taken[start : start + batch_size], Rng(derive_seed(seed, "pass", start))
+            )
 
 
 def select_part(cohort: Cohort, name: str) -> Cohort:
