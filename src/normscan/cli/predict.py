@@ -31,6 +31,7 @@ def predict(
     force: bool = False,
     target: list[str] | None = None,
     structures: list[str] | None = None,
+    fdr: float | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -47,16 +48,21 @@ def predict(
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: for methods that use them, label maps of the anatomy likewise.
+        fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
+            at most this share is expected to be healthy, such as 0.1.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
     """
+    from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
+    from normscan.detector.prediction import SEEN
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
     detector = load(run, device)
+    check(detector, fdr)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:
@@ -69,6 +75,7 @@ def predict(
             f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
         )
     lines, failures = [], 0
+    listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
     for row, found in detector.predict_cohort(tracked, details=True, force=force):
         try:
@@ -82,12 +89,17 @@ def predict(
             print(f"{row.scan}: left out: {error}", file=sys.stderr)
         else:
             lines.append(_line(row.scan, found))
+            if not set(SEEN.values()) & set(found.notes):
+                listed[row.scan] = row.subject
             _say(row.scan, found)
     if failures == len(rows):
         raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
     if failures:
         print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
+    said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
     write_scores(folder / SCORES, lines)
+    for sentence in said:
+        print(sentence)
     print(f"results: {folder}\nscores:  {folder / SCORES}")
     return 1 if failures else 0
 
@@ -185,6 +197,8 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
     if path.exists():
         before = pd.read_csv(path, dtype=object)
         if "scan" in before:
+            if "q_value" in table:  # those of another list say nothing of this one
+                before = before.drop(columns=["q_value", "chosen"], errors="ignore")
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
