@@ -93,9 +93,12 @@ def evaluate(
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
         results["cohort"]["sha256"] = scanned
+        results["tested"] = _tested(detector, rows, split, scanned)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector)}
-        results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
+        results["baselines"], results["verdict"] = baseline_metrics(
+            detector, cohort, rows, region, baselines, bar, scores
+        )
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))
@@ -160,6 +163,18 @@ def _results(
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
         "seconds": {"predict_per_scan": float(np.mean(seconds))},
+    }
+
+
+def _tested(detector: Detector, rows: Cohort, split: str, digest: str) -> dict[str, Any]:
+    """What was tested on what: all that tells one report from another."""
+    return {
+        "cohort": rows.name,
+        "split": split,
+        "scans": len(rows),
+        "subjects": len({row.subject for row in rows}),
+        "cohort_sha256": digest,
+        **detector.provenance(),
     }
 
 

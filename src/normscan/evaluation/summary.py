@@ -11,10 +11,12 @@ from normscan.detector import Detector
 from normscan.errors import CohortError
 from normscan.evaluation.columns import column_name
 from normscan.evaluation.scoring import Region, Scores, score_cohort
+from normscan.evaluation.verdict import verdicts
 from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
 from normscan.progress import Progress
+from normscan.report.summary import verdict_sentences
 
 BASELINES = ("mean_image", "image_statistics")
 
@@ -181,9 +183,23 @@ def baseline_metrics(
     region: Region,
     names: Iterable[str],
     bar: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of the baselines; none where the cohort has no healthy training scans."""
+    own: Scores,
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Metrics of the baselines, and the detector's verdict against each.
+
+    Both are empty where the cohort has no healthy training scans.
+
+    Args:
+        detector: fitted.
+        cohort: whose healthy scans train the baselines.
+        rows: that are scored.
+        region: pixels that count.
+        names: of the baselines.
+        bar: shows progress.
+        own: what the detector scored of the rows.
+    """
     found: dict[str, dict[str, Any]] = {}
+    scored: dict[str, Scores] = {}
     for name in names:
         if name == detector.card.id:
             continue
@@ -195,7 +211,8 @@ def baseline_metrics(
         scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
         limit = baseline.pixel_threshold
         found[name] = summarise(scores, limit, rows.has_masks, baseline.fpr)[0]
-    return found
+        scored[name] = Scores(scores.rows)
+    return found, verdicts(own, scored)
 
 
 def text_summary(results: dict[str, Any]) -> str:
@@ -213,6 +230,8 @@ def text_summary(results: dict[str, Any]) -> str:
         if metric["oracle"]:
             line += "oracle  "
         lines.append(line + ("(" + ", ".join(beside) + ")" if beside else ""))
+    for sentence in verdict_sentences(results.get("verdict") or ()):
+        lines.append(f"  {'verdict':<{width}}{sentence}")
     decision = results["decision"]
     split = results["cohort"]["counts"].get(results["cohort"]["split"], {})
     flagged = "nothing: the decision is open"
