@@ -170,7 +170,7 @@ def _say(name: str, finding: Finding) -> None:
 
 
 def _notes(finding: Finding) -> tuple[str, ...]:
-    return (*(finding.quality.reasons if finding.quality else ()), *finding.notes)
+    return (*(finding.quality.sentences if finding.quality else ()), *finding.notes)
 
 
 def _line(name: str, finding: Finding) -> dict[str, Any]:

@@ -298,7 +298,7 @@ def predict(
     verdict = None if state.gate is None else state.gate.check(scan)
     if verdict is not None and not (verdict.passed or force):
         raise ScanError(
-            f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
+            f"{scan.name}: refused by the quality gate: {' '.join(verdict.sentences)} "
             "Use force (--force) to score it all the same."
         )
     observed = observe(state, scan, foreground, columns, companions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from normscan.cohort import CohortRow
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.parallel import each
-from normscan.quality import measures, rules
+from normscan.quality import kinds, measures, rules, slices
 from normscan.quality.features import describe
 from normscan.quality.nearest import Nearest
 from normscan.quality.rules import Problem, Verdict
@@ -224,13 +224,25 @@ class Gate:
         return builder.build()
 
     def check(self, scan: Scan) -> Verdict:
-        """Judge a scan as read; every scan gets a verdict, none raises."""
+        """Judge a scan as read; every scan gets a verdict, none raises.
+
+        A volume at a gate of pictures is judged slice by slice.
+        """
         broken = damage(scan)
         if broken:
             found = measures.header(scan)
             problems = [*rules.kind_problems(found, self.limits), (True, broken)]
             return Verdict.of(problems, found)
-        return self.judge(Profile.of(scan))
+        profile = Profile.of(scan)
+        volume = scan.dims == 3 and self.limits["dims"] == [2]
+        planes = slices.axial_slices(scan) if volume else []
+        profiles = [Profile.of(plane) for plane in planes]
+        verdict = self._judge_slices(scan, profile, profiles) if profiles else self.judge(profile)
+        if verdict.status == "ok":
+            return verdict
+        middle = len(planes) // 2
+        whole = (planes[middle], profiles[middle]) if profiles else (scan, profile)
+        return replace(verdict, seems=self._seems(scan, profile, *whole))
 
     def judge(self, profile: Profile) -> Verdict:
         """Judge a scan by its profile."""
@@ -241,10 +253,56 @@ class Gate:
             # Another kind of scan: its other numbers compare with nothing.
             return Verdict.of(problems, found)
         problems += rules.geometry_problems(profile.header, self.limits)
+        problems += rules.unit_problems(profile.whole, self.limits)
+        problems += rules.range_problems(profile.whole, self.limits)
         problems += rules.value_problems(profile.whole, profile.header["dims"], self.limits)
         likeness = self._likeness(profile)
         problems += self._likeness_problems(likeness, profile)
         return Verdict.of(problems, {**found, "likeness": likeness})
+
+    def _judge_slices(self, scan: Scan, profile: Profile, planes: list[Profile]) -> Verdict:
+        """Judge a volume by its header, its unit, what is missing of it, and its slices.
+
+        The range of its values says nothing beside pictures of 8 bits, nor its proportions.
+        """
+        problems: list[Problem] = [
+            *rules.kind_problems(profile.header, self.limits),
+            *rules.unit_problems(profile.whole, self.limits),
+            *slices.run_problems(measures.canonical(scan)),
+        ]
+        each: list[list[Problem]] = []
+        for plane in planes:
+            found = list(rules.value_problems(plane.whole, 2, self.limits))
+            if self.limits["extent"][0]:
+                found += rules.geometry_problems(plane.header, self.limits)
+            found += self._likeness_problems(self._likeness(plane), plane)
+            each.append(found)
+        more, counts = slices.summed(each)
+        found_of = {**profile.header, **profile.whole, "slices": counts}
+        return Verdict.of([*problems, *more], found_of)
+
+    def _seems(self, scan: Scan, profile: Profile, plane: Scan, looked_at: Profile) -> str:
+        """What a scan that doesn't fit seems to be; ``plane`` is what is compared of it."""
+        told = kinds.stated_kind(scan, profile.header, self.limits)
+        if told:
+            return told
+        if profile.whole["hounsfield"] and True not in self.limits["hounsfield"]:
+            return "a CT, since its values are Hounsfield units"
+        told = kinds.damaged_kind(profile.whole, scan.dims, self.limits) or kinds.looks_like(
+            scan, self.limits
+        )
+        likeness = self._likeness(looked_at)
+        if told or self.nearest is None or max(likeness.values(), default=0.0) <= 1:
+            return told
+        way, gain = self.nearest.turn(looked_at.vector)
+        if gain > self.nearest.turn_limit:
+            return f"such a scan, {way}"
+        negative = self._likeness(Profile.of(kinds.inverted(plane)))
+        if max(negative.values()) <= 1:
+            return "the negative of such a scan"
+        if kinds.fills_frame(plane) and not self.nearest.fill_frames:
+            return "a picture that fills its frame, such as a photograph or a radiograph"
+        return kinds.FARTHEST[max(likeness, key=likeness.__getitem__)]
 
     def _likeness(self, profile: Profile) -> dict[str, float]:
         """Distance of each view to the nearest healthy scans; 1 is the limit of healthy ones."""

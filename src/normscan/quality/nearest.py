@@ -144,6 +144,12 @@ class Nearest:
             dims,
         )
 
+    @property
+    def fill_frames(self) -> bool:
+        """Whether most of the healthy scans touch their borders, as their outlines say."""
+        touched = self.vectors[:, self._columns("outline")][:, -2 * self.dims :] / UNIT
+        return bool(np.median(touched.mean(axis=1)) >= 0.5)
+
     def _columns(self, view: str) -> slice:
         names = list(self.views)
         start = sum(self.views[n] for n in names[: names.index(view)])
