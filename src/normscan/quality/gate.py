@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -238,8 +239,8 @@ class Gate:
         planes = slices.axial_slices(scan) if volume else []
         profiles = [Profile.of(plane) for plane in planes]
         verdict = self._judge_slices(scan, profile, profiles) if profiles else self.judge(profile)
-        if verdict.status == "ok":
-            return verdict
+        if verdict.status == "ok" or (profiles and len(verdict.reasons) == 1):
+            return verdict  # of a volume, that it is one isn't told by what it is instead
         middle = len(planes) // 2
         whole = (planes[middle], profiles[middle]) if profiles else (scan, profile)
         return replace(verdict, seems=self._seems(scan, profile, *whole))
@@ -327,6 +328,16 @@ class Gate:
             for view, times in likeness.items()
             if times > 1
         ]
+        mean = math.exp(sum(map(math.log, likeness.values())) / len(likeness))
+        if mean > self.nearest.together and not is_turned:
+            problems.append(
+                (
+                    True,
+                    "Taken together, what it shows, its values, its texture and its outline are "
+                    f"{mean / self.nearest.together:.2f} times as far from the healthy training scans "
+                    "as one in 1000 healthy scans lies.",
+                )
+            )
         if is_turned:
             problems.append(
                 (

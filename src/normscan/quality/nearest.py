@@ -19,6 +19,9 @@ ANY_RATE = 0.03
 # The far limit is at least so many times the limit, with more for each of a few subjects: what sets
 # one subject apart (a scanner, a protocol) is shared by all its scans and seen once only.
 LEAST_FAR, FAR_OF_FEW = 1.5, 25.0
+# Chance that a healthy scan is beyond the limit of all views together, and the least such limit: a
+# lesion moves one view or two, another kind of scan all of them.
+TOGETHER_RATE, LEAST_TOGETHER = 1e-3, 0.8
 # Prior of the spread of log distances, with the weight of so many subjects.
 PRIOR_SPREAD, PRIOR_WEIGHT = 0.25, 2
 # Distances are in robust standard deviations; below this one they mean nothing.
@@ -83,6 +86,8 @@ class Nearest:
         far: how many times the limit a scan of another kind lies away, for each view.
         turn_limit: how many times nearer than upright a healthy scan may seem when turned.
         dims: 2 or 3.
+        together: geometric mean over the views of distance to limit beyond which a scan is of another
+            kind, though no view says so alone; infinite for a gate that was stored without.
     """
 
     views: dict[str, int]
@@ -92,6 +97,7 @@ class Nearest:
     far: dict[str, float]
     turn_limit: float
     dims: int
+    together: float = math.inf
 
     @classmethod
     def fit(
@@ -132,6 +138,7 @@ class Nearest:
         far = np.array([upper_limit(column, count, FAR_RATE) for column in table.T]) / limits
         far = np.maximum(far, LEAST_FAR + FAR_OF_FEW / count)
         limits *= common_factor((table / limits).max(axis=1), count)
+        means = np.exp(np.log(table / limits).mean(axis=1))
         some = compared[:: -(-len(compared) // TURNED_SCANS)]
         turns = np.array([blank.turn(v, others)[1] for v, others in some])
         return cls(
@@ -142,6 +149,7 @@ class Nearest:
             {v: float(f"{f:.4g}") for v, f in zip(views, far, strict=True)},
             float(f"{max(SMALLEST_TURN, upper_limit(turns, min(count, len(turns)))):.4g}"),
             dims,
+            float(f"{max(LEAST_TOGETHER, upper_limit(means, count, TOGETHER_RATE)):.4g}"),
         )
 
     @property
@@ -193,6 +201,7 @@ class Nearest:
             "far": self.far,
             "turn_limit": self.turn_limit,
             "dims": self.dims,
+            "together": self.together if math.isfinite(self.together) else None,
         }
 
     @classmethod
@@ -214,6 +223,7 @@ class Nearest:
             {v: float(state["far"][v]) for v in views},
             float(state["turn_limit"]),
             int(state["dims"]),
+            float("inf" if state.get("together") is None else state["together"]),
         )
         width = sum(views.values())
         if found.vectors.shape[1] != width or found.scale.shape != (width,):
