@@ -37,6 +37,7 @@ class Profile:
     header: dict[str, Any]
     whole: dict[str, Any]
     views: dict[str, np.ndarray]
+    scan: str = ""  # its name in a cohort
 
     @classmethod
     def of(cls, scan: Scan) -> Profile:
@@ -69,7 +70,7 @@ def profile_of(row: CohortRow) -> Profile | None:
         scan = row.load()
     except (NormscanError, OSError):
         return None
-    return None if damage(scan) else Profile.of(scan)
+    return None if damage(scan) else replace(Profile.of(scan), scan=row.scan)
 
 
 class Thinned:
@@ -136,14 +137,15 @@ class GateBuilder:
         first = kept[0][1]
         width = len(first.vector)
         # The detector refuses mixed channel counts; what is here beside the first is left out.
-        same = [(s, p.vector) for s, p in kept if len(p.vector) == width]
+        same = [(s, p.vector, p.scan) for s, p in kept if len(p.vector) == width]
         others = [p.vector for _, p in self._held_out.kept if len(p.vector) == width]
         nearest = Nearest.fit(
             {name: len(v) for name, v in first.views.items()},
-            np.stack([v for _, v in same]),
-            [s for s, _ in same],
+            np.stack([v for _, v, _ in same]),
+            [s for s, _, _ in same],
             np.array(others, np.int32).reshape(-1, width),
             first.header["dims"],
+            [scan for _, _, scan in same],
         )
         limits = dict(self._limits)
         rules.widen_values(limits, [p.whole for _, p in kept + self._held_out.kept])
@@ -239,11 +241,13 @@ class Gate:
         planes = slices.axial_slices(scan) if volume else []
         profiles = [Profile.of(plane) for plane in planes]
         verdict = self._judge_slices(scan, profile, profiles) if profiles else self.judge(profile)
+        middle = len(planes) // 2
+        plane, seen = (planes[middle], profiles[middle]) if profiles else (scan, profile)
+        if self.nearest is not None and self._likeness(seen):
+            verdict = replace(verdict, neighbours=self.nearest.most_like(seen.vector))
         if verdict.status == "ok" or (profiles and len(verdict.reasons) == 1):
             return verdict  # of a volume, that it is one isn't told by what it is instead
-        middle = len(planes) // 2
-        whole = (planes[middle], profiles[middle]) if profiles else (scan, profile)
-        return replace(verdict, seems=self._seems(scan, profile, *whole))
+        return replace(verdict, seems=self._seems(scan, profile, plane, seen))
 
     def judge(self, profile: Profile) -> Verdict:
         """Judge a scan by its profile."""

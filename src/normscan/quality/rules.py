@@ -58,12 +58,14 @@ class Verdict:
         reasons: full sentences, those that refuse first; empty for ``ok``.
         measures: numbers behind them, as JSON knows them.
         seems: what a scan that isn't ``ok`` seems to be instead, such as ``a CT``; may be empty.
+        neighbours: healthy training scans that look most alike, see ``Nearest.most_like``.
     """
 
     status: Literal["ok", "flag", "refuse"]
     reasons: tuple[str, ...] = ()
     measures: dict[str, Any] = field(default_factory=dict)
     seems: str = ""
+    neighbours: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, problems: list[Problem], measures: dict[str, Any]) -> Verdict:
@@ -83,7 +85,7 @@ class Verdict:
         """Return JSON values."""
         return {
             "status": self.status, "reasons": list(self.reasons), "seems": self.seems,
-            "measures": self.measures,
+            "measures": self.measures, "neighbours": list(self.neighbours),
         }  # fmt: skip
 
     @property
