@@ -82,7 +82,7 @@ def write_worklist(
     aside = [line["scan"] for line in lines if line["scan"] not in subjects]
     said = [f"{chosen.count} of {len(chosen.q_values)} subjects are on the list."]
     said.append(chosen.promise(threshold) if chosen.count else chosen.short(threshold))
-    about = {
+    about: dict[str, Any] = {
         "fdr": fdr,
         "rule": "Benjamini-Hochberg on conformal p-values, the lowest of each subject",
         "healthy_subjects": threshold.n,

@@ -166,11 +166,8 @@ def apart(state: State, cohort: Cohort) -> tuple[Cohort, list[str], list[str]]:
             "the healthy scans that the detector did not learn from were left out by "
             "hand, so none is left to set a threshold with."
         )
-    names = [
-        [row.scan for row, marked in zip(cohort, marks, strict=True) if marked]
-        for marks in (seen, left)
-    ]
-    return cohort.select(kept), *names
+    learnt = [row.scan for row, known in zip(cohort, seen, strict=True) if known]
+    return cohort.select(kept), learnt, [r.scan for r, out in zip(cohort, left, strict=True) if out]
 
 
 def doubts(found: Healthy, seen: list[str], excluded: list[str], count: int) -> list[str]:

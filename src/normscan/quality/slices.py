@@ -43,8 +43,8 @@ def axial_slices(scan: Scan, most: int = MOST_SLICES) -> list[Scan]:
     factor = -(-data.shape[3] // LONGEST[3])
     full = np.flatnonzero(share >= EMPTY_SLICE)
     full = full if full.size else np.array([int(share.argmax())])
-    ends = np.array(MIDDLE) * (len(full) - 1)
-    places = np.unique(np.linspace(*ends, min(most, len(full))).round().astype(int))
+    first, last = (part * (len(full) - 1) for part in MIDDLE)
+    places = np.unique(np.linspace(first, last, min(most, len(full))).round().astype(int))
     planes = [min(int(full[i]) * factor + factor // 2, data.shape[3] - 1) for i in places]
     spacing = scan.spacing[axes[0]], scan.spacing[axes[1]]
     return [
