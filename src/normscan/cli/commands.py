@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.calibrate import calibrate as calibrate
+from normscan.cli.check import check as check
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess

@@ -36,6 +36,7 @@ def predict(
     overlay: bool = True,
     workers: int | None = None,
     threads: int | None = None,
+    fdr: float | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -56,17 +57,22 @@ def predict(
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
             The results are the same for any number.
         threads: of the arithmetic; by default the cores that this process may use.
+        fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
+            at most this share is expected to be healthy, such as 0.1.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
     """
+    from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
+    from normscan.detector.prediction import SEEN
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
     use_threads(threads)
     detector = load(run, device)
+    check(detector, fdr)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:
@@ -79,6 +85,7 @@ def predict(
             f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
         )
     lines, failures = [], 0
+    listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
     found = detector.predict_cohort(tracked, details=True, force=force, workers=workers)
     writers = min(1, read_ahead() if workers is None else workers)
@@ -90,12 +97,17 @@ def predict(
             print(f"{row.scan}: left out: {result}", file=sys.stderr)
         else:
             lines.append(_line(row.scan, result))
+            if not set(SEEN.values()) & set(result.notes):
+                listed[row.scan] = row.subject
             _say(row.scan, result)
     if failures == len(rows):
         raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
     if failures:
         print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
+    said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
     write_scores(folder / SCORES, lines)
+    for sentence in said:
+        print(sentence)
     print(f"results: {folder}\nscores:  {folder / SCORES}")
     return 1 if failures else 0
 
@@ -186,7 +198,7 @@ def _say(name: str, finding: Finding) -> None:
 
 
 def _notes(finding: Finding) -> tuple[str, ...]:
-    return (*(finding.quality.reasons if finding.quality else ()), *finding.notes)
+    return (*(finding.quality.sentences if finding.quality else ()), *finding.notes)
 
 
 def _line(name: str, finding: Finding) -> dict[str, Any]:
@@ -213,6 +225,8 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
     if path.exists():
         before = pd.read_csv(path, dtype=object)
         if "scan" in before:
+            if "q_value" in table:  # those of another list say nothing of this one
+                before = before.drop(columns=["q_value", "chosen"], errors="ignore")
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -47,6 +47,8 @@ class Finding:
         threshold: of the score.
         false_alarms: share of healthy scans that are flagged at that threshold: ``wanted``,
             ``expected``, and the ends ``low`` and ``high`` of the expectation; None without one.
+        ranked: how many ``healthy`` subjects it was compared with, how many score ``as_high``, and
+            how many ``may_be_as_high`` for it to be anomalous; None without a threshold.
         pixel_threshold: of the map; above it lies the segmentation.
         pixel_rule: what that threshold bounds on healthy scans, in words.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
@@ -73,6 +75,7 @@ class Finding:
     threshold: float | None = None
     pixel_threshold: float | None = None
     false_alarms: Mapping[str, float] | None = None
+    ranked: Mapping[str, int] | None = None
     pixel_rule: str = ""
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
@@ -116,6 +119,39 @@ class Finding:
         if expected > wanted + 1e-9:
             text += f", {100 * wanted:.2g} % were wanted"
         return f"anomalous ({text})"
+
+    def neighbours(self) -> list[dict[str, Any]]:
+        """Return the healthy training scans that look most alike, the nearest first.
+
+        Each has its name ``scan``, and how many ``times`` as far it lies as healthy scans lie from
+        each other at most, over all views and ``by_view``: what it shows (``picture``), the
+        ``histogram`` of its values, its ``texture``, its ``outline``. Of a volume at a detector of
+        pictures its middle slice is compared. Empty where the detector has no quality gate, or one
+        that knows no names.
+        """
+        return [] if self.quality is None else list(self.quality.neighbours)
+
+    def why(self) -> list[str]:
+        """Return why it was flagged, or what would have been needed to flag it, in sentences."""
+        said = []
+        if self.ranked is not None and self.threshold is not None and self.p_value is not None:
+            n, as_high, may = (self.ranked[k] for k in ("healthy", "as_high", "may_be_as_high"))
+            said.append(
+                f"{as_high} of {n} healthy subjects score as high; for a flag at most {may} may."
+            )
+            if not self.anomalous:
+                text = f"A score above {self.threshold:.4g} would have been needed"
+                if 0 < self.score < self.threshold:
+                    text += f", {self.threshold / self.score:.3g} times its own"
+                said.append(f"{text}, or a rate of false alarms of {self.p_value:.3g}.")
+        if alike := self.neighbours():
+            names = ", ".join(f"{each['scan']} ({each['times']:.2g})" for each in alike)
+            farthest = max(alike[0]["by_view"], key=alike[0]["by_view"].__getitem__)
+            said.append(
+                f"The healthy training scans most like it: {names}; 1 is as far as healthy scans lie "
+                f"at most. From the first it differs most in its {farthest}."
+            )
+        return said
 
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
@@ -162,6 +198,8 @@ class Finding:
             "decision": self.decision,
             "threshold": self.threshold,
             "false_alarms": None if self.false_alarms is None else dict(self.false_alarms),
+            "ranked": None if self.ranked is None else dict(self.ranked),
+            "why": self.why(),
             "pixel_threshold": self.pixel_threshold,
             "pixel_rule": self.pixel_rule,
             "components": self.components(),

@@ -186,7 +186,7 @@ def _fill(
             verdict = ready.verdict = state.gate.check(scan)
         if not (verdict.passed or force):
             raise ScanError(
-                f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
+                f"{scan.name}: refused by the quality gate: {' '.join(verdict.sentences)} "
                 "Use force (--force) to score it all the same."
             )
     with _timed(ready.stages, "prepare"):
@@ -395,6 +395,7 @@ def found_in(
         finding.threshold = threshold.threshold
         finding.p_value, finding.anomalous = threshold.judge(scores)
         finding.false_alarms = threshold.rates()
+        finding.ranked = threshold.ranked(finding.p_value)
     finding.pixel_threshold = state.pixel_threshold
     finding.pixel_rule = "" if state.pixel_threshold is None else state.pixel_rule
     # The article counts voxels of its own grid; here they become those of the scan's.

@@ -11,6 +11,7 @@ from normscan.evaluation.scoring import Scores
 from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
+from normscan.report.summary import verdict_sentences
 
 # name: (title, description, whether it uses the test labels to choose something)
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -163,6 +164,8 @@ def text_summary(results: dict[str, Any]) -> str:
         if metric["oracle"]:
             line += "oracle  "
         lines.append(line + ("(" + ", ".join(beside) + ")" if beside else ""))
+    for sentence in verdict_sentences(results.get("verdict") or ()):
+        lines.append(f"  {'verdict':<{width}}{sentence}")
     decision = results["decision"]
     split = results["cohort"]["counts"].get(results["cohort"]["split"], {})
     flagged = "nothing: the decision is open"

@@ -100,13 +100,23 @@ class Preparation:
             companions: (C, *scan.shape) by name.
 
         Raises:
-            ScanError: as ``Preprocess``; another number of channels than the detector's.
+            ScanError: as ``Preprocess``; another number of channels than the detector's, or the
+                same ones in another order.
         """
         prepared = self.preprocess(scan, self.dims or scan.dims, foreground, self.cache)
         if len(prepared.image) != len(self.channels):
+            told = set(scan.channels) & set(self.channels)
+            missing = [name for name in self.channels if name not in told] if told else []
             raise ScanError(
                 f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
                 f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
+                + (f" Missing: {', '.join(missing)}; none is filled in." if missing else "")
+            )
+        same = sorted(scan.channels) == sorted(self.channels)
+        if same and scan.channels != self.channels and len(scan.channels) == len(prepared.image):
+            raise ScanError(
+                f"{scan.name}: its channels are in the order {', '.join(scan.channels)}, those of the "
+                f"training scans in the order {', '.join(self.channels)}. Give them in that order."
             )
         beside = {
             name: self._beside(name, array, prepared) for name, array in (companions or {}).items()
