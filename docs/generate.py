@@ -1,6 +1,6 @@
 """Write the reference pages that come from the code, methods and command line, to docs/methods/.
 
-With --readme, also fill the block of methods in README.md; with --index, write the index of methods
+With --readme, also fill the block of methods in README.md and of backbones in howto/weights.md; with --index, write the index of methods
 that the command line reads.
 """
 
@@ -16,6 +16,8 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+import backbones
 
 from normscan import registry
 from normscan.cli import commands, help
@@ -35,6 +37,7 @@ PRESETS = {
     "paper": "what the article describes; the default",
     "code": "what the released code does where it differs from the article",
     "laptop": "small enough for minutes on two cores",
+    "lite0": "the laptop's on an EfficientNet-Lite0 that pip brings (`normscan[weights]`)",
     "tiny": "seconds; for tests and for trying the commands, its results mean nothing",
 }
 
@@ -286,6 +289,11 @@ def filled_readme(text: str, cards: Mapping[str, Card]) -> str:
     return f"{head}{begin}\n\n{readme_block(cards)}\n\n{end}{tail}"
 
 
+def filled_backbones(text: str, cards: Mapping[str, Card]) -> str:
+    """Return howto/weights.md with its table up to date."""
+    return backbones.filled(text, table(backbones.HEADER, backbones.rows(cards)))
+
+
 def index_text() -> str:
     """Return the index of methods that the command line reads."""
     made = help.build_index(
@@ -312,7 +320,7 @@ def pages() -> dict[str, str]:
 def main() -> int:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--readme", action="store_true", help="also fill the table in README.md")
+    parser.add_argument("--readme", action="store_true", help="also fill the committed tables")
     parser.add_argument("--index", action="store_true", help="only write the index of methods")
     arguments = parser.parse_args()
     if arguments.index:
@@ -326,6 +334,8 @@ def main() -> int:
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     if arguments.readme:
+        text = backbones.PAGE.read_text(encoding="utf-8")
+        backbones.PAGE.write_text(filled_backbones(text, load_all()), encoding="utf-8")
         README.write_text(
             filled_readme(README.read_text(encoding="utf-8"), load_all()), encoding="utf-8"
         )

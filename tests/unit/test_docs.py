@@ -32,6 +32,7 @@ EXAMPLES = {"ae_l2": "ae_dense"}
 
 
 def load_generator():
+    sys.path.insert(0, str(DOCS))  # its neighbours, as when it is run
     spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -85,6 +86,13 @@ def test_readme_lists_the_methods(generator):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert generator.filled_readme(text, CARDS) == text, (
         "the table of methods in README.md is old: run `python docs/generate.py --readme`"
+    )
+
+
+def test_the_table_of_backbones_is_current(generator):
+    text = generator.backbones.PAGE.read_text(encoding="utf-8")
+    assert generator.filled_backbones(text, CARDS) == text, (
+        "the table of backbones is old: run `python docs/generate.py --readme`"
     )
 
 

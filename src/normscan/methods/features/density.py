@@ -12,12 +12,14 @@ from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.features.common import (
     LAPTOP,
+    LITE0_STAGES,
     RESNET18,
     SMOOTH,
     TINY_SMOOTH,
     WIDE_RESNET50,
     Tapped,
     backbone_of,
+    lite0,
     middle,
     tapped,
 )
@@ -63,6 +65,7 @@ class PaDiM(Method):
     presets={
         "wide": {"backbone": WIDE_RESNET50, "dim": 550},
         "laptop": LAPTOP,
+        "lite0": lite0(LAPTOP, LITE0_STAGES[1:]),
     },
     postprocess=SMOOTH,
     reduction="max",

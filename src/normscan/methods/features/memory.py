@@ -14,10 +14,12 @@ from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.features.common import (
     LAPTOP,
+    LITE0_STAGES,
     SMOOTH,
     TINY_SMOOTH,
     Tapped,
     backbone_of,
+    lite0,
     middle,
     tapped,
 )
@@ -327,13 +329,17 @@ def novelty(patches: Tensor, index: Neighbours | Joined, k: int) -> Tensor:
     return 1 - (shares * (around == nearest).to(shares)).sum(1)
 
 
+_LAPTOP = {**LAPTOP, "pooling": "average", "largest": 10_000}
+
+
 @register(
     "patchcore",
     paper="Roth 2022",
     dims=(2,),
     presets={
         "code": {"reweighted": 0, "squared": True},
-        "laptop": {**LAPTOP, "pooling": "average", "largest": 10_000},
+        "laptop": _LAPTOP,
+        "lite0": lite0(_LAPTOP, LITE0_STAGES[2:]),
     },
     postprocess=SMOOTH,
     reduction="max",
