@@ -1,7 +1,7 @@
 """Write the reference pages that come from the code, methods and command line, to docs/methods/.
 
-With --readme, also fill the block of methods in README.md and of backbones in howto/weights.md; with --index, write the index of methods
-that the command line reads.
+With --readme, also fill the block of methods in README.md and of backbones in howto/weights.md; with
+--index, write the index of methods that the command line reads.
 """
 
 from __future__ import annotations
