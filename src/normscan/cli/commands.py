@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.calibrate import calibrate as calibrate
+from normscan.cli.calibrate import update as update
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess
@@ -196,7 +197,7 @@ def evaluate(
 
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
-    for note in table.notes:
+    for note in (*table.notes, *detector.out_of_date()):
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     results = evaluation.evaluate(

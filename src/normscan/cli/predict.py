@@ -57,6 +57,8 @@ def predict(
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
     detector = load(run, device)
+    for note in detector.out_of_date():
+        print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:

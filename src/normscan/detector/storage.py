@@ -247,6 +247,10 @@ def model_card(state: State) -> str:
         f"{'slices of scans' if state.arguments['dims'] == 2 else 'volumes'}, channels "
         f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
         _trained_line(training),
+        *[
+            f"- Joined later: {more['scans']} healthy scans of {more['subjects']} subjects."
+            for more in training.get("updates", [])
+        ],
         *([f"- Left out by hand: {_excluded(training)}."] if training.get("excluded") else []),
         *(
             [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscan.errors import ArgumentError
+from normscan.scores.counted import Counted
 
 # Numbers in a block of matrices that are factored or solved together: 256 MiB.
 BLOCK = 2**26
 
 
-class PositionGaussians(nn.Module):
+class PositionGaussians(Counted):
     """Mean and covariance of vectors at each position (PaDiM, Defard et al. 2021).
 
     Running sums of deviations need no second pass and no memory of the vectors (Chan et al. 1979).
@@ -43,8 +44,24 @@ class PositionGaussians(nn.Module):
         Raises:
             ArgumentError: there are none.
         """
-        n = 0
-        mean, scatter = self.mean, self.factor
+        self._add(batches, 0, self.mean, self.factor)
+
+    def update(self, batches: Iterable[Tensor]) -> None:
+        """Add vectors to those that it was fitted to, as if all had come at once.
+
+        Raises:
+            ArgumentError: it doesn't say how many these were.
+        """
+        n = self.counted()
+        ridge = self.ridge * torch.eye(self.dim, device=self.factor.device)
+        scatter = torch.empty_like(self.factor)
+        rows = self._rows()
+        for part, factor in zip(scatter.split(rows), self.factor.split(rows), strict=True):
+            part.copy_((factor @ factor.transpose(1, 2) - ridge) * max(1, n - 1))
+        self._add(batches, n, self.mean, scatter)
+
+    def _add(self, batches: Iterable[Tensor], n: int, mean: Tensor, scatter: Tensor) -> None:
+        """Go on from the mean and the summed squares of deviations of n vectors at each position."""
         for batch in batches:
             x = batch.detach().float().transpose(0, 1)  # (positions, B, dim)
             if not n:  # from its own mean, so that no large number is left to cancel
@@ -62,6 +79,7 @@ class PositionGaussians(nn.Module):
             covariance = (part + part.transpose(1, 2)) / (2 * max(1, n - 1)) + ridge
             part.copy_(torch.linalg.cholesky(covariance))
         self.mean, self.factor = mean, scatter
+        self.count = torch.tensor(n)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mahalanobis distances (B, positions) of vectors (B, positions, dim), at least 0."""

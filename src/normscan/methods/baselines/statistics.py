@@ -10,9 +10,10 @@ from torch import Tensor
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.reconstruction import absolute
 from normscan.registry import register
+from normscan.scores.counted import Counted
 
 
-class MeanImage(Method):
+class MeanImage(Counted, Method):
     """The mean of the healthy images is the restoration of every image."""
 
     def __init__(self) -> None:
@@ -20,21 +21,26 @@ class MeanImage(Method):
         self.register_buffer("mean", torch.zeros(0))
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        total: Tensor | None = None
-        n = 0
+        self._add(batches, None, 0)
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        n = self.counted()
+        self._add(batches, self.mean.double() * n, n)
+
+    def _add(self, batches: Iterable[Batch], total: Tensor | None, n: int) -> None:
         for batch in batches:
             part = batch.image.double().sum(0, keepdim=True)
             total = part if total is None else total + part
             n += len(batch)
         if total is not None:
-            self.mean = (total / n).float()
+            self.mean, self.count = (total / n).float(), torch.tensor(n)
 
     def maps(self, batch: Batch) -> Maps:
         restored = self.mean.expand_as(batch.image)
         return Maps(map=absolute(batch.image, restored), reconstruction=restored)
 
 
-class ImageStatistics(Method):
+class ImageStatistics(Counted, Method):
     """Mahalanobis distance of a few numbers that describe an image's intensities and extent."""
 
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -57,12 +63,37 @@ class ImageStatistics(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         values = torch.cat([self.describe(batch) for batch in batches])
         centred = values - values.mean(0)
-        covariance = centred.T @ centred / max(1, len(values) - 1)
+        self._shrink(values.mean(0), centred.T @ centred, len(values))
+
+    @property
+    def updates(self) -> bool:
+        return self.shrinkage < 1  # else the covariance is gone
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        n = self.counted()
+        values = torch.cat([self.describe(batch) for batch in batches])
+        m, step = len(values), values.mean(0) - self.mean
+        centred = values - values.mean(0)
+        # Two groups' deviations from the mean of both (Chan et al. 1979).
+        between = torch.outer(step, step) * (n * m / (n + m))
+        scatter = self._scatter(n) + centred.T @ centred + between
+        self._shrink(self.mean + step * (m / (n + m)), scatter, n + m)
+
+    def _shrink(self, mean: Tensor, scatter: Tensor, n: int) -> None:
+        """Take the mean, and the inverse of the shrunk covariance of n samples."""
+        covariance = scatter / max(1, n - 1)
         spread = covariance.diagonal().mean().clamp_min(1e-12)
         covariance = (1 - self.shrinkage) * covariance
         covariance += self.shrinkage * spread * torch.eye(len(covariance)).to(covariance)
-        self.mean = values.mean(0)
+        self.mean, self.count = mean, torch.tensor(n)
         self.precision = torch.linalg.inv(covariance)
+
+    def _scatter(self, n: int) -> Tensor:
+        """The summed squares of deviations of n samples: shrinking keeps the mean variance."""
+        covariance = torch.linalg.inv(self.precision)
+        spread = self.shrinkage * covariance.diagonal().mean()
+        unshrunk = covariance - spread * torch.eye(len(covariance)).to(covariance)
+        return unshrunk / (1 - self.shrinkage) * max(1, n - 1)
 
     def maps(self, batch: Batch) -> Maps:
         d = self.describe(batch) - self.mean

@@ -51,6 +51,9 @@ class PaDiM(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         self.gaussians.fit(vectors(self.features(batch.image)) for batch in batches)
 
+    def update(self, batches: Iterable[Batch]) -> None:
+        self.gaussians.update(vectors(self.features(batch.image)) for batch in batches)
+
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
         features = self.features(batch.image)

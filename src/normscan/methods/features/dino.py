@@ -140,15 +140,23 @@ class AnomalyDINO(Method):
         return self.bank.need(images * wanted.rotations * cells, wanted.largest)
 
     def fit(self, batches: Iterable[Batch]) -> None:
+        self.bank.keep(self._patches(self._references(batches)))
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        every = ((batch.image, batch.rng) for batch in batches)
+        self.bank.extend(self._patches(every), self.references.largest)
+
+    def _patches(self, references: Iterable[tuple[Tensor, Rng]]) -> Tensor:
+        """Patches of the images and of their rotations."""
         memory = self.bank.reservoir(self.references.largest)
         rotations = self.references.rotations
-        for images, rng in self._references(batches):
+        for images, rng in references:
             for i in range(rotations):
                 turned = rotated(images, i * 360 / rotations)
                 memory.add(unit_patches(self.backbone, turned)[0].flatten(0, 1), rng)
         if not memory.seen:
             raise ArgumentError("anomaly_dino needs at least one training image.")
-        self.bank.keep(memory.finish())
+        return memory.finish()
 
     def _foreground(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = vectors(concatenated(list(self.backbone(x).values())))
