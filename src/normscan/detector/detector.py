@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from normscan.detector.finding import Finding
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
 from normscan.detector.state import State, ask
-from normscan.detector.storage import read_state, write_state
+from normscan.detector.storage import packed, read_state, unpacked, write_state
 from normscan.detector.update import updated
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
@@ -301,6 +302,23 @@ class Detector(State):
         return predict_rows(self, rows, details, force)
 
     # ------------------------------------------------------------------ storage
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling keeps: a fitted detector as its stored files, weights as safetensors."""
+        if self.method is None:
+            return self.__dict__.copy()
+        buffer = next(chain(self.method.parameters(), self.method.buffers()), None)
+        device = "cpu" if buffer is None else str(buffer.device)
+        kept = {"_asked": self._asked, "cache": self.cache}
+        return {"files": packed(self), "device": device, "kept": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take back what ``__getstate__`` returned."""
+        if "files" not in state:
+            self.__dict__.update(state)
+            return
+        self._take(unpacked(state["files"], state["device"]))
+        self.__dict__.update(state["kept"])
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the detector to a new folder: weights, ``detector.json`` and ``card.md``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,22 @@ def read_state(folder: Path, device: str = "auto") -> State:
         reason = str(error).partition("\n")[0]
         raise ArgumentError(f"device '{device}' can't be used here: {reason}") from error
     return state.changed(method=method)
+
+
+def packed(state: State) -> dict[str, bytes]:
+    """Return a fitted detector as the content of its stored files, by name."""
+    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
+        write_state(state, Path(temporary))
+        return {path.name: path.read_bytes() for path in Path(temporary).iterdir()}
+
+
+def unpacked(files: dict[str, bytes], device: str) -> State:
+    """Return the detector of ``packed``, on its device or, where that is missing, on the CPU."""
+    device = device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
+        for name, content in files.items():
+            (Path(temporary) / Path(name).name).write_bytes(content)
+        return read_state(Path(temporary), device)
 
 
 def _read_places(folder: Path, stored: str | None) -> Places | None:
