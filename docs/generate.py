@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import articles
 import backbones
 
 from normscan import registry
@@ -117,8 +118,8 @@ def chain(card: Card) -> str:
     return "\n".join(lines)
 
 
-def method_page(card: Card) -> str:
-    """Return the page of a method."""
+def method_page(card: Card, cards: Mapping[str, Card]) -> str:
+    """Return the page of a method; ``cards`` are all, among which it has its kin."""
     text, _ = split_docstring(card.build)
     summary, _, details = text.partition("\n")
     dims = " and ".join(f"{d}D" for d in card.dims)
@@ -138,10 +139,16 @@ def method_page(card: Card) -> str:
         if card.preprocess
         else "Preprocessing is the default."
     )
+    kin = ", ".join(f"[`{id}`]({id}.md)" for id in articles.related(card, cards))
+    citation = articles.citations(card)
     parts = [
         f"# {card.id}",
         summary,
+        articles.source(card),
         prose(details.strip()),
+        articles.equations(card),
+        articles.fitness(card),
+        f"Related: {kin}." if kin else "",
         facts,
         f"```\nnormscan fit {card.id} --preset laptop --cohort COHORT --out RUN\n```",
         "## Arguments",
@@ -154,6 +161,7 @@ def method_page(card: Card) -> str:
         preprocess,
         chain(card),
         f"Score of a scan: {score_text(card)}",
+        f"## Cite\n\n```bibtex\n{citation}\n```" if citation else "",
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -313,7 +321,7 @@ def pages() -> dict[str, str]:
     for card in cards.values():
         if f"{card.id}.md" in made:
             raise SystemExit(f"the method '{card.id}' has the name of another page. Rename it.")
-        made[f"{card.id}.md"] = method_page(card)
+        made[f"{card.id}.md"] = method_page(card, cards)
     return made
 
 

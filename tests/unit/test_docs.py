@@ -128,6 +128,19 @@ def test_page_describes_every_argument(method: str, generator, generated):
         assert f"| `{preset}` |" in page
 
 
+def test_what_is_said_of_articles_belongs_to_methods(generator):
+    """Every entry is used, every method has one, and BibTeX's braces are balanced."""
+    said = generator.articles.read()
+    assert set(said["methods"]) == set(CARDS)
+    used = {key for entry in said["methods"].values() for key in entry["articles"]}
+    assert used == set(said["articles"])
+    for key, article in said["articles"].items():
+        entry = generator.articles.bibtex(key, article)
+        assert entry.count("{") == entry.count("}"), key
+        assert generator.articles.link(article).startswith("https://"), key
+        assert article["kind"] in ("article", "inproceedings"), key
+
+
 def test_index_links_every_method(generated):
     assert set(generated) == {"index.md", "cli.md", "parity.md", *(f"{m}.md" for m in CARDS)}
     for method in CARDS:
