@@ -73,6 +73,8 @@ def predict(
     use_threads(threads)
     detector = load(run, device)
     check(detector, fdr)
+    for note in detector.out_of_date():
+        print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:
