@@ -91,8 +91,8 @@ class CopyPaste(Method):
         if self._patches:
             batch, places = self._one_patch(batch)
         x, made = self.planted(batch)
-        healthy, none = self.network(_with(x, places))
-        logits, some = self.network(_with(made.image, places))
+        healthy, none = self.network(with_places(x, places))
+        logits, some = self.network(with_places(made.image, places))
         enough = (made.label.flatten(1).sum(1) >= LEAST).to(some)
         terms = {
             "healthy": F.binary_cross_entropy_with_logits(healthy, torch.zeros_like(healthy)),
@@ -123,7 +123,7 @@ class CopyPaste(Method):
         whole, score = torch.zeros_like(x[:, :1]), x.new_zeros(len(x))
         for number, cut in enumerate(_patches(tuple(x.shape[2:]))):
             places = torch.full((len(x),), number)
-            logits, found = self.network(_with(x[:, :, *cut], places))
+            logits, found = self.network(with_places(x[:, :, *cut], places))
             part = whole[:, :, *cut]
             whole[:, :, *cut] = torch.maximum(part, logits.sigmoid())
             score = torch.maximum(score, found.sigmoid())
@@ -136,7 +136,7 @@ def _patches(spatial: tuple[int, ...]) -> list[tuple[slice, ...]]:
     return list(itertools.product(*lines))
 
 
-def _with(x: Tensor, places: Tensor | None) -> Tensor:
+def with_places(x: Tensor, places: Tensor | None) -> Tensor:
     """Patches beside a channel for each place, of which their own is 1; without places x itself."""
     if places is None:
         return x
