@@ -281,3 +281,52 @@ def test_without_references_it_is_what_it_learnt():
     torch.testing.assert_close(
         method.maps(images).map, method.network(images.image).sigmoid().detach()
     )
+
+
+# ------------------------------------------------------------------------- three planes
+
+
+def test_a_volume_is_judged_slice_by_slice_along_three_axes():
+    class Below(nn.Module):
+        """Says of a slice what its neighbour before it shows."""
+
+        def forward(self, x):
+            return x[:, :1]
+
+    method = made("autoseg", dims=3).eval()
+    method.segmenter.network = Below()
+    volume = batch(2, 6, 6, 6)
+    want = torch.zeros_like(volume.image)
+    for axis in range(3):
+        before = volume.image.roll(1, 2 + axis)
+        before.select(2 + axis, 0).zero_()
+        want += before.sigmoid() / 3
+    maps = method.maps(volume)
+    torch.testing.assert_close(maps.map, want)
+    means = want[:, 0].mean((1, 2))
+    torch.testing.assert_close(maps.score, means.amax(1))
+
+
+def test_slices_of_a_batch_come_from_one_place():
+    method = made("autoseg", dims=3, size=12).train()
+    seen = []
+
+    def loss(slices, phase, player):
+        seen.append((slices.image, slices.context, float(slices.position[0])))
+        return {}
+
+    method.segmenter.loss = loss
+    volumes = batch(3, 12, 12, 12)
+    volumes.foreground[:] = False
+    volumes.foreground[:, :, 4:8, 4:8, 4:8] = True
+    for seed in range(6):
+        volumes.rng = Rng(seed)
+        method.loss(volumes, "segment", "network")
+    for image, context, position in seen:
+        at = round(12 * position)
+        assert 4 <= at < 8 and torch.equal(context[:, :, 1], image)
+        assert any(
+            torch.equal(volumes.image.movedim(2 + axis, 2)[:, :, at], image) for axis in range(3)
+        )
+    assert len({tuple(image.flatten()[:3].tolist()) for image, _, _ in seen}) > 2
+    assert card("autoseg").create(dims=3).phases()[0].epochs == 2 * 3 * 256
