@@ -108,8 +108,8 @@ class ManyTasks(Method):
     reduction="mean",
     preprocess={"scaling": "zscore", "limit": 10.0},
     tiny={
-        "size": 32, "width": 4, "levels": 3, "tasks": ("poisson_intra", "intensity"),
-        "train_tasks": 1, "steps": 50, "batch_size": 8, "lr": 5e-3, "warm_up": 5,
+        "size": 32, "width": 4, "levels": 2, "features": 2, "tasks": ("sink", "intensity"),
+        "train_tasks": 1, "steps": 30, "batch_size": 4, "lr": 5e-3, "warm_up": 5,
     },
     options=schedule(lr=1e-3, batch_size=8, epochs=2000, patience=45),
 )  # fmt: skip
@@ -119,6 +119,7 @@ def many_tasks(
     size: int = 112,
     width: int = 32,
     levels: int = 5,
+    features: int = 32,
     tasks: tuple[str, ...] = FIVE,
     train_tasks: int = 4,
     furthest: float = 5.0,
@@ -153,6 +154,7 @@ def many_tasks(
     Args:
         width: channels of the network's first level.
         levels: of the network.
+        features: Fourier features of the place, a sine and a cosine each.
         tasks: that are shared out, of the five names.
         train_tasks: how many of them each network learns; with all of them there is one network,
             chosen by its own tasks.
@@ -172,10 +174,10 @@ def many_tasks(
         )
     rhythm = warmed(warm_up)
     known = five_tasks(unit, (0.5, furthest))
-    inputs = channels + Placed.extra(dims)
+    inputs = channels + Placed.extra(dims, features)
     return ManyTasks(
         [
-            Placed(PlainUNet(dims, inputs, width, levels), dims)
+            Placed(PlainUNet(dims, inputs, width, levels), dims, features)
             for _ in range(math.comb(len(tasks), train_tasks))
         ],
         list(itertools.combinations(tasks, train_tasks)),
