@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +14,15 @@ import pytest
 import normscan as ns
 from normscan import parallel
 from normscan.cohort import Opened
+from normscan.detector import fitting
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import BATCH, each_row, predict_rows
+from normscan.detector.survey import Survey
 from normscan.errors import ArgumentError, NormscanError, ScanError
 from normscan.evaluation.baselines import fit_baseline
 from normscan.evaluation.scoring import score_cohort, score_together
 from normscan.io import MaskReport
+from normscan.quality import Gate
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +147,7 @@ def test_threads_change_no_bit(cohort, detector, workers):
 
 def test_a_bad_scan_is_reported_where_it_stands(cohort, detector, sizes, tmp_path):
     rows = list(cohort.part("test"))[:9]
-    missing = Opened.of(rows[4])
-    object.__setattr__(missing, "paths", (tmp_path / "gone.npy",))
+    missing = replace(rows[4], paths=(tmp_path / "gone.npy",))
     results = [
         found for _, found in detector.predict_cohort([*rows[:4], missing, *rows[5:]], force=True)
     ]
@@ -185,8 +189,7 @@ def test_an_odd_one_among_pictures_changes_nothing_for_them(toy, sizes, detector
     picture = ns.Cohort.read(toy(2)).part("test")[0]
     colours = np.stack([picture.load().data[0]] * 2)
     np.save(tmp_path / "two.npy", colours)
-    two = Opened.of(picture)
-    object.__setattr__(two, "paths", (tmp_path / "two.npy",))
+    two = replace(picture, paths=(tmp_path / "two.npy",))
     results = [r for _, r in detector.predict_cohort([picture, two, picture], force=True)]
     assert isinstance(results[0], Finding) and isinstance(results[2], Finding)
     assert results[0].score == results[2].score
@@ -194,8 +197,7 @@ def test_an_odd_one_among_pictures_changes_nothing_for_them(toy, sizes, detector
 
 def test_each_row_reads_ahead_and_reports(cohort, detector, tmp_path):
     rows = list(cohort.part("test"))[:4]
-    lost = Opened.of(rows[1])
-    object.__setattr__(lost, "paths", (tmp_path / "gone.npy",))
+    lost = replace(rows[1], paths=(tmp_path / "gone.npy",))
 
     def work(row, scan, foreground, companions):
         if row.scan == rows[2].scan:
@@ -241,6 +243,19 @@ def test_an_unfitted_detector_says_so_of_each_scan(cohort):
     unfitted = ns.create("mean_image", size=32)
     results = [found for _, found in predict_rows(unfitted, list(cohort.part("test"))[:2])]
     assert all("not fitted" in str(found) for found in results) and len(results) == 2
+
+
+def test_a_fit_reads_a_scan_once_for_the_gate_and_the_training(toy, monkeypatch):
+    cohort, loads = ns.Cohort.read(toy(2)), []
+    load = type(cohort[0]).load
+    monkeypatch.setattr(type(cohort[0]), "load", lambda row: (loads.append(row.scan), load(row))[1])
+    monkeypatch.setattr(fitting, "survey", lambda *a: Survey(2, "keep", ("image",)))
+    made = ns.create("mean_image", size=32, calibration="split").fit(cohort)
+    counts = Counter(loads)
+    assert {counts[row.scan] for row in cohort.part("train")} == {1}
+    assert {counts[row.scan] for row in cohort.part("val")} == {2}  # and for the threshold
+    expected = Gate.of_cohort(list(cohort.part("train")), list(cohort.part("val")))
+    assert made.gate.to_dict() == expected.to_dict()
 
 
 # ---------------------------------------------------------------- baselines are kept

@@ -53,7 +53,7 @@ def predict(
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: for methods that use them, label maps of the anatomy likewise.
-        overlay: draw a picture of each map over its scan; `--overlay no` saves the time.
+        overlay: draw a picture of each map over its scan; `--overlay false` saves the time.
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
             The results are the same for any number.
         threads: of the arithmetic; by default the cores that this process may use.
@@ -89,7 +89,7 @@ def predict(
     lines, failures = [], 0
     listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
-    found = detector.predict_cohort(tracked, details=True, force=force, workers=workers)
+    found = detector.predict_cohort(tracked, force=force, workers=workers)
     writers = min(1, read_ahead() if workers is None else workers)
     written = partial(_written, folder, overlay)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):

@@ -99,8 +99,14 @@ class Finding:
         """(*scan.shape) bool: the map above the pixel threshold, without small components."""
         if self.map is None or self.pixel_threshold is None:
             return None
-        above = np.asarray(self.map > self.pixel_threshold)
-        return drop_small(above, self.smallest_component) if self.smallest_component else above
+        asked = (self.map, self.pixel_threshold, self.smallest_component)
+        known = self.__dict__.get("_segmented")
+        if known is None or known[0] is not self.map or known[1:-1] != asked[1:]:
+            above = np.asarray(self.map > self.pixel_threshold)
+            if self.smallest_component:
+                above = drop_small(above, self.smallest_component)
+            known = self.__dict__["_segmented"] = (*asked, above)
+        return np.asarray(known[-1])
 
     @property
     def decision(self) -> str:
