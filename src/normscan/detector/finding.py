@@ -150,9 +150,10 @@ class Finding:
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
 
-        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
-        and the place of that peak in RAS+ millimetres; of a scan without a spacing, whose
-        millimetres nobody knows, the number of voxels, the peak and its ``peak_index``.
+        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map,
+        the ``peak_index`` in the array, the ``box`` around it (first index of each axis, then the
+        one after the last), and the place of the peak in RAS+ millimetres, ``peak_mm``. A scan
+        without a spacing has no millimetres.
         """
         from scipy import ndimage
 
@@ -165,17 +166,17 @@ class Finding:
         numbers = np.arange(1, n + 1)
         peaks = ndimage.maximum(self.map, labels, numbers)
         places = ndimage.maximum_position(self.map, labels, numbers)
-        voxels = np.bincount(labels.ravel())[1:]
+        voxels, boxes = np.bincount(labels.ravel())[1:], ndimage.find_objects(labels)
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
         found = []
         for i in np.argsort(-np.asarray(peaks), kind="stable"):
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
+            each["peak_index"] = [int(k) for k in places[i]]
+            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
             if self.scan.measured:
                 index = np.array([*places[i], *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
-            else:
-                each["peak_index"] = [int(n) for n in places[i]]
             found.append(each)
         return found
 

@@ -12,8 +12,10 @@ from normscan.detector import Detector
 from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
 from normscan.evaluation.columns import column_name
+from normscan.evaluation.detection import add_boxes, has_boxes
 from normscan.io import MaskReport
 from normscan.metrics import PixelScores
+from normscan.metrics.boxes import BoxScores
 from normscan.metrics.segmentation import SegmentationScores
 from normscan.progress import Progress
 
@@ -36,6 +38,7 @@ class Scores:
         unmasked: scans with a map and without a mask.
         masks: how the masks were read.
         accepted: the same of the scans that the quality gate lets pass; None where it refuses none.
+        boxes: found and true ones, where the cohort has boxes or points.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -47,6 +50,7 @@ class Scores:
     unmasked: int = 0
     masks: MaskReport = field(default_factory=MaskReport)
     accepted: Scores | None = None
+    boxes: BoxScores = field(default_factory=BoxScores)
 
     def join(self, other: Scores) -> Scores:
         """Return both together, the rows of this one first."""
@@ -54,6 +58,7 @@ class Scores:
             self.rows + other.rows, self.failures + other.failures, self.pixels.join(other.pixels),
             self.segmentations.join(other.segmentations), dict(self.groups),
             self.masked + other.masked, self.unmasked + other.unmasked, self.masks,
+            boxes=self.boxes.join(other.boxes),
         )  # fmt: skip
         for name, pixels in other.groups.items():
             both.groups[name] = both.groups.get(name, PixelScores()).join(pixels)
@@ -116,6 +121,7 @@ def score_cohort(
     scores = Scores()
     refused = Scores(masks=scores.masks)
     bar = progress or Progress(False)
+    boxed = has_boxes(rows)
     tracked: Iterable[CohortRow] = bar.track(rows, name, len(rows))
     for row, result in detector.predict_cohort(tracked, details=region == "foreground", force=True):
         try:
@@ -123,7 +129,11 @@ def score_cohort(
                 raise result
             no = result.quality is not None and not result.quality.passed
             taken = refused if no else scores
+            found = BoxScores()
+            if boxed:
+                add_boxes(found, row, result)
             taken.add(row, result, region, group, detector.seen(row.paths))
+            taken.boxes.take(found)
         except NormscanError as error:
             # Results and reports travel: they name files as the table does, not where they lie.
             reason = str(error).replace(f"{rows.root}{os.sep}", "")
