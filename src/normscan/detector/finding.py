@@ -162,17 +162,20 @@ class Finding:
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
 
-        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
-        and the place of that peak in RAS+ millimetres (of several equal ones the first in the
-        array); of a scan without a spacing, whose
-        millimetres nobody knows, the number of voxels, the peak and its ``peak_index``.
+        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map,
+        the ``peak_index`` in the array, the ``box`` around it (first index of each axis, then the
+        one after the last), and the place of the peak in RAS+ millimetres, ``peak_mm``. A scan
+        without a spacing has no millimetres.
         """
+        from scipy import ndimage
+
         from normscan.metrics.pixels import connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
             return []
-        labels = connected(segmentation).ravel()
+        found_labels = connected(segmentation)
+        boxes, labels = ndimage.find_objects(found_labels), found_labels.ravel()
         # Of a large volume only few voxels have a label: no others are sorted.
         inside = np.flatnonzero(labels)
         numbers, values = labels[inside], self.map.ravel()[inside]
@@ -184,12 +187,12 @@ class Finding:
         for i in np.lexsort((at, -peaks)):
             place = np.unravel_index(at[i], self.map.shape)
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
+            each["peak_index"] = [int(k) for k in place]
+            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
             if self.scan.measured:
                 index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
-            else:
-                each["peak_index"] = [int(n) for n in place]
             found.append(each)
         return found
 

@@ -160,6 +160,7 @@ def _results(
         "metrics": metrics,
         "decision": _decision(detector, scores),
         "pixels": pixels,
+        "boxes": scores.boxes.evaluate(0).to_dict() if len(scores.boxes) else None,
         "quality_gate": _gate_counts(scores),
         "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
