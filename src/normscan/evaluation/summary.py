@@ -184,6 +184,9 @@ def baseline_metrics(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of the baselines; none where the cohort has no healthy training scans."""
     found: dict[str, dict[str, Any]] = {}
+    if names and not len(cohort.part("train")):  # a table of test scans alone
+        bar.say("no baselines: the cohort has no healthy scans in train that they could learn from")
+        return found
     for name in names:
         if name == detector.card.id:
             continue
