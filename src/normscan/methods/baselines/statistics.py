@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.reconstruction import absolute
+from normscan.methods.wrapped import averaged
 from normscan.registry import register
 from normscan.scores.counted import Counted
 
@@ -21,23 +22,43 @@ class MeanImage(Counted, Method):
         self.register_buffer("mean", torch.zeros(0))
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        self._add(batches, None, 0)
+        total, n = _sum(batches)
+        if n:
+            self.mean = (total / n).float()
+            self.count_as(n)
 
     def update(self, batches: Iterable[Batch]) -> None:
-        n = self.counted()
-        self._add(batches, self.mean.double() * n, n)
+        numbers, (total, n) = self.counted(), _sum(batches)
+        means = zip(self.mean.double().split(1), numbers, strict=True)
+        self.mean = torch.cat([(mean * k + total) / (k + n) for mean, k in means]).float()
+        self.count_as(*(k + n for k in numbers))
 
-    def _add(self, batches: Iterable[Batch], total: Tensor | None, n: int) -> None:
-        for batch in batches:
-            part = batch.image.double().sum(0, keepdim=True)
-            total = part if total is None else total + part
-            n += len(batch)
-        if total is not None:
-            self.mean, self.count = (total / n).float(), torch.tensor(n)
+    @property
+    def leaves_out(self) -> bool:
+        return True
+
+    def fit_folds(self, folds: Sequence[Iterable[Batch]]) -> None:
+        sums = [_sum(fold) for fold in folds]
+        total = torch.stack([part for part, _ in sums]).sum(0)
+        n = sum(count for _, count in sums)
+        self.mean = torch.cat([((total - part) / (n - count)).float() for part, count in sums])
+        self.count_as(*(n - count for _, count in sums))
+
+    def each(self, batch: Batch) -> list[Maps]:
+        restored = [mean.expand_as(batch.image) for mean in self.mean.split(1)]
+        return [Maps(map=absolute(batch.image, r), reconstruction=r) for r in restored]
 
     def maps(self, batch: Batch) -> Maps:
-        restored = self.mean.expand_as(batch.image)
-        return Maps(map=absolute(batch.image, restored), reconstruction=restored)
+        return averaged(self.each(batch))[0]
+
+
+def _sum(batches: Iterable[Batch]) -> tuple[Tensor, int]:
+    """The sum of images (1, C, *shape) and their number."""
+    total, n = torch.zeros(1, dtype=torch.float64), 0
+    for batch in batches:
+        total = total.to(batch.image.device) + batch.image.double().sum(0, keepdim=True)
+        n += len(batch)
+    return total, n
 
 
 class ImageStatistics(Counted, Method):
@@ -70,7 +91,7 @@ class ImageStatistics(Counted, Method):
         return self.shrinkage < 1  # else the covariance is gone
 
     def update(self, batches: Iterable[Batch]) -> None:
-        n = self.counted()
+        n = self.counted()[0]
         values = torch.cat([self.describe(batch) for batch in batches])
         m, step = len(values), values.mean(0) - self.mean
         centred = values - values.mean(0)
@@ -85,8 +106,8 @@ class ImageStatistics(Counted, Method):
         spread = covariance.diagonal().mean().clamp_min(1e-12)
         covariance = (1 - self.shrinkage) * covariance
         covariance += self.shrinkage * spread * torch.eye(len(covariance)).to(covariance)
-        self.mean, self.count = mean, torch.tensor(n)
-        self.precision = torch.linalg.inv(covariance)
+        self.mean, self.precision = mean, torch.linalg.inv(covariance)
+        self.count_as(n)
 
     def _scatter(self, n: int) -> Tensor:
         """The summed squares of deviations of n samples: shrinking keeps the mean variance."""
