@@ -30,6 +30,16 @@ from normscan.metrics.images import image_metrics
 RESULTS = Path(__file__).parent / "results" / "calibration.md"
 KINDS = ("split", "cross", "refit")
 FPR = 0.05
+# Those made for DINOv2, whose weights aren't at hand, run on the third stage of a ResNet-18.
+STAGE = {"backbone": "resnet18.tv_in1k", "taps": ["layer3"]}
+FEATURES: dict[str, dict[str, Any]] = {
+    "patchcore": {},
+    "padim": {},
+    "rd4ad": {},
+    "anomaly_dino": STAGE,
+    "dinomaly": {**STAGE, "groups": 1, "size": 128, "map_size": 128},
+}
+OTHERS: dict[str, dict[str, Any]] = {"dae": {"steps": 400}}
 
 
 def dealt(cohort: Cohort, seed: int) -> Cohort:
@@ -49,7 +59,8 @@ def dealt(cohort: Cohort, seed: int) -> Cohort:
 def cell(name: str, method: str, kind: str, seed: int, data: Path, weights: str) -> dict[str, Any]:
     """Fit and predict; return what was flagged."""
     cohort = dealt(Cohort.read(data / "splits" / f"{name}.csv", root=data), seed)
-    options = {"weights": weights} if method in ("patchcore", "padim", "rd4ad") else {}
+    options = {**FEATURES[method], "weights": weights} if method in FEATURES else {}
+    options |= OTHERS.get(method, {})
     detector = Detector(
         method, preset="laptop", seed=seed, fpr=FPR, gate=False, refit=kind == "refit",
         calibration="split" if kind == "split" else "cross", **options,

@@ -7,6 +7,7 @@ The verdict is one number, so that its spread over seeds and processors can be k
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -160,9 +161,14 @@ def judge(method: str, cohort: Cohort, seed: int = 0) -> Verdict:
             untrained.fit(iter(noise))
         det.method = untrained
         before.append(quality(det, test, kinds))
-    alone = Cohort(cohort.table, cohort.root)
-    mean_image = quality(detector("mean_image", 2).fit(alone), test, kinds)
-    return Verdict(trained, float(np.median(before)), mean_image)
+    return Verdict(trained, float(np.median(before)), _mean_image(cohort.root, kinds))
+
+
+@functools.cache
+def _mean_image(root: Path, kinds: tuple[Kind, ...]) -> float:
+    """The quality of the mean image on the cohort in a folder, one for all methods."""
+    cohort = Cohort.read(root / "cohort.csv")
+    return quality(detector("mean_image", 2).fit(cohort), cohort.part("test"), kinds)
 
 
 def falls(log: Path) -> dict[str, float]:

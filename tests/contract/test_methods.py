@@ -404,7 +404,7 @@ def test_beats_its_untrained_self_and_the_mean_image(method: str, cohorts):
 
 @pytest.mark.parametrize("method", [p for p in TRAINED if p.values[0] in FINDINGS])
 def test_what_the_toy_cannot_judge_still_learns(method: str, cohorts, tmp_path: Path):
-    detector(method, 2).fit(cohorts(method), tmp_path / "run")
+    detector(method, 2, SOME).fit(cohorts(method), tmp_path / "run")
     fallen = falls(tmp_path / "run" / LOG)
     assert max(fallen.values()) > 0.1, f"{fallen}. {FINDINGS[method]}"
 

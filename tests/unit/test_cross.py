@@ -213,13 +213,13 @@ def test_a_killed_run_goes_on_with_its_folds(cohort, tmp_path, refit, monkeypatc
 
 def test_a_frozen_backbone_is_stored_once(cohort, tmp_path):
     options = {
-        "backbone": "resnet18.tv_in1k", "weights": "random", "taps": ("layer1",), "dim": 8,
-        "calibration": "cross", "folds": 3,
+        "backbone": "test_resnet.r160_in1k", "weights": "random", "taps": ("layer1", "layer2"),
+        "steps": 2, "calibration": "cross", "folds": 3,
     }  # fmt: skip
-    made = fitted(cohort, "padim", tmp_path / "run", **options)
+    made = fitted(cohort, "rd4ad", tmp_path / "run", **options)
     with safe_open(tmp_path / "run" / "model.safetensors", "pt") as stored:
         names = list(stored.keys())
-    heads = {n.split(".")[1] for n in names if ".backbone." in n}
+    heads = {n.split(".")[1] for n in names if ".teacher." in n}
     assert heads == {"0"} and {n.split(".")[1] for n in names} == {"0", "1", "2"}
     scan = next(iter(cohort.part("test"))).load()
     again = ns.load(tmp_path / "run").predict(scan)

@@ -49,6 +49,44 @@ def test_a_second_fit_forgets_the_first(rng):
     assert torch.equal(twice.factor, once.factor) and torch.equal(twice.mean, once.mean)
 
 
+def test_leaving_out_a_fold_is_fitting_to_the_others(rng):
+    """Also far from the origin, and with folds of other sizes."""
+    x = torch.from_numpy((rng.normal(size=(17, 5, 4)) + 100).astype(np.float32))
+    folds, new = list(x.split([3, 8, 1, 5])), x[:3] + 0.5
+    density = PositionGaussians(4)
+    density.fit_folds([fold.split(2) for fold in folds])
+    found = density.each(new)
+    assert len(found) == len(folds)
+    for number, got in enumerate(found):
+        refitted = PositionGaussians(4)
+        refitted.fit([fold for other, fold in enumerate(folds) if other != number])
+        torch.testing.assert_close(got, refitted(new), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["padim", "mean_image"])
+def test_a_method_that_leaves_out_folds_is_as_if_refitted(method):
+    def batch(n, seed):
+        images = torch.rand(n, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
+        return Batch(images, torch.ones_like(images, dtype=torch.bool), Rng(seed), torch.zeros(n))
+
+    def build():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return card(method).create(**card(method).arguments("tiny", size=64)).eval()
+
+    folds, new = [batch(4, 1), batch(3, 2), batch(5, 3)], batch(2, 9)
+    left_out = build()
+    assert left_out.leaves_out
+    left_out.fit_folds([[fold] for fold in folds])
+    for number, maps in enumerate(left_out.each(new)):
+        refitted = build()
+        refitted.fit(fold for other, fold in enumerate(folds) if other != number)
+        torch.testing.assert_close(maps.map, refitted.maps(new).map, rtol=1e-3, atol=1e-3)
+    again = build()
+    again.load_weights(left_out.state_dict())
+    torch.testing.assert_close(again.maps(new).map, left_out.maps(new).map)
+
+
 def test_nothing_to_fit():
     with pytest.raises(ArgumentError, match="at least one training image"):
         PositionGaussians(2).fit([])

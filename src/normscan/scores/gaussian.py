@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,67 @@ from normscan.errors import ArgumentError
 BLOCK = 2**26
 
 
+@dataclass
+class Sums:
+    """What a covariance at each position is made of (Chan et al. 1979).
+
+    Attributes:
+        n: number of vectors.
+        mean: of them (positions, dim).
+        scatter: sum of the products of their deviations (positions, dim, dim).
+    """
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> Sums:
+        """The sums of vectors (B, positions, dim), batch by batch.
+
+        Raises:
+            ArgumentError: there are none.
+        """
+        found: Sums | None = None
+        for batch in batches:
+            x = batch.detach().float().transpose(0, 1)  # (positions, B, dim)
+            if found is None:  # from its own mean, so that no large number is left to cancel
+                dim = x.shape[2]
+                found = cls(0, x.mean(1), torch.zeros(len(x), dim, dim, device=x.device))
+            found.n += x.shape[1]
+            before = x - found.mean[:, None]
+            found.mean = found.mean + before.sum(1) / found.n
+            found.scatter.baddbmm_(before.transpose(1, 2), x - found.mean[:, None])
+        if found is None:
+            raise ArgumentError("a Gaussian at each position needs at least one training image.")
+        return found
+
+    def join(self, other: Sums) -> None:
+        """Take in the vectors of another."""
+        apart = other.mean - self.mean
+        weight = self.n * other.n / (self.n + other.n)
+        self.n += other.n
+        self.mean = self.mean + apart * (other.n / self.n)
+        self.scatter += other.scatter
+        self.scatter.baddbmm_(apart[:, :, None], apart[:, None], alpha=weight)
+
+    def leave_out(self, total: Sums) -> None:
+        """Become what is left of ``total``, which holds this one's vectors too."""
+        left = total.n - self.n
+        mean = total.mean + (total.mean - self.mean) * (self.n / left)
+        apart = self.mean - mean
+        self.scatter.neg_().add_(total.scatter)
+        self.scatter.baddbmm_(apart[:, :, None], apart[:, None], alpha=-self.n * left / total.n)
+        self.n, self.mean = left, mean
+
+
 class PositionGaussians(nn.Module):
     """Mean and covariance of vectors at each position (PaDiM, Defard et al. 2021).
 
     Running sums of deviations need no second pass and no memory of the vectors (Chan et al. 1979).
     What is kept is the Cholesky factor of each covariance: positions * dim**2 numbers, and as many
-    while it is fitted. Before that it is a standard normal at each position.
+    while it is fitted. Before that it is a standard normal at each position. After ``fit_folds``
+    there is one Gaussian without each fold, and the numbers are as many times as many.
 
     Args:
         dim: of the vectors.
@@ -43,30 +99,45 @@ class PositionGaussians(nn.Module):
         Raises:
             ArgumentError: there are none.
         """
-        n = 0
-        mean, scatter = self.mean, self.factor
-        for batch in batches:
-            x = batch.detach().float().transpose(0, 1)  # (positions, B, dim)
-            if not n:  # from its own mean, so that no large number is left to cancel
-                mean = x.mean(1)
-                scatter = torch.zeros(len(x), self.dim, self.dim, device=x.device)
-            n += x.shape[1]
-            before = x - mean[:, None]
-            mean = mean + before.sum(1) / n
-            scatter.baddbmm_(before.transpose(1, 2), x - mean[:, None])
-        if not n:
-            raise ArgumentError("a Gaussian at each position needs at least one training image.")
-        ridge = self.ridge * torch.eye(self.dim, device=scatter.device)
-        for part in scatter.split(self._rows()):  # views: the factors replace the sums
+        sums = Sums.of(batches)
+        self.mean, self.factor = sums.mean, self._factored(sums)
+
+    def fit_folds(self, folds: Sequence[Iterable[Tensor]]) -> None:
+        """Fit without each fold of the vectors in turn, which are read once.
+
+        Raises:
+            ArgumentError: a fold without vectors.
+        """
+        parts = [Sums.of(fold) for fold in folds]
+        total = Sums(0, torch.zeros_like(parts[0].mean), torch.zeros_like(parts[0].scatter))
+        for part in parts:
+            total.join(part)
+        for part in parts:
+            part.leave_out(total)
+        del total
+        self.mean = torch.stack([part.mean for part in parts])
+        self.factor = torch.stack([self._factored(part) for part in parts])
+
+    def _factored(self, sums: Sums) -> Tensor:
+        """The Cholesky factors (positions, dim, dim) of the covariances, in place of the sums."""
+        ridge = self.ridge * torch.eye(self.dim, device=sums.scatter.device)
+        for part in sums.scatter.split(self._rows()):  # views: the factors replace the sums
             # The sums are symmetric but for rounding.
-            covariance = (part + part.transpose(1, 2)) / (2 * max(1, n - 1)) + ridge
+            covariance = (part + part.transpose(1, 2)) / (2 * max(1, sums.n - 1)) + ridge
             part.copy_(torch.linalg.cholesky(covariance))
-        self.mean, self.factor = mean, scatter
+        return sums.scatter
 
     def forward(self, x: Tensor) -> Tensor:
         """Mahalanobis distances (B, positions) of vectors (B, positions, dim), at least 0."""
-        centred = (x.float() - self.mean).permute(1, 2, 0)  # (positions, dim, B)
-        factor = self.factor.expand(len(centred), -1, -1)
+        return self._distances(x, self.mean, self.factor)
+
+    def each(self, x: Tensor) -> list[Tensor]:
+        """The distances to the Gaussians without each fold."""
+        return [self._distances(x, *own) for own in zip(self.mean, self.factor, strict=True)]
+
+    def _distances(self, x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+        centred = (x.float() - mean).permute(1, 2, 0)  # (positions, dim, B)
+        factor = factor.expand(len(centred), -1, -1)
         rows = self._rows()
         # |L^-1 (x - mean)| with covariance = L L^T
         parts = [

@@ -185,7 +185,7 @@ class SiameseDensity(SiamesePatches):
     postprocess=("foreground",),
     tiny={
         "size": 32, "criterion": "error", "lr": 3e-3, "steps": 120, "patches": 8, "samples": 400,
-        "components": (2,),
+        "components": (2,), "stride": 2,
     },
     options=schedule(lr=1e-3, batch_size=16, epochs=30),
 )  # fmt: skip

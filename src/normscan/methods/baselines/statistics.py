@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.reconstruction import absolute
+from normscan.methods.wrapped import averaged
 from normscan.registry import register
 
 
@@ -20,18 +21,35 @@ class MeanImage(Method):
         self.register_buffer("mean", torch.zeros(0))
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        total: Tensor | None = None
-        n = 0
-        for batch in batches:
-            part = batch.image.double().sum(0, keepdim=True)
-            total = part if total is None else total + part
-            n += len(batch)
-        if total is not None:
+        total, n = _sum(batches)
+        if n:
             self.mean = (total / n).float()
 
+    @property
+    def leaves_out(self) -> bool:
+        return True
+
+    def fit_folds(self, folds: Sequence[Iterable[Batch]]) -> None:
+        sums = [_sum(fold) for fold in folds]
+        total = torch.stack([part for part, _ in sums]).sum(0)
+        n = sum(count for _, count in sums)
+        self.mean = torch.cat([((total - part) / (n - count)).float() for part, count in sums])
+
+    def each(self, batch: Batch) -> list[Maps]:
+        restored = [mean.expand_as(batch.image) for mean in self.mean.split(1)]
+        return [Maps(map=absolute(batch.image, r), reconstruction=r) for r in restored]
+
     def maps(self, batch: Batch) -> Maps:
-        restored = self.mean.expand_as(batch.image)
-        return Maps(map=absolute(batch.image, restored), reconstruction=restored)
+        return averaged(self.each(batch))[0]
+
+
+def _sum(batches: Iterable[Batch]) -> tuple[Tensor, int]:
+    """The sum of images (1, C, *shape) and their number."""
+    total, n = torch.zeros(1, dtype=torch.float64), 0
+    for batch in batches:
+        total = total.to(batch.image.device) + batch.image.double().sum(0, keepdim=True)
+        n += len(batch)
+    return total, n
 
 
 class ImageStatistics(Method):

@@ -14,6 +14,8 @@ from normscan.objectives.optimizers import adamw_with
 from normscan.signatures import Options
 
 RESNET18, WIDE_RESNET50 = "resnet18.tv_in1k", "wide_resnet50_2.tv_in1k"
+# 32 to 256 channels in bottlenecks: a trained copy of it takes seconds.
+TEST_RESNET = "test_resnet.r160_in1k"
 STAGES = ("layer1", "layer2", "layer3")
 
 

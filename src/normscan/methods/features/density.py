@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Unpack
 
 import torch
@@ -21,6 +21,7 @@ from normscan.methods.features.common import (
     middle,
     tapped,
 )
+from normscan.methods.wrapped import averaged
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
@@ -49,11 +50,25 @@ class PaDiM(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         self.gaussians.fit(vectors(self.features(batch.image)) for batch in batches)
 
+    @property
+    def leaves_out(self) -> bool:
+        return True
+
+    def fit_folds(self, folds: Sequence[Iterable[Batch]]) -> None:
+        self.gaussians.fit_folds(
+            [(vectors(self.features(batch.image)) for batch in fold) for fold in folds]
+        )
+
     @torch.no_grad()
-    def maps(self, batch: Batch) -> Maps:
+    def each(self, batch: Batch) -> list[Maps]:
         features = self.features(batch.image)
-        distances: Tensor = self.gaussians(vectors(features))
-        return Maps(map=distances.reshape(len(batch), 1, *features.shape[2:]))
+        x, shape = vectors(features), (len(batch), 1, *features.shape[2:])
+        several = self.gaussians.mean.ndim == 3
+        distances = self.gaussians.each(x) if several else [self.gaussians(x)]
+        return [Maps(map=one.reshape(shape)) for one in distances]
+
+    def maps(self, batch: Batch) -> Maps:
+        return averaged(self.each(batch))[0]
 
 
 @register(
@@ -87,7 +102,8 @@ def padim(
     suit ``patchcore`` better.
 
     Memory: size**2 / 16 matrices of dim**2 numbers, in training, in use and in the saved detector.
-    That is 125 MB by default, 3.8 GB for ``wide`` and 41 MB for ``laptop``.
+    That is 125 MB by default, 3.8 GB for ``wide`` and 41 MB for ``laptop``, times the folds where all
+    healthy scans calibrate.
 
     Departures:
         scores: not stretched to 0..1 over the test set, as in the unofficial code that is the only

@@ -12,6 +12,7 @@ from normscan.methods.features.common import (
     LAPTOP,
     PICTURE,
     SMOOTH,
+    TEST_RESNET,
     TINY_SMOOTH,
     TwoRated,
     backbone_of,
@@ -85,7 +86,14 @@ class ReContrast(Method):
     postprocess=SMOOTH,
     reduction="max",
     preprocess=PICTURE,
-    tiny={**TINY_SMOOTH, "batch_size": 4, "steps": 60, "batch_norm": "frozen", "lr": 5e-3},
+    tiny={
+        **TINY_SMOOTH,
+        "backbone": TEST_RESNET,
+        "batch_size": 4,
+        "steps": 120,
+        "batch_norm": "frozen",
+        "lr": 5e-3,
+    },
     options=tapped | two_rates(lr=2e-3, encoder_lr=1e-5, weight_decay=1e-5, clip=None, steps=1000),
 )
 def recontrast(dims: int = 2, channels: int = 1, **options: Unpack[TwoRated]) -> Method:

@@ -15,6 +15,7 @@ from normscan.methods.features.common import (
     PICTURE,
     SMOOTH,
     STAGES,
+    TEST_RESNET,
     TINY,
     TINY_SMOOTH,
     Trained,
@@ -37,7 +38,8 @@ ENCODER_LAPTOP: dict[str, Any] = {
     **LAPTOP, "taps": STAGES, "batch_norm": "frozen", "momentum": 0.1, "lr": 2e-3,
 }  # fmt: skip
 ENCODER_TINY: dict[str, Any] = {
-    **TINY, "taps": STAGES, "batch_norm": "frozen", "momentum": 0.1, "lr": 5e-3, "steps": 30,
+    **TINY, "backbone": TEST_RESNET, "taps": STAGES, "batch_norm": "frozen", "momentum": 0.1,
+    "lr": 5e-3, "steps": 100,
 }  # fmt: skip
 
 
@@ -88,7 +90,13 @@ class ReverseDistillation(Method):
     postprocess=SMOOTH,
     reduction="max",
     preprocess=PICTURE,
-    tiny={**TINY_SMOOTH, "batch_size": 8, "steps": 40, "lr": 5e-3},
+    tiny={
+        **TINY_SMOOTH,
+        "backbone": TEST_RESNET,
+        "batch_size": 16,
+        "steps": 100,
+        "lr": 2e-2,
+    },
     options=tapped | schedule(lr=5e-3, beta1=0.5, batch_size=16, epochs=200),
 )
 def rd4ad(dims: int = 2, channels: int = 1, **options: Unpack[Trained]) -> Method:

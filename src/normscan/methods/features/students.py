@@ -16,6 +16,7 @@ from normscan.methods.features.common import (
     RESNET18,
     SMOOTH,
     STAGES,
+    TEST_RESNET,
     TINY,
     Tapped,
     Trained,
@@ -107,7 +108,7 @@ DESCENT = Options(
     },
     reduction="max",
     preprocess=PICTURE,
-    tiny={**TINY, "backbone": "test_resnet.r160_in1k", "batch_size": 8, "steps": 40},
+    tiny={**TINY, "backbone": TEST_RESNET, "batch_size": 8, "steps": 40},
     options=tapped(backbone=RESNET18) | DESCENT,
 )
 def stfpm(dims: int = 2, channels: int = 1, **options: Unpack[Descended]) -> Method:

@@ -16,6 +16,7 @@ from normscan.methods.features.common import (
     LAPTOP,
     PICTURE,
     STAGES,
+    TEST_RESNET,
     TINY,
     Trained,
     backbone_of,
@@ -118,7 +119,8 @@ class Dinomaly(Method):
     reduction="top_1_percent",
     preprocess={**PICTURE, "crop": 392 / 448},
     tiny={
-        **TINY, "taps": ("layer1",), "groups": 1, "map_size": 64, "dropout": 0.05, "steps": 120,
+        **TINY, "backbone": TEST_RESNET, "taps": ("layer1",), "groups": 1, "map_size": 64,
+        "dropout": 0.05, "steps": 120,
         "batch_size": 8, "lr": 1e-2, "postprocess": ("erode=4",),
     },
     options=tapped(

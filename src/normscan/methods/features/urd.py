@@ -17,6 +17,7 @@ from normscan.methods.features.common import (
     LAPTOP,
     PICTURE,
     SMOOTH,
+    TEST_RESNET,
     TINY_SMOOTH,
     Tapped,
     backbone_of,
@@ -264,7 +265,8 @@ class ExpertTeacherStudent(Method):
     reduction="max",
     preprocess=PICTURE,
     tiny={
-        **TINY_SMOOTH, "batch_size": 8, "steps": 30, "teacher_lr": 3e-3, "batch_norm": "frozen",
+        **TINY_SMOOTH, "backbone": TEST_RESNET, "batch_size": 8, "steps": 60, "teacher_lr": 3e-3,
+        "batch_norm": "frozen",
     },
     options=tapped | RATES,
 )  # fmt: skip
