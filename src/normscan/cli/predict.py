@@ -32,6 +32,7 @@ def predict(
     target: list[str] | None = None,
     structures: list[str] | None = None,
     fdr: float | None = None,
+    regions: str | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -47,9 +48,11 @@ def predict(
         force: score scans that the quality gate refuses, too.
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
-        structures: for methods that use them, label maps of the anatomy likewise.
+        structures: label maps of the anatomy likewise, for methods that use them; components are
+            named by their regions.
         fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
             at most this share is expected to be healthy, such as 0.1.
+        regions: file of `normscan regions`, for the names, scores and p-values of the regions.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
@@ -57,12 +60,14 @@ def predict(
     from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
     from normscan.detector.prediction import SEEN
+    from normscan.detector.regions import Regions, locate
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
     detector = load(run, device)
     check(detector, fdr)
+    healthy = None if regions is None else Regions.load(Path(regions), detector)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:
@@ -82,6 +87,7 @@ def predict(
             if isinstance(found, NormscanError):
                 raise found
             with of_scan(row.scan):
+                locate(found, row, healthy)
                 found.save(folder, row.scan)
         except NormscanError as error:
             failures += 1
