@@ -16,6 +16,7 @@ from normscan.decide.calibration import Kind
 from normscan.detector.elsewhere import calibrated
 from normscan.detector.exclude import Excluded, reasons_of
 from normscan.detector.finding import Finding
+from normscan.detector.patches import patches_like
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
 from normscan.detector.state import State, ask
@@ -266,6 +267,28 @@ class Detector(State):
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
         """Predict scan after scan; a bad scan yields its error and the rest goes on."""
         return predict_rows(self, rows, details, force)
+
+    def patches_like(
+        self, finding: Finding, rows: Iterable[CohortRow], count: int = 3
+    ) -> list[dict[str, Any]]:
+        """Return where in healthy scans a patch looks most like the most anomalous one of a finding.
+
+        For methods that compare patches with those of training scans, such as ``patchcore``. Each
+        scan is read and its features are made again, so this takes as long as predicting them.
+
+        Args:
+            finding: of this detector.
+            rows: scans to look through, such as ``cohort.part("train")``.
+            count: how many, each of another scan.
+
+        Returns:
+            For each its ``scan``, the ``distance`` of the features, and the ``index`` of the patch's
+            middle in the scan's array, the nearest first. Scans that can't be read are passed over.
+
+        Raises:
+            ArgumentError: the method has no patches.
+        """
+        return patches_like(self, finding, rows, count)
 
     # ------------------------------------------------------------------ storage
 
