@@ -39,19 +39,32 @@ def calibrate_run(
     Raises:
         OutputError: ``out`` exists, or there is no detector in ``run``.
     """
+    check_new(out)
+    return stored(*calibrated(read_state(run, device), cohort, rates, by, bar), out)
+
+
+def check_new(out: Path) -> None:
+    """Refuse a folder that holds something, or that can't be made.
+
+    Raises:
+        OutputError: it is so.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists. Choose another folder with --out, or remove it.")
-    state = read_state(run, device)
     check_folder(out.parent)
-    decided, healthy = calibrated(state, cohort, rates, by, bar)
+
+
+def stored(state: State, healthy: Healthy | None, out: Path) -> State:
+    """Write a state, and the healthy scores that set its thresholds, to a new folder in one go."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / "run"
         folder.mkdir()
-        healthy.write(folder / HEALTHY)
-        decided = write_state(decided, folder)
+        if healthy is not None:
+            healthy.write(folder / HEALTHY)
+        state = write_state(state, folder)
         os.replace(folder, out)
-    return decided
+    return state
 
 
 def calibrated(
@@ -104,6 +117,7 @@ def calibrated(
     training = {**state.training, "earlier": [*state.training.get("earlier", []), decision(state)]}
     decided = thresholded(asked.changed(training=training, pixel_threshold=None), found, threshold)
     training, division = {**decided.training, "elsewhere": about}, state.division
+    training.pop("stale", None)
     if division is not None:
         division = division.joined(Division.of(healthy, CALIBRATION), instead_of=CALIBRATION)
     return decided.changed(training=training, division=division), found

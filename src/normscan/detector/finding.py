@@ -64,7 +64,11 @@ class Finding:
         notes: what the preprocessing steps found worth saying.
         facts: numbers that they measured.
         provenance: method, detector hash, version, source.
-        seconds: time for the prediction.
+        seconds: time for the prediction, reading and writing left out.
+        stages: seconds of each stage: ``read``, ``gate``, ``prepare``, ``network``, ``decide`` (back
+            to the scan's grid, score and threshold). Threads overlap them across scans, and scans
+            that share a batch share its time.
+        seen: what the scan was for the detector: ``trained``, ``calibrated`` or nothing.
     """
 
     scan: Scan
@@ -89,6 +93,8 @@ class Finding:
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    seen: str = ""
 
     def __repr__(self) -> str:
         """Return score and decision, no arrays."""
@@ -100,8 +106,14 @@ class Finding:
         """(*scan.shape) bool: the map above the pixel threshold, without small components."""
         if self.map is None or self.pixel_threshold is None:
             return None
-        above = np.asarray(self.map > self.pixel_threshold)
-        return drop_small(above, self.smallest_component) if self.smallest_component else above
+        asked = (self.map, self.pixel_threshold, self.smallest_component)
+        known = self.__dict__.get("_segmented")
+        if known is None or known[0] is not self.map or known[1:-1] != asked[1:]:
+            above = np.asarray(self.map > self.pixel_threshold)
+            if self.smallest_component:
+                above = drop_small(above, self.smallest_component)
+            known = self.__dict__["_segmented"] = (*asked, above)
+        return np.asarray(known[-1])
 
     @property
     def decision(self) -> str:
@@ -165,24 +177,28 @@ class Finding:
         """
         from scipy import ndimage
 
+        from normscan.metrics.pixels import connected
+
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
             return []
-        labels, n = ndimage.label(segmentation, np.ones((3,) * segmentation.ndim))
-        if n == 0:
-            return []
-        numbers = np.arange(1, n + 1)
-        peaks = ndimage.maximum(self.map, labels, numbers)
-        places = ndimage.maximum_position(self.map, labels, numbers)
-        voxels, boxes = np.bincount(labels.ravel())[1:], ndimage.find_objects(labels)
+        found_labels = connected(segmentation)
+        boxes, labels = ndimage.find_objects(found_labels), found_labels.ravel()
+        # Of a large volume only few voxels have a label: no others are sorted.
+        inside = np.flatnonzero(labels)
+        numbers, values = labels[inside], self.map.ravel()[inside]
+        order = np.lexsort((-values, numbers))  # the highest of each first, of equal ones the first
+        _, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
+        peaks, at = values[order][first], inside[order][first]
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
         found = []
-        for i in np.argsort(-np.asarray(peaks), kind="stable"):
+        for i in np.lexsort((at, -peaks)):
+            place = np.unravel_index(at[i], self.map.shape)
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
-            each["peak_index"] = [int(k) for k in places[i]]
+            each["peak_index"] = [int(k) for k in place]
             each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
             if self.scan.measured:
-                index = np.array([*places[i], *[0] * (3 - self.scan.dims), 1.0])
+                index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
             if self.labels is not None:
@@ -217,11 +233,14 @@ class Finding:
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
+            "stages": {name: round(seconds, 4) for name, seconds in self.stages.items()},
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",
         }
 
-    def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+    def save(
+        self, folder: str | os.PathLike[str], name: str | None = None, overlay: bool = True
+    ) -> list[Path]:
         """Write map, segmentation, an overlay picture and ``*_finding.json``.
 
         NIfTI scans get NIfTI maps with the same affine; pictures get a 32-bit TIFF map and a PNG
@@ -230,6 +249,7 @@ class Finding:
         Args:
             folder: made if missing.
             name: start of the file names; the scan's file name by default.
+            overlay: draw the picture, too.
 
         Returns:
             The files written.
@@ -242,7 +262,8 @@ class Finding:
         if self.map is not None:
             suffix = ".nii.gz" if nifti else RASTER_MAP
             written.append(write_map(folder / f"{name}_map{suffix}", self.map, self.scan))
-            written.append(self._write_overlay(folder / f"{name}_overlay.png"))
+            if overlay:
+                written.append(self._write_overlay(folder / f"{name}_overlay.png"))
         segmentation = self.segmentation
         if segmentation is not None:
             path = folder / f"{name}_mask{'.nii.gz' if nifti else '.png'}"
@@ -253,11 +274,11 @@ class Finding:
         return [*written, path]
 
     def _write_overlay(self, path: Path) -> Path:
-        from normscan.report.figures import overlay_figure
+        from normscan.report.overlay import overlay_image
 
-        figure = overlay_figure(self.picture(), self.pixel_threshold)
+        drawn = overlay_image(self.picture(), self.pixel_threshold)
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=100, format="png")
+            drawn.save(temporary, "PNG")
         return path
 
     def picture(

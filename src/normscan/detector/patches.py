@@ -12,7 +12,8 @@ from torch import Tensor
 
 from normscan.cohort import CohortRow
 from normscan.detector.finding import Finding
-from normscan.detector.prediction import BATCH, Predictor, Sample, averaged
+from normscan.detector.prediction import BATCH, averaged
+from normscan.detector.predictor import Predictor, Sample
 from normscan.detector.state import State
 from normscan.errors import ArgumentError, NormscanError
 from normscan.preprocess import Prepared
@@ -64,10 +65,10 @@ class Patches:
     ) -> Iterator[tuple[list[Sample], Tensor, tuple[int, int]]]:
         """Yield some samples at a time, their features (B, cells, dim) and the grid of the cells."""
         predictor = self._predictor(prepared)
-        samples = predictor._samples(prepared)
-        for start in range(0, len(samples), BATCH):
-            some = samples[start : start + BATCH]
-            batch = predictor._batch(prepared, some)
+        job = predictor.job(prepared)
+        for start in range(0, len(job.samples), BATCH):
+            some = list(job.samples[start : start + BATCH])
+            batch = predictor._batch([job], [(0, sample) for sample in some])
             features, grid = self.state.method.patches(batch.image)  # type: ignore[union-attr, operator]
             yield some, features.float(), grid
 

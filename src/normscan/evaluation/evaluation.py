@@ -13,14 +13,14 @@ import numpy as np
 from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
-from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
+from normscan.evaluation.baselines import BASELINES, fit_baselines
+from normscan.evaluation.scoring import Region, Scores, group_column, score_together
 from normscan.evaluation.summary import (
-    BASELINES,
     accepted_metrics,
-    baseline_metrics,
     group_metrics,
     summarise,
 )
+from normscan.evaluation.verdict import verdicts
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
 from normscan.io.values import finite, read_json, write_json
@@ -82,7 +82,8 @@ def evaluate(
     if not overwrite:
         _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
-        scores = score_cohort(detector, rows, region, group, bar)
+        beside = fit_baselines(baselines, detector, cohort, bar)
+        scores, *others = score_together([detector, *beside.values()], rows, region, group, bar)
         if not scores.rows:
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
@@ -96,9 +97,11 @@ def evaluate(
         results["tested"] = _tested(detector, rows, split, scanned)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector)}
-        results["baselines"], results["verdict"] = baseline_metrics(
-            detector, cohort, rows, region, baselines, bar, scores
-        )
+        results["baselines"] = {
+            name: summarise(found, one.pixel_threshold, rows.has_masks, one.fpr)[0]
+            for (name, one), found in zip(beside.items(), others, strict=True)
+        }
+        results["verdict"] = verdicts(scores, dict(zip(beside, others, strict=True)))
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))
@@ -163,7 +166,7 @@ def _results(
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
-        "seconds": {"predict_per_scan": float(np.mean(seconds))},
+        "seconds": {"predict_per_scan": float(np.mean(seconds)), "stages": scores.stages()},
     }
 
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from normscan.cohort import Cohort
 from normscan.detector import Detector
-from normscan.errors import CohortError
 from normscan.evaluation.columns import column_name
-from normscan.evaluation.scoring import Region, Scores, score_cohort
-from normscan.evaluation.verdict import verdicts
+from normscan.evaluation.scoring import Scores
 from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
-from normscan.progress import Progress
 from normscan.report.summary import verdict_sentences
-
-BASELINES = ("mean_image", "image_statistics")
 
 # name: (title, description, whether it uses the test labels to choose something)
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -163,65 +156,6 @@ def group_metrics(scores: Scores, column: str, detector: Detector) -> list[dict[
         n = len(some.rows) - len(healthy)
         entries.append({"value": value, "n": n, **metrics})
     return entries
-
-
-def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
-    """Fit a baseline with the preprocessing of a detector."""
-    settings = {**detector.preprocess.to_dict(), "colour": "auto"}
-    dims = detector.arguments["dims"] or 2
-    baseline = Detector(
-        name,
-        preprocess=settings,
-        size=detector.preprocess.size,
-        dims=dims,
-        fpr=detector.fpr,
-        pixel_fpr=detector.pixel_fpr,
-        seed=detector.seed,
-        gate=False,
-        calibration=detector.calibration.kind,
-        folds=detector.calibration.folds,
-        trim=detector.calibration.trim,
-    )
-    return baseline.fit(cohort)
-
-
-def baseline_metrics(
-    detector: Detector,
-    cohort: Cohort,
-    rows: Cohort,
-    region: Region,
-    names: Iterable[str],
-    bar: Progress,
-    own: Scores,
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Metrics of the baselines, and the detector's verdict against each.
-
-    Both are empty where the cohort has no healthy training scans.
-
-    Args:
-        detector: fitted.
-        cohort: whose healthy scans train the baselines.
-        rows: that are scored.
-        region: pixels that count.
-        names: of the baselines.
-        bar: shows progress.
-        own: what the detector scored of the rows.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    scored: dict[str, Scores] = {}
-    for name in names:
-        if name == detector.card.id:
-            continue
-        try:
-            baseline = fit_baseline(name, detector, cohort)
-        except CohortError as error:
-            bar.say(f"no baseline {name}: {error}")
-            continue
-        scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
-        limit = baseline.pixel_threshold
-        found[name] = summarise(scores, limit, rows.has_masks, baseline.fpr)[0]
-        scored[name] = Scores(scores.rows)
-    return found, verdicts(own, scored)
 
 
 def text_summary(results: dict[str, Any]) -> str:
