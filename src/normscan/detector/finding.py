@@ -202,7 +202,7 @@ class Finding:
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
             if self.labels is not None:
-                each |= self._region(self.labels[labels == i + 1])
+                each |= self._region(self.labels[found_labels == i + 1])
             found.append(each)
         return found
 

@@ -117,7 +117,7 @@ def _cell(
     sample: Sample, top: tuple[np.intp, ...], shape: tuple[int, ...], grid: tuple[int, int]
 ) -> int | None:
     """Number of the cell that a place of the working grid lies in; None where the sample lacks it."""
-    cells = []
+    cells: list[int] = []
     for part, end, place in zip(sample.place, _ends(sample, shape), top, strict=True):
         if end is None:
             if part != place:

@@ -73,6 +73,7 @@ class State:
         training: what it was trained on and how long.
         fingerprint: SHA-256 of the stored weights, or an empty string.
         division: of the scans that it was fitted with; None where an earlier version fitted it.
+        filled: channels that scans may lack, since it was calibrated without them.
     """
 
     card: Card
@@ -100,6 +101,7 @@ class State:
     training: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     division: Division | None = None
+    filled: tuple[str, ...] = ()
 
     def changed(self, **changes: Any) -> State:
         """Return the state with other values; it shares the rest."""
@@ -160,7 +162,7 @@ class State:
         """What a scan was for the detector, by the content of its files: see ``role_of``."""
         if self.division is None:
             return ""
-        member = self.division.find(content_of(paths))
+        member = self.division.find(content_of(paths), partly=bool(self.filled))
         return self.role_of(member.split) if member else ""
 
     def doubts(self, rows: Sequence[CohortRow], split: str) -> tuple[str, ...]:
@@ -228,7 +230,7 @@ class State:
         """What prepares its scans, in any process."""
         return Preparation(
             self.preprocess, self.arguments["dims"], self.channels, self.cache,
-            targets=self.arguments.get("targets"),
+            targets=self.arguments.get("targets"), filled=self.filled,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
