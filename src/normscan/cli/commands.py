@@ -12,6 +12,7 @@ from typing import Any, Literal
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.calibrate import calibrate as calibrate
 from normscan.cli.calibrate import update as update
+from normscan.cli.check import check as check
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess
@@ -28,6 +29,7 @@ from normscan.cli.synthesis import synthesise as synthesise
 from normscan.cli.synthesis import tasks as tasks
 from normscan.cohort import Cohort
 from normscan.errors import OutputError
+from normscan.parallel import use_threads
 from normscan.progress import Progress
 
 
@@ -59,6 +61,7 @@ def fit(
     refit: bool = False,
     trim: int = 0,
     exclude: list[str] | None = None,
+    threads: int | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -99,6 +102,7 @@ def fit(
             the wanted rate is then not guaranteed.
         exclude: a healthy scan to leave out and why, ID=REASON, which is recorded with the detector;
             given once for each, or a table with the columns scan and reason.
+        threads: of the arithmetic; by default the cores that this process may use.
         arguments: of the method.
     """
     from torch import cuda
@@ -108,6 +112,7 @@ def fit(
     from normscan.training.fabric import check_machine
     from normscan.training.folder import DETECTOR, check_run
 
+    use_threads(threads)
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
         fpr=fpr, pixel_fpr=pixel_fpr, false_components=false_components, patch=patch, seed=seed,
@@ -173,6 +178,7 @@ def evaluate(
     baselines: bool = True,
     device: str = "auto",
     overwrite: bool = False,
+    threads: int | None = None,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -187,10 +193,12 @@ def evaluate(
         baselines: fit the mean image and image statistics too, and print them beside.
         device: auto, cpu or cuda.
         overwrite: replace the evaluation of another cohort or split in the folder.
+        threads: of the arithmetic; by default the cores that this process may use.
     """
     from normscan import evaluation
     from normscan.detector import load
 
+    use_threads(threads)
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
     for note in (*table.notes, *detector.out_of_date()):

@@ -296,10 +296,24 @@ class Detector(State):
         return predict(self, scan, foreground, details, force, columns, companions)
 
     def predict_cohort(
-        self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
+        self,
+        rows: Iterable[CohortRow],
+        details: bool = False,
+        force: bool = False,
+        workers: int | None = None,
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
-        """Predict scan after scan; a bad scan yields its error and the rest goes on."""
-        return predict_rows(self, rows, details, force)
+        """Predict the scans of a cohort; a bad scan yields its error and the rest goes on.
+
+        Scans share batches, so that a scan's map may differ in its last bits from ``predict``'s.
+
+        Args:
+            rows: scans; findings come in their order.
+            details: also bring the restoration back to each scan's grid.
+            force: score them whatever the quality gate says.
+            workers: threads that read, check and prepare ahead; the findings are the same for any
+                number. 0 works without; two by default where there are two cores.
+        """
+        return predict_rows(self, rows, details, force, workers)
 
     # ------------------------------------------------------------------ storage
 

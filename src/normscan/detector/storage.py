@@ -176,6 +176,20 @@ def read_state(folder: Path, device: str = "auto") -> State:
     return state.changed(method=method)
 
 
+def read_gate(folder: Path) -> Gate | None:
+    """Read the quality gate of a stored detector, None if it has none; its weights are not read.
+
+    Raises:
+        OutputError: no detector there, an unfinished or a damaged one.
+    """
+    try:
+        stored = read_detector(folder).get("gate")
+        return None if stored is None else Gate.from_dict(stored)
+    except (AttributeError, ArgumentError) as error:
+        reason = str(error).rstrip(".")
+        raise OutputError(f"{folder / DETECTOR} is damaged ({reason}). Train again.") from error
+
+
 def packed(state: State) -> dict[str, bytes]:
     """Return a fitted detector as the content of its stored files, by name."""
     with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:

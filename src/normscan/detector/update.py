@@ -71,9 +71,11 @@ def updated(
         raise CohortError(
             "the cohort has no healthy scans in 'train', which are those that join. Give it some."
         )
-    joining, seen = apart(state, given)
+    joining, seen, excluded = apart(state, given)
     if seen:
         bar.say(f"left out, since the detector knows them: {len(seen)} scans")
+    if excluded:
+        bar.say(f"left out, as by hand in its fit: {len(excluded)} scans")
     parts = checked(state, cohort, {"healthy": joining})
     with tempfile.TemporaryDirectory(prefix="normscan-") as folder:
         sets = prepare_sets(
