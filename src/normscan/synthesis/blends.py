@@ -115,12 +115,12 @@ def boxed_poisson(scene: Scene, s: Tensor) -> tuple[Tensor, Tensor]:
     def stronger(x: Tensor, s: Tensor) -> Tensor:
         return torch.where(x.abs() >= s.abs(), x, s)
 
-    box = scene.mask.clone()
+    box = torch.ones_like(scene.mask)
     for axis in range(2, box.ndim):
         others = tuple(a for a in range(2, box.ndim) if a != axis)
-        line = scene.mask.sum(others, keepdim=True) > 0
-        reached = line.cummax(axis).values & line.flip(axis).cummax(axis).values.flip(axis)
-        box = reached if axis == 2 else box & reached
+        line = scene.mask.sum(others, keepdim=True)
+        before, after = line.cumsum(axis), line.flip(axis).cumsum(axis).flip(axis)
+        box = box & (before > 0) & (after > 0)
     solved = solve_poisson(scene.x, guidance(scene.x, s, stronger, scene.mask), box)
     new = clipped(solved, scene.x)
     scene.mask = scene.mask | (box & ((new - scene.x).abs().mean(1, keepdim=True) > 1e-3))
