@@ -36,6 +36,14 @@ def one_fit():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Keep dear results apart from the user's: those of other code must not be taken for this one's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMSCAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data; tests that use it skip where it is absent."""

@@ -1,4 +1,4 @@
-"""The same function on many items, in processes of one thread each; the order stays."""
+"""The same function on many items, in processes of one thread each or in threads; the order stays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from normscan.errors import ArgumentError, NormscanError
@@ -19,6 +20,98 @@ THREADS = (
     "MKL_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+
+
+# What waits for its turn behind a slower consumer: so many results, of so many bytes together.
+MOST_WAITING, WAITING_BYTES = 32, 2**27
+
+
+def cores() -> int:
+    """Return the processor cores that this process may use: its affinity and the container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count, allowed = len(affinity(0)) if affinity else os.cpu_count() or 1, quota()
+    return count if allowed is None else max(1, min(count, int(allowed)))
+
+
+def quota(root: str = "/sys/fs/cgroup") -> float | None:
+    """Return the cores that the container's CPU quota amounts to, or None without one."""
+    files = {"cpu.max": 0, "cpu/cpu.cfs_quota_us": 1}  # version 2 and 1 of control groups
+    for name, version in files.items():
+        try:
+            words = Path(root, name).read_text().split()
+            if version:
+                words.append(Path(root, "cpu/cpu.cfs_period_us").read_text().strip())
+            allowed, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):
+            continue  # not there, or "max"
+        return allowed / period if allowed > 0 and period > 0 else None
+    return None
+
+
+def use_threads(count: int | None = None) -> None:
+    """Let the arithmetic of torch run in so many threads of this process.
+
+    Args:
+        count: by default the cores that the process may use, or fewer where ``OMP_NUM_THREADS`` or
+            torch's own default says so: more threads than cores make it many times slower.
+
+    Raises:
+        ArgumentError: fewer than one.
+    """
+    import torch
+
+    if count is not None and count < 1:
+        raise ArgumentError(f"threads is {count}; it must be 1 or more.")
+    torch.set_num_threads(count or min(torch.get_num_threads(), cores()))
+
+
+def read_ahead() -> int:
+    """Return how many threads read and prepare scans ahead: none where there is one core."""
+    return min(2, cores()) if cores() > 1 else 0
+
+
+def ahead(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    size: Callable[[Result], int] = lambda result: 0,
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for every item, in their order, while threads work on the next ones.
+
+    So many results wait as fit in ``WAITING_BYTES`` together, by the largest one seen.
+
+    Args:
+        function: called in threads.
+        items: taken in the thread of the caller.
+        threads: 0 works in the caller's, one item at a time.
+        size: bytes of a result.
+
+    Raises:
+        ArgumentError: a negative number of threads.
+    """
+    if threads < 0:
+        raise ArgumentError(f"workers is {threads}; it must be 0 or more.")
+    if threads == 0:
+        yield from map(function, items)
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(threads, "normscan")
+    waiting: deque[Future[Result]] = deque()
+    most, largest = threads, 1
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            while len(waiting) > most:
+                result = waiting.popleft().result()
+                largest = max(largest, size(result))
+                most = max(threads, min(MOST_WAITING, WAITING_BYTES // largest))
+                yield result
+                del result
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def each(

@@ -11,7 +11,10 @@ from scipy import ndimage
 import normscan as ns
 from normscan.decide import ComponentThreshold
 from normscan.decide.components import MOST, component_levels
+from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError
+from normscan.metrics.pixels import connected
+from normscan.scan import Scan
 
 
 def count(anomaly, threshold, smallest=0):
@@ -35,6 +38,47 @@ def test_levels_are_where_label_finds_one_more(rng, shape, smallest, sigma):
     assert most.max() > 2
     for value, expected in zip(values, most, strict=True):
         assert (found > value).sum() == min(expected, MOST)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: np.pad(a, 2)[(slice(2, -2),) * a.ndim]])
+def test_labels_are_those_of_scipy(rng, dims, view):
+    for _ in range(150):
+        shape = rng.integers(1, 30 if dims == 2 else 14, dims)
+        field = smooth(rng, shape, rng.uniform(0, 2))
+        mask = view(field > np.quantile(field, rng.uniform(0.2, 0.95)))
+        expected, _ = ndimage.label(mask, np.ones((3,) * dims))
+        pairs = np.unique(np.stack([connected(mask).ravel(), expected.ravel()]), axis=1)
+        assert (pairs[0] == 0).sum() <= 1 and ((pairs == 0).any(0) == (pairs == 0).all(0)).all()
+        assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1]
+
+
+@pytest.mark.parametrize("shape", [(40, 33), (14, 12, 10)])
+def test_components_of_a_finding_are_those_of_scipy(rng, shape):
+    anomaly = smooth(rng, shape)
+    limit = float(np.quantile(anomaly, 0.85))
+    affine = np.diag([2.0, 0.5, 1.5, 1.0])
+    scan = Scan(anomaly[None], affine, ("image",))
+    found = Finding(scan, anomaly, 1.0, pixel_threshold=limit).components()
+    labels, n = ndimage.label(anomaly > limit, np.ones((3,) * anomaly.ndim))
+    numbers = np.arange(1, n + 1)
+    peaks = ndimage.maximum(anomaly, labels, numbers)
+    order = np.argsort(-peaks)
+    assert n > 3 and [each["peak"] for each in found] == [float(peaks[i]) for i in order]
+    assert [each["voxels"] for each in found] == list(np.bincount(labels.ravel())[1:][order])
+    places = ndimage.maximum_position(anomaly, labels, numbers)
+    for each, i in zip(found, order, strict=True):
+        index = [*places[i], *[0] * (3 - len(shape)), 1]
+        np.testing.assert_allclose(each["peak_mm"], (affine @ index)[:3], atol=1e-3)
+
+
+def test_of_equal_peaks_the_first_place_counts():
+    anomaly = np.zeros((6, 6), np.float32)
+    anomaly[1, 1:4] = anomaly[4, 2] = 2
+    finding = Finding(Scan.from_array(anomaly), anomaly, 1.0, pixel_threshold=1.0)
+    key = "peak_mm" if finding.scan.measured else "peak_index"
+    assert [each["voxels"] for each in finding.components()] == [3, 1]
+    assert len(finding.components()[0][key]) == (3 if key == "peak_mm" else 2)
 
 
 def test_the_threshold_is_the_lowest_that_keeps_the_mean(rng):

@@ -237,6 +237,20 @@ def test_surface_distances_agree_with_all_pairs(shape, spacing):
     assert all(math.isnan(d) for d in surface_distances(a, b & False, spacing))
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "expected"),
+    [
+        ((40, 50), (0.7, 1.3), (3.59345, 1.41185)),
+        ((18, 20, 22), (1.0, 0.5, 3.0), (3.16228, 1.0354)),
+    ],
+)
+def test_surface_distances_are_those_of_monai(shape, spacing, expected):
+    """Expected: compute_hausdorff_distance and compute_average_surface_distance of MONAI 1.6.1."""
+    rng = np.random.default_rng(5)
+    a, b = (ndimage.gaussian_filter(rng.normal(size=shape), 2) > 0.02 for _ in range(2))
+    np.testing.assert_allclose(surface_distances(a, b, spacing), expected, atol=1e-3)
+
+
 def test_empty_masks_are_counted_not_averaged():
     value, defined, undefined = mean_defined([2.0, math.nan, 4.0])
     assert (value, defined, undefined) == (3.0, 2, 1)

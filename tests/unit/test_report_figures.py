@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from normscan.errors import ArgumentError
-from normscan.report import Picture, best_slice, figure_to_data_uri, overlay_figure, upright
+from normscan.report import Picture, best_slice, overlay_image, upright
 from normscan.report.figures import (
     display_image,
     map_scale,
@@ -151,15 +151,38 @@ def test_row_keeps_an_overlay_outside_the_image() -> None:
     assert row.region.count("M") == 2
 
 
-def test_overlay_figure_as_data_uri() -> None:
-    mask = np.zeros((30, 20), bool)
-    mask[4:9, 4:9] = True
-    figure = overlay_figure(picture(mask=mask, map=mask * 1.0), pixel_threshold=0.5)
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["true lesion", "found"]
-    head, data = figure_to_data_uri(figure, dpi=30).split(",")
-    assert head == "data:image/png;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).format == "PNG"
-    assert not overlay_figure(picture()).legends
+def colours(drawn: Image.Image) -> set[tuple[int, int, int]]:
+    return set(map(tuple, np.asarray(drawn).reshape(-1, 3).tolist()))
+
+
+def test_overlay_image_shows_lesion_and_finding_with_a_legend() -> None:
+    mask, found = np.zeros((2, 30, 20), bool)
+    mask[4:9, 4:9] = found[20:26, 10:16] = True
+    flat = {"affine": RASTER_AFFINE, "image": np.full((1, 30, 20), 0.5)}
+    drawn = overlay_image(picture(mask=mask, map=found * 1.0, **flat), pixel_threshold=0.5)
+    plain = overlay_image(picture(**flat))
+    assert drawn.mode == "RGB" and drawn.height > plain.height
+    cyan = (0x22, 0xD3, 0xEE)
+    assert cyan in colours(drawn) and cyan not in colours(plain)
+    # Where the lesion's outline lies, and whether what was found is dashed.
+    pixels = np.asarray(drawn).astype(int)[28:-28]
+    rows, columns = np.nonzero((abs(pixels - cyan) < 3).all(-1))
+    left = (400 - pixels.shape[0] * 20 / 30) / 2
+    scale = pixels.shape[0] / 30
+    assert rows.min() == pytest.approx(4 * scale, abs=2)
+    assert rows.max() == pytest.approx(9 * scale, abs=2)
+    assert columns.min() == pytest.approx(left + 4 * scale, abs=2)
+    white = (pixels == 255).all(-1)
+    top = white[round(20 * scale) - 1 : round(20 * scale) + 2].any(0)
+    edge = top[round(left + 10 * scale) + 2 : round(left + 16 * scale) - 2]
+    assert edge.any() and not edge.all()
+
+
+def test_overlay_image_keeps_millimetres_and_shortens_a_long_title() -> None:
+    affines = RASTER_AFFINE, RASTER_AFFINE @ np.diag([1.0, 3, 1, 1])
+    square, wide = (overlay_image(picture(affine=a, title="x" * 300)) for a in affines)
+    assert square.size == (400, 400 + 28)  # 30 rows, 20 columns
+    assert wide.size == (400, 200 + 28)  # 30 mm by 60 mm
 
 
 def test_picture_refuses_arrays_that_do_not_fit() -> None:

@@ -13,6 +13,7 @@ from normscan.preprocess import Prepared
 from normscan.preprocess.grid import Grid
 from normscan.rng import Rng
 from normscan.training.data import EMPTY_SLICE, Draws, PreparedSet, select_part, split_slices
+from normscan.training.loop import looked_at
 
 PARTS = ("healthy", "val", "unlabelled", "anomalous")
 
@@ -153,7 +154,7 @@ def part_of(tmp_path, name, images, masks=None, shape=(6, 5), slices=False):
         def load(self):
             return None
 
-        def load_mask(self, scan):
+        def load_mask(self, scan, *_):
             return masks.get(self.scan)
 
     made = [
@@ -284,3 +285,18 @@ def test_passes_go_through_in_order(tmp_path):
     again = [b.rng.normal((2,)) for b in data.passes(3, seed=0)]
     assert all(torch.equal(a, b.rng.normal((2,))) for a, b in zip(again, batches, strict=True))
     assert not torch.equal(again[0], again[1])
+
+
+def test_a_pass_over_some_takes_them_evenly_and_the_same_each_time(tmp_path):
+    data = make(tmp_path, n=10)
+    taken = [b.index.tolist() for b in data.passes(2, seed=0, most=4)]
+    assert taken == [[0, 3], [6, 9]] == [b.index.tolist() for b in data.passes(2, 1, 4)]
+    assert [len(b) for b in data.passes(4, 0, most=99)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(("every", "batch_size", "n"), [(10, 8, 26), (1, 8, 8), (40, 16, 213)])
+def test_looks_take_a_tenth_of_the_work(every, batch_size, n):
+    assert looked_at(every, batch_size) == n
+    # A step is worth a forward and a backward pass, twice as dear.
+    if n > batch_size:
+        assert n / (n + 3 * every * batch_size) == pytest.approx(0.1, abs=0.005)

@@ -48,11 +48,15 @@ class Watched:
         return getattr(self.detector, name)
 
     def predict_cohort(
-        self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
+        self,
+        rows: Iterable[CohortRow],
+        details: bool = False,
+        force: bool = False,
+        workers: int | None = None,
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
         """Predict as the detector does, and measure each scan that has a map and a mask, once."""
         details = details or self.restorations is not None
-        for row, result in self.detector.predict_cohort(rows, details, force):
+        for row, result in self.detector.predict_cohort(rows, details, force, workers):
             if row.scan in self._measured:  # it comes again for its picture
                 yield row, result
                 continue

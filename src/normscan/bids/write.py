@@ -15,7 +15,7 @@ from normscan.bids.names import ANOMALY, build_name, parse_name
 from normscan.bids.tables import read_json
 from normscan.errors import OutputError
 from normscan.io import atomic_path, content_hash, extension, write_map
-from normscan.report.figures import overlay_figure
+from normscan.report.overlay import overlay_image
 from normscan.report.picture import Picture
 from normscan.scan import Scan
 from normscan.version import __version__
@@ -197,9 +197,9 @@ def write_finding(folder: Path, source: Path, row: Source, finding: Result) -> P
         )
         sidecar = {"Description": text, "Units": "arbitrary", "SkullStripped": _stripped(finding)}
         _write_json(place.folder / f"{name}.json", sidecar | about)
-        figure = overlay_figure(finding.picture(), finding.pixel_threshold)
+        drawn = overlay_image(finding.picture(), finding.pixel_threshold)
         with atomic_path(place.figure) as temporary:
-            figure.savefig(temporary, dpi=100, format="png")
+            drawn.save(temporary, "PNG")
     segmentation = finding.segmentation
     if segmentation is not None:
         path = place.folder / f"{place.name('mask')}{'.nii.gz' if nifti else '.png'}"

@@ -1,4 +1,4 @@
-"""The command that sets the decision of a trained detector anew."""
+"""The commands that change a trained detector: its decision, and the healthy scans that it knows."""
 
 from __future__ import annotations
 
@@ -49,3 +49,46 @@ def calibrate(
     print(f"{state.card.id} is calibrated. {state.training['calibration']}")
     print(f"threshold: {after.threshold:.4g}, before: {was}")
     print(f"detector: {folder}\nnext: normscan predict {folder} SCAN --out FOLDER")
+
+
+def update(
+    run: str,
+    cohort: str,
+    out: str | None = None,
+    root: str | None = None,
+    fractions: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    workers: int = 1,
+    device: str = "auto",
+) -> None:
+    """Let new healthy scans join what a trained detector knows, without fitting anew.
+
+    For memory banks (patchcore, anomaly_dino), Gaussians (padim, image_statistics) and the mean
+    image; others are refused with the reason. The scans of train join, those of val set the
+    thresholds anew. Without val the thresholds stay and are marked stale until `normscan calibrate`.
+
+    Args:
+        run: run folder of the detector, which stays as it is.
+        cohort: table (CSV, TSV, Parquet) or folder with healthy scans (label 0).
+        out: new folder; RUN_updated by default.
+        root: folder of the table's relative paths.
+        fractions: healthy subjects that join, that set the thresholds, and the rest, where the
+            cohort gives no split; all of them join by default.
+        workers: processes that prepare scans.
+        device: auto, cpu or cuda.
+    """
+    from normscan.detector.update import update_run
+
+    table = Cohort.read(cohort, root=root, fractions=fractions)
+    given = Path(run)
+    folder = Path(out) if out else given.with_name(f"{given.name}_updated")
+    with Progress() as bar:
+        state = update_run(given, table, folder, device, workers, bar)
+    more = state.training["updates"][-1]
+    print(
+        f"{more['scans']} healthy scans of {more['subjects']} subjects joined {state.card.id}, which "
+        f"knows {state.training['cohort_size']['train']} now. {state.training['calibration']}"
+    )
+    after = f"predict {folder} SCAN"
+    if "stale" in state.training:
+        after = f"calibrate {folder} --cohort HEALTHY_SCANS_THAT_DID_NOT_JOIN"
+    print(f"detector: {folder}\nnext: normscan {after}")

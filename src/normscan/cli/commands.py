@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.calibrate import calibrate as calibrate
+from normscan.cli.calibrate import update as update
+from normscan.cli.check import check as check
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess
@@ -21,17 +22,15 @@ from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
 from normscan.cli.predict import predict as predict
+from normscan.cli.spelling import command_line
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cli.synthesis import synthesise as synthesise
 from normscan.cli.synthesis import tasks as tasks
 from normscan.cohort import Cohort
 from normscan.errors import OutputError
+from normscan.parallel import use_threads
 from normscan.progress import Progress
-
-
-def _command_line() -> str:
-    return " ".join(["normscan", *map(shlex.quote, sys.argv[1:])])
 
 
 def fit(
@@ -62,6 +61,7 @@ def fit(
     refit: bool = False,
     trim: int = 0,
     exclude: list[str] | None = None,
+    threads: int | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -102,6 +102,7 @@ def fit(
             the wanted rate is then not guaranteed.
         exclude: a healthy scan to leave out and why, ID=REASON, which is recorded with the detector;
             given once for each, or a table with the columns scan and reason.
+        threads: of the arithmetic; by default the cores that this process may use.
         arguments: of the method.
     """
     from torch import cuda
@@ -111,6 +112,7 @@ def fit(
     from normscan.training.fabric import check_machine
     from normscan.training.folder import DETECTOR, check_run
 
+    use_threads(threads)
     detector = Detector(
         method, preset=preset, preprocess=preprocess, postprocess=postprocess, reduction=reduction,
         fpr=fpr, pixel_fpr=pixel_fpr, false_components=false_components, patch=patch, seed=seed,
@@ -176,6 +178,7 @@ def evaluate(
     baselines: bool = True,
     device: str = "auto",
     overwrite: bool = False,
+    threads: int | None = None,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -190,18 +193,20 @@ def evaluate(
         baselines: fit the mean image and image statistics too, and print them beside.
         device: auto, cpu or cuda.
         overwrite: replace the evaluation of another cohort or split in the folder.
+        threads: of the arithmetic; by default the cores that this process may use.
     """
     from normscan import evaluation
     from normscan.detector import load
 
+    use_threads(threads)
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
-    for note in table.notes:
+    for note in (*table.notes, *detector.out_of_date()):
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
-        baselines=evaluation.BASELINES if baselines else (), command=_command_line(), progress=True,
+        baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
         overwrite=overwrite,
     )  # fmt: skip
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
@@ -253,7 +258,7 @@ def limits(
     found = detection_limits(
         detector, table, phantom=phantom, kind=kind, sizes=sizes, contrasts=contrasts, count=count,
         split=split, overlap=overlap, seed=seed, out=folder, replicates=replicates,
-        command=_command_line(), progress=True,
+        command=command_line(), progress=True,
     )  # fmt: skip
     write_limits(found, folder)
     for failure in found.failures:
@@ -308,7 +313,7 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     bar.say("3/3  evaluating on held-out healthy and lesioned scans")
     results = evaluation.evaluate(
         detector, cohort, folder / "evaluation", report=folder / "report.html",
-        command=_command_line(), progress=True,
+        command=command_line(), progress=True,
     )  # fmt: skip
     print(f"\n{method} on a simulated cohort ({time.monotonic() - begun:.0f} s in all)")
     print(evaluation.text_summary(results))

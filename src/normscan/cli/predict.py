@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
+from normscan.parallel import ahead, read_ahead, use_threads
 from normscan.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ def predict(
     force: bool = False,
     target: list[str] | None = None,
     structures: list[str] | None = None,
+    overlay: bool = True,
+    workers: int | None = None,
+    threads: int | None = None,
+    fdr: float | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -47,16 +53,28 @@ def predict(
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: for methods that use them, label maps of the anatomy likewise.
+        overlay: draw a picture of each map over its scan; `--overlay false` saves the time.
+        workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
+            The results are the same for any number.
+        threads: of the arithmetic; by default the cores that this process may use.
+        fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
+            at most this share is expected to be healthy, such as 0.1.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
     """
+    from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
+    from normscan.detector.prediction import SEEN
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
+    use_threads(threads)
     detector = load(run, device)
+    check(detector, fdr)
+    for note in detector.out_of_date():
+        print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:
@@ -69,27 +87,51 @@ def predict(
             f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
         )
     lines, failures = [], 0
+    listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
-    for row, found in detector.predict_cohort(tracked, details=True, force=force):
-        try:
-            if isinstance(found, NormscanError):
-                raise found
-            with of_scan(row.scan):
-                found.save(folder, row.scan)
-        except NormscanError as error:
+    found = detector.predict_cohort(tracked, force=force, workers=workers)
+    writers = min(1, read_ahead() if workers is None else workers)
+    written = partial(_written, folder, overlay)
+    for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
+        if isinstance(result, NormscanError):
             failures += 1
-            lines.append({"scan": row.scan, "left_out": str(error)})
-            print(f"{row.scan}: left out: {error}", file=sys.stderr)
+            lines.append({"scan": row.scan, "left_out": str(result)})
+            print(f"{row.scan}: left out: {result}", file=sys.stderr)
         else:
-            lines.append(_line(row.scan, found))
-            _say(row.scan, found)
+            lines.append(_line(row.scan, result))
+            if not set(SEEN.values()) & set(result.notes):
+                listed[row.scan] = row.subject
+            _say(row.scan, result)
     if failures == len(rows):
         raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
     if failures:
         print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
+    said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
     write_scores(folder / SCORES, lines)
+    for sentence in said:
+        print(sentence)
     print(f"results: {folder}\nscores:  {folder / SCORES}")
     return 1 if failures else 0
+
+
+Found = tuple[CohortRow, "Finding | NormscanError"]
+
+
+def _written(folder: Path, overlay: bool, found: Found) -> Found:
+    """Write a finding, in any thread; return it, or what is wrong with it."""
+    row, result = found
+    if not isinstance(result, NormscanError):
+        try:
+            with of_scan(row.scan):
+                result.save(folder, row.scan, overlay)
+        except NormscanError as error:
+            return row, error
+    return found
+
+
+def _size(result: Finding | NormscanError) -> int:
+    """Bytes that a finding takes, about."""
+    return 0 if isinstance(result, NormscanError) else 4 * result.scan.data.nbytes
 
 
 def rows_of(scans: Iterable[str]) -> Iterator[CohortRow]:
@@ -158,7 +200,7 @@ def _say(name: str, finding: Finding) -> None:
 
 
 def _notes(finding: Finding) -> tuple[str, ...]:
-    return (*(finding.quality.reasons if finding.quality else ()), *finding.notes)
+    return (*(finding.quality.sentences if finding.quality else ()), *finding.notes)
 
 
 def _line(name: str, finding: Finding) -> dict[str, Any]:
@@ -185,6 +227,8 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
     if path.exists():
         before = pd.read_csv(path, dtype=object)
         if "scan" in before:
+            if "q_value" in table:  # those of another list say nothing of this one
+                before = before.drop(columns=["q_value", "chosen"], errors="ignore")
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -11,11 +11,21 @@ if TYPE_CHECKING:
     from normscan.cohort.cohort import Cohort as Cohort
     from normscan.cohort.division import Division as Division
     from normscan.cohort.row import CohortRow as CohortRow
+    from normscan.cohort.row import Opened as Opened
     from normscan.cohort.summary import CohortSummary as CohortSummary
     from normscan.cohort.table import COLUMNS as COLUMNS
     from normscan.cohort.table import SPLITS as SPLITS
 
-__all__ = ["COLUMNS", "SPLITS", "Cohort", "CohortRow", "CohortSummary", "Division", "read_bids"]
+__all__ = [
+    "COLUMNS",
+    "SPLITS",
+    "Cohort",
+    "CohortRow",
+    "CohortSummary",
+    "Division",
+    "Opened",
+    "read_bids",
+]
 
 __getattr__ = lazily(
     __name__,
@@ -25,6 +35,7 @@ __getattr__ = lazily(
         "Cohort": "cohort",
         "CohortRow": "row",
         "Division": "division",
+        "Opened": "row",
         "CohortSummary": "summary",
         "read_bids": "bids",
     },

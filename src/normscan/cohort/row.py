@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from normscan.errors import ScanError
+from normscan.errors import NormscanError, ScanError
 from normscan.io import MaskReport, content_hash, read_companion, read_mask, read_scan
 from normscan.scan import Scan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,64 @@ class CohortRow:
         if not mask.any():
             raise ScanError(f"{self.foreground}: the foreground mask is empty. Drop it or mend it.")
         return mask
+
+
+class Memo:
+    """Results by name, each made once, in whichever thread asks first; so are errors."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._made: dict[Any, tuple[Any, Exception | None]] = {}
+
+    def __call__(self, name: Any, make: Callable[[], T]) -> T:
+        """Return what was made under a name, or make it."""
+        with self._lock:
+            if name not in self._made:
+                try:
+                    self._made[name] = make(), None
+                except (NormscanError, OSError, MemoryError) as error:
+                    self._made[name] = None, error
+            value, problem = self._made[name]
+        if problem is not None:
+            raise problem
+        return value  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Opened(CohortRow):
+    """A row whose files are read once, however often and by whomever they are asked for.
+
+    It holds what was read as long as it lives, so nobody should keep many of them.
+
+    Attributes:
+        row: whose files they are.
+        memo: what was read, and what others made of it.
+    """
+
+    row: CohortRow = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, row: CohortRow) -> Opened:
+        """Return a row to be read once."""
+        return cls(**{f.name: getattr(row, f.name) for f in fields(CohortRow)}, row=row)
+
+    def load(self) -> Scan:
+        return self.memo("scan", self.row.load)
+
+    def load_mask(
+        self, scan: Scan, threshold: float = 0.5, report: MaskReport | None = None
+    ) -> np.ndarray | None:
+        found = MaskReport()
+        mask, counted = self.memo(
+            ("mask", threshold), lambda: (self.row.load_mask(scan, threshold, found), found)
+        )
+        if report is not None:
+            report.take(counted)
+        return mask
+
+    def load_companion(self, name: str, scan: Scan) -> np.ndarray | None:
+        return self.memo(("companion", name), lambda: self.row.load_companion(name, scan))
+
+    def load_foreground(self, scan: Scan) -> np.ndarray | None:
+        return self.memo("foreground", lambda: self.row.load_foreground(scan))

@@ -122,10 +122,14 @@ def begin(
     drawn = fitting.checked(built, cohort, drawn)
     state, method = built.changed(preprocess=learnt), fitting.built(built)
     preparation = state.preparation()
-    sets = prepare_sets(folder / CACHE, drawn, preparation, asked.patch, method, workers, bar)
-    if asked.gated:
-        others = [row for part in parts[1:] for row in part]
-        asked = asked.changed(gate=Gate.of_cohort(others, list(parts[0]), workers))
+    others, first = [row for part in parts[1:] for row in part], list(parts[0])
+    aside = Gate.aside(others, first) if asked.gated else None
+    sets = prepare_sets(
+        folder / CACHE, drawn, preparation, asked.patch, method, workers, bar, aside
+    )
+    if aside is not None:
+        gate = Gate.of_cohort(others, first, workers, measured=aside.found)
+        asked = asked.changed(gate=gate)
     kept = Sheets.needed(asked, rows, folder / MAPS)
     asked = asked.changed(preprocess=learnt)
     return Work(asked, state, seen, parts, sets, folder, fabric, bar, kept)
@@ -206,8 +210,12 @@ def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float
     healthy = PreparedSet.join([work.fold(n) for n in numbers])
     sets = {"healthy": healthy, **{k: s for k, s in work.sets.items() if not k.startswith("fold")}}
     validation = None if watched is None else work.fold(watched)
-    seed, report = state.seed, work.bar.update
-    seconds = Trainer(method, sets, validation, folder, work.fabric, seed, report).run()
+    seed, bar = state.seed, work.bar
+    trainer = Trainer(
+        method, sets, validation, folder, work.fabric, seed, bar.update,
+        lambda text: bar.say(f"fold {number}: {text}"),
+    )  # fmt: skip
+    seconds = trainer.run()
     fitting.closed_form_part(method, healthy, seconds, work.fabric.device, seed)
     return seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from normscan.detector.finding import Finding
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
 from normscan.detector.state import State, ask
-from normscan.detector.storage import read_state, write_state
+from normscan.detector.storage import packed, read_state, unpacked, write_state
+from normscan.detector.update import updated
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
 from normscan.progress import Progress
@@ -231,6 +233,38 @@ class Detector(State):
             self._take(calibrated(self, healthy, (fpr, pixel_fpr), by, bar)[0])
         return self
 
+    def update(
+        self,
+        more: Cohort | str | os.PathLike[str] | pd.DataFrame | Sequence[Any],
+        *,
+        workers: int = 1,
+        progress: bool = False,
+    ) -> Detector:
+        """Let new healthy scans join what it knows, without fitting anew.
+
+        For methods whose closed form takes them in: memory banks (``patchcore``, ``anomaly_dino``),
+        Gaussians (``padim``, ``image_statistics``) and the mean image. Sums and whole banks end as
+        if fitted to all scans at once, up to rounding; of a coreset's new scans a coreset of their
+        own is taken. The scans of train join, and those of val set the thresholds anew; without
+        these the thresholds stay and ``training["stale"]`` says how many scans joined since.
+
+        Args:
+            more: a cohort, the path of its table or folder, a pandas table, or a list of healthy
+                arrays, scans or files. Without a split all of its healthy scans join.
+            workers: processes that prepare scans.
+            progress: show progress on stderr.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ArgumentError: the detector was not fitted, or its method can't take in further scans.
+            CohortError: no healthy scans that join.
+        """
+        with Progress(progress) as bar, as_cohort(more, self.seed, (1.0, 0.0, 0.0)) as given:
+            self._take(updated(self, given, workers, bar)[0])
+        return self
+
     # --------------------------------------------------------------- prediction
 
     def predict(
@@ -262,12 +296,43 @@ class Detector(State):
         return predict(self, scan, foreground, details, force, columns, companions)
 
     def predict_cohort(
-        self, rows: Iterable[CohortRow], details: bool = False, force: bool = False
+        self,
+        rows: Iterable[CohortRow],
+        details: bool = False,
+        force: bool = False,
+        workers: int | None = None,
     ) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
-        """Predict scan after scan; a bad scan yields its error and the rest goes on."""
-        return predict_rows(self, rows, details, force)
+        """Predict the scans of a cohort; a bad scan yields its error and the rest goes on.
+
+        Scans share batches, so that a scan's map may differ in its last bits from ``predict``'s.
+
+        Args:
+            rows: scans; findings come in their order.
+            details: also bring the restoration back to each scan's grid.
+            force: score them whatever the quality gate says.
+            workers: threads that read, check and prepare ahead; the findings are the same for any
+                number. 0 works without; two by default where there are two cores.
+        """
+        return predict_rows(self, rows, details, force, workers)
 
     # ------------------------------------------------------------------ storage
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling keeps: a fitted detector as its stored files, weights as safetensors."""
+        if self.method is None:
+            return self.__dict__.copy()
+        buffer = next(chain(self.method.parameters(), self.method.buffers()), None)
+        device = "cpu" if buffer is None else str(buffer.device)
+        kept = {"_asked": self._asked, "cache": self.cache}
+        return {"files": packed(self), "device": device, "kept": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take back what ``__getstate__`` returned."""
+        if "files" not in state:
+            self.__dict__.update(state)
+            return
+        self._take(unpacked(state["files"], state["device"]))
+        self.__dict__.update(state["kept"])
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the detector to a new folder: weights, ``detector.json`` and ``card.md``.

@@ -47,6 +47,8 @@ class Finding:
         threshold: of the score.
         false_alarms: share of healthy scans that are flagged at that threshold: ``wanted``,
             ``expected``, and the ends ``low`` and ``high`` of the expectation; None without one.
+        ranked: how many ``healthy`` subjects it was compared with, how many score ``as_high``, and
+            how many ``may_be_as_high`` for it to be anomalous; None without a threshold.
         pixel_threshold: of the map; above it lies the segmentation.
         pixel_rule: what that threshold bounds on healthy scans, in words.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
@@ -58,7 +60,11 @@ class Finding:
         notes: what the preprocessing steps found worth saying.
         facts: numbers that they measured.
         provenance: method, detector hash, version, source.
-        seconds: time for the prediction.
+        seconds: time for the prediction, reading and writing left out.
+        stages: seconds of each stage: ``read``, ``gate``, ``prepare``, ``network``, ``decide`` (back
+            to the scan's grid, score and threshold). Threads overlap them across scans, and scans
+            that share a batch share its time.
+        seen: what the scan was for the detector: ``trained``, ``calibrated`` or nothing.
     """
 
     scan: Scan
@@ -69,6 +75,7 @@ class Finding:
     threshold: float | None = None
     pixel_threshold: float | None = None
     false_alarms: Mapping[str, float] | None = None
+    ranked: Mapping[str, int] | None = None
     pixel_rule: str = ""
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
@@ -79,6 +86,8 @@ class Finding:
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    seen: str = ""
 
     def __repr__(self) -> str:
         """Return score and decision, no arrays."""
@@ -90,8 +99,14 @@ class Finding:
         """(*scan.shape) bool: the map above the pixel threshold, without small components."""
         if self.map is None or self.pixel_threshold is None:
             return None
-        above = np.asarray(self.map > self.pixel_threshold)
-        return drop_small(above, self.smallest_component) if self.smallest_component else above
+        asked = (self.map, self.pixel_threshold, self.smallest_component)
+        known = self.__dict__.get("_segmented")
+        if known is None or known[0] is not self.map or known[1:-1] != asked[1:]:
+            above = np.asarray(self.map > self.pixel_threshold)
+            if self.smallest_component:
+                above = drop_small(above, self.smallest_component)
+            known = self.__dict__["_segmented"] = (*asked, above)
+        return np.asarray(known[-1])
 
     @property
     def decision(self) -> str:
@@ -111,35 +126,73 @@ class Finding:
             text += f", {100 * wanted:.2g} % were wanted"
         return f"anomalous ({text})"
 
+    def neighbours(self) -> list[dict[str, Any]]:
+        """Return the healthy training scans that look most alike, the nearest first.
+
+        Each has its name ``scan``, and how many ``times`` as far it lies as healthy scans lie from
+        each other at most, over all views and ``by_view``: what it shows (``picture``), the
+        ``histogram`` of its values, its ``texture``, its ``outline``. Of a volume at a detector of
+        pictures its middle slice is compared. Empty where the detector has no quality gate, or one
+        that knows no names.
+        """
+        return [] if self.quality is None else list(self.quality.neighbours)
+
+    def why(self) -> list[str]:
+        """Return why it was flagged, or what would have been needed to flag it, in sentences."""
+        said = []
+        if self.ranked is not None and self.threshold is not None and self.p_value is not None:
+            n, as_high, may = (self.ranked[k] for k in ("healthy", "as_high", "may_be_as_high"))
+            said.append(
+                f"{as_high} of {n} healthy subjects score as high; for a flag at most {may} may."
+            )
+            if not self.anomalous:
+                text = f"A score above {self.threshold:.4g} would have been needed"
+                if 0 < self.score < self.threshold:
+                    text += f", {self.threshold / self.score:.3g} times its own"
+                said.append(f"{text}, or a rate of false alarms of {self.p_value:.3g}.")
+        if alike := self.neighbours():
+            names = ", ".join(f"{each['scan']} ({each['times']:.2g})" for each in alike)
+            farthest = max(alike[0]["by_view"], key=alike[0]["by_view"].__getitem__)
+            said.append(
+                f"The healthy training scans most like it: {names}; 1 is as far as healthy scans lie "
+                f"at most. From the first it differs most in its {farthest}."
+            )
+        return said
+
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
 
-        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
-        and the place of that peak in RAS+ millimetres; of a scan without a spacing, whose
-        millimetres nobody knows, the number of voxels, the peak and its ``peak_index``.
+        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map,
+        the ``peak_index`` in the array, the ``box`` around it (first index of each axis, then the
+        one after the last), and the place of the peak in RAS+ millimetres, ``peak_mm``. A scan
+        without a spacing has no millimetres.
         """
         from scipy import ndimage
+
+        from normscan.metrics.pixels import connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
             return []
-        labels, n = ndimage.label(segmentation, np.ones((3,) * segmentation.ndim))
-        if n == 0:
-            return []
-        numbers = np.arange(1, n + 1)
-        peaks = ndimage.maximum(self.map, labels, numbers)
-        places = ndimage.maximum_position(self.map, labels, numbers)
-        voxels = np.bincount(labels.ravel())[1:]
+        found_labels = connected(segmentation)
+        boxes, labels = ndimage.find_objects(found_labels), found_labels.ravel()
+        # Of a large volume only few voxels have a label: no others are sorted.
+        inside = np.flatnonzero(labels)
+        numbers, values = labels[inside], self.map.ravel()[inside]
+        order = np.lexsort((-values, numbers))  # the highest of each first, of equal ones the first
+        _, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
+        peaks, at = values[order][first], inside[order][first]
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
         found = []
-        for i in np.argsort(-np.asarray(peaks), kind="stable"):
+        for i in np.lexsort((at, -peaks)):
+            place = np.unravel_index(at[i], self.map.shape)
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
+            each["peak_index"] = [int(k) for k in place]
+            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
             if self.scan.measured:
-                index = np.array([*places[i], *[0] * (3 - self.scan.dims), 1.0])
+                index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
-            else:
-                each["peak_index"] = [int(n) for n in places[i]]
             found.append(each)
         return found
 
@@ -154,17 +207,22 @@ class Finding:
             "decision": self.decision,
             "threshold": self.threshold,
             "false_alarms": None if self.false_alarms is None else dict(self.false_alarms),
+            "ranked": None if self.ranked is None else dict(self.ranked),
+            "why": self.why(),
             "pixel_threshold": self.pixel_threshold,
             "pixel_rule": self.pixel_rule,
             "components": self.components(),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
+            "stages": {name: round(seconds, 4) for name, seconds in self.stages.items()},
             "provenance": self.provenance,
             "notice": "Research use. Not for diagnosis.",
         }
 
-    def save(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+    def save(
+        self, folder: str | os.PathLike[str], name: str | None = None, overlay: bool = True
+    ) -> list[Path]:
         """Write map, segmentation, an overlay picture and ``*_finding.json``.
 
         NIfTI scans get NIfTI maps with the same affine; pictures get a 32-bit TIFF map and a PNG
@@ -173,6 +231,7 @@ class Finding:
         Args:
             folder: made if missing.
             name: start of the file names; the scan's file name by default.
+            overlay: draw the picture, too.
 
         Returns:
             The files written.
@@ -185,7 +244,8 @@ class Finding:
         if self.map is not None:
             suffix = ".nii.gz" if nifti else RASTER_MAP
             written.append(write_map(folder / f"{name}_map{suffix}", self.map, self.scan))
-            written.append(self._write_overlay(folder / f"{name}_overlay.png"))
+            if overlay:
+                written.append(self._write_overlay(folder / f"{name}_overlay.png"))
         segmentation = self.segmentation
         if segmentation is not None:
             path = folder / f"{name}_mask{'.nii.gz' if nifti else '.png'}"
@@ -196,11 +256,11 @@ class Finding:
         return [*written, path]
 
     def _write_overlay(self, path: Path) -> Path:
-        from normscan.report.figures import overlay_figure
+        from normscan.report.overlay import overlay_image
 
-        figure = overlay_figure(self.picture(), self.pixel_threshold)
+        drawn = overlay_image(self.picture(), self.pixel_threshold)
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=100, format="png")
+            drawn.save(temporary, "PNG")
         return path
 
     def picture(

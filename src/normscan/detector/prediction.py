@@ -1,34 +1,41 @@
-"""The one way from a scan to its finding: prepared, mapped piece by piece, stitched, scored."""
+"""The one way from a scan to its finding: read, checked, prepared, mapped, scored.
+
+Over a cohort it is a pipeline: threads read, check and prepare the next scans while the method works,
+and scans share its batches. Results come in the order of the rows and are the same for any number of
+threads. In a batch with others a scan's numbers may differ from its own batch's in the last bits, as
+products are summed in another order there.
+"""
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from normscan.cohort import CohortRow
+from normscan.cohort import CohortRow, Opened
+from normscan.cohort.row import Memo
 from normscan.detector.finding import Finding
+from normscan.detector.predictor import Job, Predictor, Stitched
 from normscan.detector.state import State
 from normscan.errors import ArgumentError, NormscanError, ScanError, of_scan
 from normscan.io.companions import COMPANIONS, Given, read_companion
 from normscan.io.read import check_array, read_scan
-from normscan.methods.base import Batch, Maps, Method
+from normscan.methods.base import Method
+from normscan.parallel import ahead, read_ahead
 from normscan.preprocess import Prepared
-from normscan.rng import Rng, derive_seed
+from normscan.quality import Verdict
 from normscan.scan import Scan
 from normscan.scores.postprocess import apply_chain
 from normscan.scores.reductions import reduce_map
-from normscan.training.data import split_slices
 
-OVERLAP = 0.5
+UNFITTED = "this detector was not fitted; call fit(cohort) or load(folder)."
 
 SEEN = {
     "trained": "The scan trained this detector, so its score is lower than that of a new one.",
@@ -37,200 +44,6 @@ SEEN = {
 
 # Slices or patches at a time; of a volume at once there is one.
 BATCH = 16
-
-
-@dataclass
-class Stitched:
-    """A method's results on the working grid of a scan.
-
-    Attributes:
-        map: (*grid) or None.
-        reconstruction: (C, *grid) or None.
-        uncertainty: (*grid) or None.
-        scores: image scores of the slices or patches, if the method gives them.
-    """
-
-    map: np.ndarray | None = None
-    reconstruction: np.ndarray | None = None
-    uncertainty: np.ndarray | None = None
-    scores: list[float] = field(default_factory=list)
-
-
-@dataclass
-class Sums:
-    """Weighted results of a member on the working grid, while pieces are added.
-
-    Attributes:
-        weights: (*grid).
-        totals: (C, *grid) by name.
-        scores: image scores of the pieces.
-    """
-
-    weights: np.ndarray
-    totals: dict[str, np.ndarray] = field(default_factory=dict)
-    scores: list[float] = field(default_factory=list)
-
-    def total(self, name: str, channels: int) -> np.ndarray:
-        """Return the sum of a name, zeros to begin with."""
-        if name not in self.totals:
-            self.totals[name] = np.zeros((channels, *self.weights.shape), np.float32)
-        return self.totals[name]
-
-    def stitched(self) -> Stitched:
-        """Return the means."""
-        means = {
-            name: np.divide(total, self.weights, out=np.zeros_like(total), where=self.weights > 0)
-            for name, total in self.totals.items()
-        }
-        only = {name: means[name][0] for name in ("map", "uncertainty") if name in means}
-        return Stitched(**only, scores=self.scores, reconstruction=means.get("reconstruction"))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A piece of a prepared scan: where it lies, where in the subject that is, its neighbours."""
-
-    place: tuple[slice | int, ...]
-    position: float
-    key: int
-    around: tuple[tuple[slice | int, ...], ...] = ()
-
-
-class Predictor:
-    """Runs a method over prepared scans.
-
-    Args:
-        method: in evaluation mode, on its device.
-        slices: cut volumes into slices.
-        patch: side of the patches that volumes and images are cut into; None for whole ones.
-        batch_size: samples at a time.
-        seed: every sample's randomness comes from it and from the sample's place in the scan, so
-            that neither order nor batch size matters.
-    """
-
-    def __init__(
-        self, method: Method, slices: bool, patch: int | None, batch_size: int, seed: int
-    ) -> None:
-        self.method = method
-        self.slices = slices
-        self.patch = patch
-        self.batch_size = batch_size
-        self.seed = seed
-        self.device = next(
-            (t.device for t in itertools.chain(method.parameters(), method.buffers())),
-            torch.device("cpu"),
-        )
-
-    def __call__(
-        self, prepared: Prepared, columns: Mapping[str, Any] | None = None
-    ) -> list[Stitched]:
-        """Predict a scan, by each member of the method; ``columns`` is what the cohort says of it."""
-        samples = self._samples(prepared)
-        members: list[Sums] = []
-        for start in range(0, len(samples), self.batch_size):
-            part = samples[start : start + self.batch_size]
-            batch = self._batch(prepared, part)
-            batch.columns = [dict(columns or {}) for _ in part]
-            for number, maps in enumerate(self._run(batch)):
-                if number == len(members):
-                    members.append(Sums(np.zeros(prepared.grid.shape, np.float32)))
-                self._add(part, maps, members[number], prepared)
-        return [member.stitched() for member in members]
-
-    def _samples(self, prepared: Prepared) -> list[Sample]:
-        if self.slices:
-            kept = split_slices(prepared)
-            places = [(slice(None), slice(None), k) for k, _ in kept]
-            around = self._around(places)
-            return [Sample(places[i], at, k, around[i]) for i, (k, at) in enumerate(kept)]
-        if self.patch is None:
-            place = (slice(None),) * len(prepared.grid.shape)
-            return [Sample(place, 0.5, 0, self._around([place])[0])]
-        corners = list(self._corners(prepared.grid.shape, self.patch))
-        last = max(1, len(corners) - 1)
-        return [
-            Sample(tuple(slice(c, c + self.patch) for c in corner), i / last, i)
-            for i, corner in enumerate(corners)
-        ]
-
-    def _around(self, places: Sequence[tuple[slice | int, ...]]) -> list[tuple[Any, ...]]:
-        """Each place among its neighbours, as ``Batch.context`` has them."""
-        n, last = self.method.context, len(places) - 1
-        if not n:
-            return [()] * len(places)
-        reach = range(-n, n + 1)
-        return [tuple(places[min(max(i + d, 0), last)] for d in reach) for i in range(last + 1)]
-
-    @staticmethod
-    def _corners(shape: tuple[int, ...], patch: int) -> Iterator[tuple[int, ...]]:
-        """Corners of windows that overlap by at least half and cover the grid."""
-        axes = []
-        for n in shape:
-            count = (
-                max(1, int(np.ceil((n - patch) / (patch * (1 - OVERLAP)))) + 1) if n > patch else 1
-            )
-            axes.append(np.linspace(0, max(0, n - patch), count).round().astype(int).tolist())
-        return itertools.product(*axes)
-
-    def _batch(self, prepared: Prepared, samples: list[Sample]) -> Batch:
-        images = np.stack([prepared.image[(slice(None), *s.place)] for s in samples])
-        masks = np.stack([prepared.foreground[s.place] for s in samples])
-        beside: dict[str, Any] = {
-            name: torch.from_numpy(np.stack([array[(slice(None), *s.place)] for s in samples]))
-            for name, array in prepared.companions.items()
-        }
-        context = None
-        if self.method.context:
-            stacks = [[prepared.image[(slice(None), *p)] for p in s.around] for s in samples]
-            context = torch.from_numpy(np.stack([np.stack(s, axis=1) for s in stacks]))
-        return Batch(
-            image=torch.from_numpy(np.ascontiguousarray(images)),
-            foreground=torch.from_numpy(np.ascontiguousarray(masks))[:, None],
-            rng=Rng([derive_seed(self.seed, "predict", s.key) for s in samples]),
-            position=torch.tensor([s.position for s in samples], dtype=torch.float32),
-            context=context,
-            **beside,
-        ).to(self.device)
-
-    def _run(self, batch: Batch) -> list[Maps]:
-        with torch.set_grad_enabled(self.method.needs_grad):
-            return self.method.each(batch)
-
-    def _add(self, samples: list[Sample], maps: Maps, sums: Sums, prepared: Prepared) -> None:
-        """Add weighted results to the sums; the weight falls towards the edges of a patch."""
-        if maps.score is not None:
-            sums.scores += maps.score.double().cpu().tolist()
-        named = {"map": maps.map, "reconstruction": maps.reconstruction}
-        named["uncertainty"] = maps.uncertainty
-        size = tuple(np.array(prepared.image[(slice(None), *samples[0].place)].shape[1:]))
-        window = self._window(size) if self.patch else np.ones(size, np.float32)
-        for name, tensor in named.items():
-            if tensor is None:
-                continue
-            values = self._resized(tensor.detach().float(), size).cpu().numpy()
-            total = sums.total(name, values.shape[1])
-            for sample, value in zip(samples, values, strict=True):
-                total[(slice(None), *sample.place)] += window * value
-        for sample in samples:
-            sums.weights[sample.place] += window
-
-    @staticmethod
-    def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Enlarge a map from the method's own grid, linearly."""
-        if tuple(values.shape[2:]) == size:
-            return values
-        mode = "bilinear" if len(size) == 2 else "trilinear"
-        return torch.nn.functional.interpolate(values, size, mode=mode, align_corners=False)
-
-    @staticmethod
-    def _window(size: tuple[int, ...]) -> np.ndarray:
-        window = np.ones((1,) * len(size), np.float32)
-        for axis, n in enumerate(size):
-            x = (np.arange(n) - (n - 1) / 2) / (n / 4)
-            shape = [1] * len(size)
-            shape[axis] = n
-            window = window * np.exp(-0.5 * x**2).reshape(shape).astype(np.float32)
-        return np.maximum(window, 1e-3)
 
 
 @dataclass
@@ -246,6 +59,61 @@ class Observed:
     members: list[Stitched]
 
 
+def batch_size(state: State) -> int:
+    """Samples of a batch: slices or patches of one scan, or of several."""
+    return BATCH if state.arguments["dims"] == 2 else 1
+
+
+def job_of(
+    state: State,
+    scan: Scan,
+    foreground: np.ndarray | None = None,
+    columns: Mapping[str, Any] | None = None,
+    companions: Mapping[str, Given] | None = None,
+    kept: Memo | None = None,
+) -> Job:
+    """Prepare a scan for the state's method, or take what another one's preparation kept.
+
+    Raises:
+        ScanError: it doesn't fit the detector.
+    """
+    assert state.method is not None
+    preparation = state.preparation()
+    beside = _companions(state.method, scan, companions or {})
+    make = partial(preparation.of, scan, foreground, beside)
+    prepared = make() if kept is None else kept((preparation.key, *beside), make)
+    return _predictor(state, preparation.slices(prepared)).job(prepared, columns, scan.name)
+
+
+def _predictor(state: State, slices: bool = False) -> Predictor:
+    assert state.method is not None
+    return Predictor(state.method, slices, state.patch, batch_size(state), state.seed)
+
+
+def observe_all(state: State, jobs: Sequence[Job]) -> list[Observed | NormscanError]:
+    """Run the method over scans of one kind and post-process their maps; a bad scan gives its error.
+
+    Where they can't be predicted together, each is by itself.
+    """
+    try:
+        with of_scan(jobs[0].name):
+            found = _predictor(state).together(jobs)
+    except NormscanError as error:
+        if len(jobs) == 1:
+            return [error]
+        return [one for job in jobs for one in observe_all(state, [job])]
+    return [_observed(state, job, each) for job, each in zip(jobs, found, strict=True)]
+
+
+def _observed(state: State, job: Job, members: list[Stitched]) -> Observed | NormscanError:
+    try:
+        for member in members:
+            _post_process(state, member, job.prepared)
+    except NormscanError as error:
+        return error
+    return Observed(job.prepared, members)
+
+
 def observe(
     state: State,
     scan: Scan,
@@ -258,16 +126,71 @@ def observe(
     Raises:
         ScanError: it doesn't fit the detector, or the map isn't finite.
     """
-    assert state.method is not None
-    preparation = state.preparation()
-    prepared = preparation.of(scan, foreground, _companions(state.method, scan, companions or {}))
-    size = BATCH if state.arguments["dims"] == 2 else 1
-    slices = preparation.slices(prepared)
-    predictor = Predictor(state.method, slices, state.patch, size, state.seed)
-    members = predictor(prepared, columns)
-    for member in members:
-        _post_process(state, member, prepared)
-    return Observed(prepared, members)
+    (found,) = observe_all(state, [job_of(state, scan, foreground, columns, companions)])
+    if isinstance(found, NormscanError):
+        raise found
+    return found
+
+
+@dataclass
+class Ready:
+    """A scan that was read, checked and prepared.
+
+    Attributes:
+        row: of the cohort.
+        scan: as it was read.
+        job: the prepared scan; None where there is an error.
+        verdict: of the quality gate, or None.
+        seen: what the scan was for the detector, see ``State.seen``.
+        stages: seconds of each stage.
+        error: why it goes no further.
+    """
+
+    row: CohortRow
+    scan: Scan | None = None
+    job: Job | None = None
+    verdict: Verdict | None = None
+    seen: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+    error: NormscanError | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        held = [] if self.scan is None else [self.scan.data]
+        held += [] if self.job is None else [self.job.prepared.image]
+        return sum(array.nbytes for array in held)
+
+
+@contextmanager
+def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    stages[name] = stages.get(name, 0.0) + time.perf_counter() - begun
+
+
+def _fill(
+    ready: Ready,
+    state: State,
+    scan: Scan,
+    foreground: np.ndarray | None,
+    columns: Mapping[str, Any] | None,
+    companions: Mapping[str, Given] | None,
+    force: bool,
+    kept: Memo | None = None,
+) -> None:
+    """Check and prepare a scan that was read."""
+    ready.scan = scan
+    if state.gate is not None:
+        with _timed(ready.stages, "gate"):
+            verdict = ready.verdict = state.gate.check(scan)
+        if not (verdict.passed or force):
+            raise ScanError(
+                f"{scan.name}: refused by the quality gate: {' '.join(verdict.sentences)} "
+                "Use force (--force) to score it all the same."
+            )
+    with _timed(ready.stages, "prepare"):
+        ready.job = job_of(state, scan, foreground, columns, companions, kept)
 
 
 def predict(
@@ -281,8 +204,8 @@ def predict(
 ) -> Finding:
     """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
     if state.method is None:
-        raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
-    seen = ""
+        raise ArgumentError(UNFITTED)
+    ready = Ready(CohortRow("scan", "scan", ()))
     if isinstance(scan, np.ndarray):
         given, scan = scan.shape, check_array(scan)
         flat = state.gate is not None and state.gate.limits["dims"] == [2]
@@ -293,21 +216,164 @@ def predict(
             )
     elif not isinstance(scan, Scan):
         paths = [scan] if isinstance(scan, str | os.PathLike) else scan
-        scan, seen = read_scan(scan), state.seen(map(Path, paths))
-    begun = time.monotonic()
-    verdict = None if state.gate is None else state.gate.check(scan)
-    if verdict is not None and not (verdict.passed or force):
-        raise ScanError(
-            f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
-            "Use force (--force) to score it all the same."
-        )
-    observed = observe(state, scan, foreground, columns, companions)
-    finding = found_in(state, scan, observed, details, columns)
-    if seen:
-        finding.notes = (SEEN[seen], *finding.notes)
-    finding.quality = verdict
-    finding.seconds = time.monotonic() - begun
-    return finding
+        with _timed(ready.stages, "read"):
+            scan, ready.seen = read_scan(scan), state.seen(map(Path, paths))
+    _fill(ready, state, scan, foreground, columns, companions, force)
+    ((_, found),) = _findings(state, [ready], details)
+    if isinstance(found, NormscanError):
+        raise found
+    return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads, checks and prepares the scan of a row, in any thread.
+
+    Attributes:
+        state: of the detector.
+        force: go on with what the quality gate refuses.
+    """
+
+    state: State
+    force: bool = False
+
+    def __call__(self, row: CohortRow) -> Ready:
+        """Return the prepared scan, or why there is none."""
+        state, ready, columns = self.state, Ready(row), row.columns
+        if state.scan_threshold is not None and state.scan_threshold.grouped_by == "site":
+            columns = {**columns, "site": row.site}
+        try:
+            with of_scan(row.scan):
+                if state.method is None:
+                    raise ArgumentError(UNFITTED)
+                with _timed(ready.stages, "read"):
+                    scan, foreground, beside = opened(state, row)
+                    ready.seen = state.seen(row.paths)
+                kept = row.memo if isinstance(row, Opened) else None
+                _fill(ready, state, scan, foreground, columns, beside, self.force, kept)
+        except NormscanError as error:
+            ready.scan, ready.job, ready.error = None, None, error
+        return ready
+
+
+def opened(state: State, row: CohortRow) -> tuple[Scan, np.ndarray | None, dict[str, np.ndarray]]:
+    """Read the scan of a row, its foreground, and what the method uses beside it."""
+    scan = row.load()
+    foreground = row.load_foreground(scan)
+    used = {} if state.method is None else state.method.uses
+    read = {n: row.load_companion(n, scan) for n, u in used.items() if u.at_prediction}
+    return scan, foreground, {name: array for name, array in read.items() if array is not None}
+
+
+def predict_rows(
+    state: State,
+    rows: Iterable[CohortRow],
+    details: bool = False,
+    force: bool = False,
+    workers: int | None = None,
+) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
+    """Predict the scans of a cohort, in order; a bad scan yields its error and the rest goes on.
+
+    Threads read, check and prepare ahead; scans whose pieces fit in one batch share it.
+    """
+    threads = read_ahead() if workers is None else workers
+    for group in grouped(
+        ahead(Reader(state, force), rows, threads, lambda ready: ready.size), state
+    ):
+        yield from _findings(state, group, details)
+
+
+def grouped(scans: Iterable[Ready], state: State) -> Iterator[list[Ready]]:
+    """Gather scans that follow each other and share a batch; bad ones stay where they stand."""
+    group: list[Ready] = []
+    pieces, kind = 0, None
+    for ready in scans:
+        if ready.job is not None:
+            most, count = batch_size(state), len(ready.job.samples)
+            if kind not in (None, ready.job.kind) or (pieces and pieces + count > most):
+                yield group
+                group, pieces = [], 0
+            pieces, kind = pieces + count, ready.job.kind
+            group.append(ready)
+            if pieces < most:
+                continue
+        elif group:  # there is something to wait for
+            group.append(ready)
+            continue
+        else:
+            group = [ready]
+        yield group
+        group, pieces, kind = [], 0, None
+    if group:
+        yield group
+
+
+def _findings(
+    state: State, group: Sequence[Ready], details: bool
+) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
+    """Run the method over scans that share a batch, then decide on each."""
+    jobs = [ready.job for ready in group if ready.job is not None]
+    begun = time.perf_counter()
+    observed = iter(observe_all(state, jobs) if jobs else ())
+    took = (time.perf_counter() - begun) / max(1, sum(len(job.samples) for job in jobs))
+    for ready in group:
+        result = ready.error or next(observed)
+        try:
+            with of_scan(ready.row.scan):
+                if isinstance(result, NormscanError):
+                    raise result
+                assert ready.scan is not None and ready.job is not None
+                ready.stages["network"] = took * len(ready.job.samples)
+                with _timed(ready.stages, "decide"):
+                    found = found_in(state, ready.scan, result, details, ready.job.columns)
+        except NormscanError as error:
+            yield ready.row, error
+            continue
+        if ready.seen:
+            found.seen, found.notes = ready.seen, (SEEN[ready.seen], *found.notes)
+        found.quality, found.stages = ready.verdict, ready.stages
+        found.seconds = sum(s for name, s in ready.stages.items() if name != "read")
+        # Outside of the block: what goes wrong with the consumer isn't this scan's.
+        yield ready.row, found
+
+
+Result = TypeVar("Result")
+
+
+def each_row(
+    state: State,
+    rows: Iterable[CohortRow],
+    work: Callable[..., Result],
+    workers: int | None = None,
+) -> Iterator[tuple[CohortRow, Result | NormscanError]]:
+    """Yield the results of ``work(row, scan, foreground, companions)``, scan after scan.
+
+    Threads read ahead. A bad scan yields its error and the rest goes on.
+    """
+
+    def read(row: CohortRow) -> tuple[CohortRow, Any]:
+        try:
+            with of_scan(row.scan):
+                return row, opened(state, row)
+        except NormscanError as error:
+            return row, error
+
+    threads = read_ahead() if workers is None else workers
+    sized = ahead(read, rows, threads, lambda r: r[1][0].data.nbytes if _is_read(r[1]) else 0)
+    for row, found in sized:
+        result: Result | NormscanError
+        try:
+            with of_scan(row.scan):
+                if isinstance(found, NormscanError):
+                    raise found
+                result = work(row, *found)
+        except NormscanError as error:
+            result = error
+        yield row, result
+
+
+def _is_read(found: Any) -> bool:
+    return not isinstance(found, NormscanError)
 
 
 def found_in(
@@ -329,6 +395,7 @@ def found_in(
         finding.threshold = threshold.threshold
         finding.p_value, finding.anomalous = threshold.judge(scores)
         finding.false_alarms = threshold.rates()
+        finding.ranked = threshold.ranked(finding.p_value)
     finding.pixel_threshold = state.pixel_threshold
     finding.pixel_rule = "" if state.pixel_threshold is None else state.pixel_rule
     # The article counts voxels of its own grid; here they become those of the scan's.
@@ -360,49 +427,6 @@ def _companions(method: Method, scan: Scan, given: Mapping[str, Given]) -> dict[
                 f"Fill the column '{name}' of the cohort, or give --{name} (companions in Python)."
             )
     return {name: read_companion(name, given[name], scan) for name in used if name in given}
-
-
-def predict_rows(
-    state: State, rows: Iterable[CohortRow], details: bool = False, force: bool = False
-) -> Iterator[tuple[CohortRow, Finding | NormscanError]]:
-    """Predict scan after scan; a bad scan yields its error and the rest goes on."""
-
-    def one(row: CohortRow, scan: Scan, foreground: np.ndarray | None, beside: Any) -> Finding:
-        columns = row.columns
-        if state.scan_threshold is not None and state.scan_threshold.grouped_by == "site":
-            columns = {**columns, "site": row.site}
-        found = predict(state, scan, foreground, details, force, columns, beside)
-        if role := state.seen(row.paths):
-            found.notes = (SEEN[role], *found.notes)
-        return found
-
-    return each_row(state, rows, one)
-
-
-Result = TypeVar("Result")
-
-
-def each_row(
-    state: State, rows: Iterable[CohortRow], work: Callable[..., Result]
-) -> Iterator[tuple[CohortRow, Result | NormscanError]]:
-    """Yield the results of ``work(row, scan, foreground, companions)``, scan after scan.
-
-    A bad scan yields its error and the rest goes on.
-    """
-    for row in rows:
-        try:
-            with of_scan(row.scan):
-                scan = row.load()
-                foreground = row.load_foreground(scan)
-                used = {} if state.method is None else state.method.uses
-                read = {n: row.load_companion(n, scan) for n, u in used.items() if u.at_prediction}
-                beside = {name: array for name, array in read.items() if array is not None}
-                found = work(row, scan, foreground, beside)
-        except NormscanError as error:
-            yield row, error
-            continue
-        # Outside of the block: what goes wrong with the consumer isn't this scan's.
-        yield row, found
 
 
 def averaged(members: list[Stitched]) -> Stitched:

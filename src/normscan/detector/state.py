@@ -200,6 +200,10 @@ class State:
             f"the fit by hand ({named}). The rate of false alarms is that of scans like those kept.",
         )
 
+    def out_of_date(self) -> tuple[str, ...]:
+        """Say that scans joined after the thresholds were set, where some did."""
+        return (str(self.training["calibration"]),) if self.training.get("stale") else ()
+
     @property
     def usual_reduction(self) -> str:
         """The reduction of the method and its preset."""

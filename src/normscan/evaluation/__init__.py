@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from normscan.lazy import lazily
 
 if TYPE_CHECKING:
+    from normscan.evaluation.baselines import BASELINES as BASELINES
     from normscan.evaluation.evaluation import evaluate as evaluate
     from normscan.evaluation.scoring import Region as Region
     from normscan.evaluation.scoring import Scores as Scores
     from normscan.evaluation.scoring import score_cohort as score_cohort
-    from normscan.evaluation.summary import BASELINES as BASELINES
     from normscan.evaluation.summary import METRICS as METRICS
     from normscan.evaluation.summary import summarise as summarise
     from normscan.evaluation.summary import text_summary as text_summary
@@ -30,7 +30,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "BASELINES": "summary",
+        "BASELINES": "baselines",
         "METRICS": "summary",
         "Region": "scoring",
         "Scores": "scoring",

@@ -13,14 +13,14 @@ import numpy as np
 from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
-from normscan.evaluation.scoring import Region, Scores, group_column, score_cohort
+from normscan.evaluation.baselines import BASELINES, fit_baselines
+from normscan.evaluation.scoring import Region, Scores, group_column, score_together
 from normscan.evaluation.summary import (
-    BASELINES,
     accepted_metrics,
-    baseline_metrics,
     group_metrics,
     summarise,
 )
+from normscan.evaluation.verdict import verdicts
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
 from normscan.io.values import finite, read_json, write_json
@@ -82,7 +82,8 @@ def evaluate(
     if not overwrite:
         _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
-        scores = score_cohort(detector, rows, region, group, bar)
+        beside = fit_baselines(baselines, detector, cohort, bar)
+        scores, *others = score_together([detector, *beside.values()], rows, region, group, bar)
         if not scores.rows:
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
@@ -93,9 +94,14 @@ def evaluate(
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
         results["cohort"]["sha256"] = scanned
+        results["tested"] = _tested(detector, rows, split, scanned)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector)}
-        results["baselines"] = baseline_metrics(detector, cohort, rows, region, baselines, bar)
+        results["baselines"] = {
+            name: summarise(found, one.pixel_threshold, rows.has_masks, one.fpr)[0]
+            for (name, one), found in zip(beside.items(), others, strict=True)
+        }
+        results["verdict"] = verdicts(scores, dict(zip(beside, others, strict=True)))
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))
@@ -154,12 +160,25 @@ def _results(
         "metrics": metrics,
         "decision": _decision(detector, scores),
         "pixels": pixels,
+        "boxes": scores.boxes.evaluate(0).to_dict() if len(scores.boxes) else None,
         "quality_gate": _gate_counts(scores),
         "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
-        "seconds": {"predict_per_scan": float(np.mean(seconds))},
+        "seconds": {"predict_per_scan": float(np.mean(seconds)), "stages": scores.stages()},
+    }
+
+
+def _tested(detector: Detector, rows: Cohort, split: str, digest: str) -> dict[str, Any]:
+    """What was tested on what: all that tells one report from another."""
+    return {
+        "cohort": rows.name,
+        "split": split,
+        "scans": len(rows),
+        "subjects": len({row.subject for row in rows}),
+        "cohort_sha256": digest,
+        **detector.provenance(),
     }
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from normscan.cohort import Cohort, CohortRow
+from normscan.cohort import Cohort, CohortRow, Opened
 from normscan.detector import Detector
 from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
 from normscan.evaluation.columns import column_name
-from normscan.io import MaskReport
+from normscan.evaluation.detection import add_boxes, has_boxes
+from normscan.io import MaskReport, probe
 from normscan.metrics import PixelScores
+from normscan.metrics.boxes import BoxScores
 from normscan.metrics.segmentation import SegmentationScores
 from normscan.progress import Progress
 
 Region = Literal["whole", "foreground"]
 
 MOST_GROUPS = 12
+# Of all scans and detectors, that are scored in one pass over the files: 1 GiB of float32.
+MOST_PIXELS = 2**28
 
 
 @dataclass
@@ -36,6 +42,8 @@ class Scores:
         unmasked: scans with a map and without a mask.
         masks: how the masks were read.
         accepted: the same of the scans that the quality gate lets pass; None where it refuses none.
+        seconds: of each stage, summed over the scans.
+        boxes: found and true ones, where the cohort has boxes or points.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -47,6 +55,17 @@ class Scores:
     unmasked: int = 0
     masks: MaskReport = field(default_factory=MaskReport)
     accepted: Scores | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def took(self, stages: Mapping[str, float]) -> None:
+        """Add the seconds of a prediction, or of several."""
+        for name, seconds in stages.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def stages(self) -> dict[str, float]:
+        """Return the mean seconds of each stage of a prediction."""
+        return {name: total / len(self.rows) for name, total in self.seconds.items()}
+    boxes: BoxScores = field(default_factory=BoxScores)
 
     def join(self, other: Scores) -> Scores:
         """Return both together, the rows of this one first."""
@@ -54,7 +73,10 @@ class Scores:
             self.rows + other.rows, self.failures + other.failures, self.pixels.join(other.pixels),
             self.segmentations.join(other.segmentations), dict(self.groups),
             self.masked + other.masked, self.unmasked + other.unmasked, self.masks,
+            boxes=self.boxes.join(other.boxes),
         )  # fmt: skip
+        both.took(self.seconds)
+        both.took(other.seconds)
         for name, pixels in other.groups.items():
             both.groups[name] = both.groups.get(name, PixelScores()).join(pixels)
         return both
@@ -88,6 +110,7 @@ class Scores:
                 **{column_name(name): value for name, value in row.columns.items()},
             }
         )
+        self.took(finding.stages)
         if finding.map is None:
             return
         if mask is None:
@@ -110,26 +133,92 @@ def score_cohort(
     region: Region = "whole",
     group: str | None = None,
     progress: Progress | None = None,
-    name: str = "predict",
 ) -> Scores:
     """Predict every scan; bad ones are reported and passed over."""
-    scores = Scores()
-    refused = Scores(masks=scores.masks)
+    return score_together([detector], rows, region, group, progress)[0]
+
+
+def score_together(
+    detectors: Sequence[Detector],
+    rows: Cohort,
+    region: Region = "whole",
+    group: str | None = None,
+    progress: Progress | None = None,
+) -> list[Scores]:
+    """Predict every scan with each detector; what they share of a scan is read and prepared once.
+
+    Bad scans are reported and passed over, in the words of the first detector. Scores of pixels take
+    memory: those of many large scans are taken detector by detector, over the files anew.
+
+    Args:
+        detectors: the first is the one that is evaluated; the others stand beside it.
+        rows: scans.
+        region: pixels that count.
+        group: column whose values are told apart, for the first detector.
+        progress: shows it.
+    """
     bar = progress or Progress(False)
-    tracked: Iterable[CohortRow] = bar.track(rows, name, len(rows))
-    for row, result in detector.predict_cohort(tracked, details=region == "foreground", force=True):
+    pixels = _pixels(rows) * len(rows) * len(detectors)
+    passes = [detectors] if pixels <= MOST_PIXELS else [[one] for one in detectors]
+    found: list[Scores] = []
+    for some in passes:
+        name = "predict" if not found else f"baseline {some[0].card.id}"
+        groups = [None if found or i else group for i in range(len(some))]
+        found += _scored(some, rows, region, groups, bar, name)
+    return found
+
+
+def _pixels(rows: Cohort) -> int:
+    """Pixels of the first scan that can be read."""
+    for row in rows:
         try:
-            if isinstance(result, NormscanError):
-                raise result
-            no = result.quality is not None and not result.quality.passed
-            taken = refused if no else scores
-            taken.add(row, result, region, group, detector.seen(row.paths))
-        except NormscanError as error:
-            # Results and reports travel: they name files as the table does, not where they lie.
-            reason = str(error).replace(f"{rows.root}{os.sep}", "")
-            scores.failures.append({"scan": row.scan, "reason": reason})
-            if name == "predict":  # of baselines it was said already
-                bar.say(f"left out {row.scan}: {error}")
+            return math.prod(probe(row.paths[0]).shape)
+        except (NormscanError, OSError):
+            continue
+    return 0
+
+
+def _scored(
+    detectors: Sequence[Detector],
+    rows: Cohort,
+    region: Region,
+    groups: Sequence[str | None],
+    bar: Progress,
+    name: str,
+) -> list[Scores]:
+    scores = [Scores() for _ in detectors]
+    refused = [Scores(masks=each.masks) for each in scores]
+    tracked: Iterable[CohortRow] = bar.track(rows, name, len(rows))
+    several = len(detectors) > 1
+    opened = map(Opened.of, tracked) if several else tracked
+    copies = itertools.tee(opened, len(detectors))
+    details, boxed = region == "foreground", name == "predict" and has_boxes(rows)
+    predicted = [
+        detector.predict_cohort(copy, details=details, force=True)
+        for detector, copy in zip(detectors, copies, strict=True)
+    ]
+    for results in zip(*predicted, strict=True):
+        for i, (row, result) in enumerate(results):
+            try:
+                if isinstance(result, NormscanError):
+                    raise result
+                no = result.quality is not None and not result.quality.passed
+                taken, found = (refused if no else scores)[i], BoxScores()
+                if boxed and i == 0:
+                    add_boxes(found, row, result)
+                taken.add(row, result, region, groups[i], result.seen)
+                taken.boxes.take(found)
+            except NormscanError as error:
+                # Results and reports travel: they name files as the table does, not where they lie.
+                reason = str(error).replace(f"{rows.root}{os.sep}", "")
+                scores[i].failures.append({"scan": row.scan, "reason": reason})
+                if name == "predict" and i == 0:  # of the others it was said already
+                    bar.say(f"left out {row.scan}: {error}")
+    return [_joined(*both, rows) for both in zip(scores, refused, strict=True)]
+
+
+def _joined(scores: Scores, refused: Scores, rows: Cohort) -> Scores:
+    """Return all scans, with those that the gate lets pass beside them."""
     if not refused.rows:
         return scores
     whole = scores.join(refused)

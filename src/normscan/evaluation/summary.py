@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from normscan.cohort import Cohort
 from normscan.detector import Detector
-from normscan.errors import CohortError
 from normscan.evaluation.columns import column_name
-from normscan.evaluation.scoring import Region, Scores, score_cohort
+from normscan.evaluation.scoring import Scores
 from normscan.metrics import image_metrics, oracle_sensitivity
 from normscan.metrics.predictive import decision_metrics
 from normscan.metrics.statistics import Interval
-from normscan.progress import Progress
-
-BASELINES = ("mean_image", "image_statistics")
+from normscan.report.summary import verdict_sentences
 
 # name: (title, description, whether it uses the test labels to choose something)
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -39,6 +34,11 @@ METRICS: dict[str, tuple[str, str, bool]] = {
     "lesion_precision": ("Lesion precision", "segmented components that touch a lesion", False),
     "lesion_f1": ("Lesion F1", "of lesion sensitivity and precision", False),
     "hd95": ("HD95", "95 % Hausdorff distance, mean over segmented scans", False),
+    "box_ap30": ("Box AP at IoU 0.3", "boxes around the segmentation's components", False),
+    "box_ap50": ("Box AP at IoU 0.5", "the same", False),
+    "box_map": ("Box mAP", "mean over IoU 0.5 to 0.95", False),
+    "hit_rate": ("Hit rate", "scans whose highest map value lies in a box or at a point", False),
+    "boxes_found": ("Boxes found", "boxes and points with the peak of a component", False),
     "best_dice": ("Best Dice", "pooled, at the best of all thresholds", True),
     "image_f1_max": ("Image F1-max", "at the best of all thresholds", True),
     "image_sensitivity_at_95_specificity": (
@@ -91,6 +91,10 @@ def summarise(
             found |= {"lesion_sensitivity": parts.lesions.sensitivity, "hd95": parts.hd95}
             found |= {"lesion_precision": parts.lesions.precision, "lesion_f1": parts.lesions.f1}
             pixels["segmentation"] = parts.to_dict()
+    if len(scores.boxes):
+        boxes = scores.boxes.evaluate(seed=seed)
+        found |= {"box_ap30": boxes.ap30, "box_ap50": boxes.ap50, "box_map": boxes.map}
+        found |= {"hit_rate": boxes.hit_rate, "boxes_found": boxes.found}
     metrics = {}
     for name, (title, description, oracle) in METRICS.items():
         if name in found:
@@ -154,50 +158,6 @@ def group_metrics(scores: Scores, column: str, detector: Detector) -> list[dict[
     return entries
 
 
-def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
-    """Fit a baseline with the preprocessing of a detector."""
-    settings = {**detector.preprocess.to_dict(), "colour": "auto"}
-    dims = detector.arguments["dims"] or 2
-    baseline = Detector(
-        name,
-        preprocess=settings,
-        size=detector.preprocess.size,
-        dims=dims,
-        fpr=detector.fpr,
-        pixel_fpr=detector.pixel_fpr,
-        seed=detector.seed,
-        gate=False,
-        calibration=detector.calibration.kind,
-        folds=detector.calibration.folds,
-        trim=detector.calibration.trim,
-    )
-    return baseline.fit(cohort)
-
-
-def baseline_metrics(
-    detector: Detector,
-    cohort: Cohort,
-    rows: Cohort,
-    region: Region,
-    names: Iterable[str],
-    bar: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of the baselines; none where the cohort has no healthy training scans."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if name == detector.card.id:
-            continue
-        try:
-            baseline = fit_baseline(name, detector, cohort)
-        except CohortError as error:
-            bar.say(f"no baseline {name}: {error}")
-            continue
-        scores = score_cohort(baseline, rows, region, None, bar, f"baseline {name}")
-        limit = baseline.pixel_threshold
-        found[name] = summarise(scores, limit, rows.has_masks, baseline.fpr)[0]
-    return found
-
-
 def text_summary(results: dict[str, Any]) -> str:
     """Return the figures of an evaluation as a few lines for a terminal."""
     lines = []
@@ -213,6 +173,8 @@ def text_summary(results: dict[str, Any]) -> str:
         if metric["oracle"]:
             line += "oracle  "
         lines.append(line + ("(" + ", ".join(beside) + ")" if beside else ""))
+    for sentence in verdict_sentences(results.get("verdict") or ()):
+        lines.append(f"  {'verdict':<{width}}{sentence}")
     decision = results["decision"]
     split = results["cohort"]["counts"].get(results["cohort"]["split"], {})
     flagged = "nothing: the decision is open"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from normscan.cohort import Cohort
 from normscan.detector import fitting
@@ -18,6 +18,9 @@ from normscan.federated.rounds import plan, round_phase, shared_parameters
 from normscan.progress import Progress
 from normscan.training.folder import CACHE, claim_folder
 from normscan.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class Client:

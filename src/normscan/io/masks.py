@@ -62,6 +62,11 @@ class MaskReport:
         if share > WIDEST_LESION:
             self.wide.append((path.name, share))
 
+    def take(self, other: MaskReport) -> None:
+        """Take in what another one counted."""
+        self.kinds += other.kinds
+        self.wide += other.wide
+
     def notes(self, threshold: float = 0.5) -> list[str]:
         """Return a sentence on the kinds, and one on implausible masks where there are any."""
         if not self.kinds:

@@ -20,8 +20,9 @@ def surface_distances(
 ) -> tuple[float, float]:
     """Return the 95 % Hausdorff distance and the average symmetric surface distance.
 
-    Computed by MONAI. The Hausdorff distance is the larger of the two directed 95th percentiles;
-    the average runs over the surface points of both masks.
+    The surface of a mask are its pixels with a neighbour outside, across a face. The Hausdorff
+    distance is the larger of the two directed 95th percentiles; the average runs over the surface
+    points of both masks. Equal to MONAI's to 1e-3 mm.
 
     Args:
         prediction: predicted mask (H, W) or (D, H, W).
@@ -47,23 +48,21 @@ def surface_distances(
         )
     if not predicted.any() or not truth.any():
         return math.nan, math.nan
-    import warnings
-
-    import torch
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
 
     # Only the box around both matters; a margin keeps the surface of what touches it closed.
     box = tuple(
-        slice(max(0, int(where.min()) - 1), int(where.max()) + 2)
-        for where in np.nonzero(predicted | truth)
+        slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(predicted | truth)
     )
-    pair = [torch.from_numpy(np.pad(part[box], 1))[None, None] for part in (predicted, truth)]
-    options: dict[str, Any] = {"include_background": True, "spacing": steps}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 warns of its own arguments
-        furthest = compute_hausdorff_distance(*pair, percentile=95, **options)
-        average = compute_average_surface_distance(*pair, symmetric=True, **options)
-    return float(furthest), float(average)
+    surfaces = []
+    for part in (predicted, truth):
+        part = np.pad(part[box], 1)
+        surfaces.append(np.argwhere(part & ~binary_erosion(part)) * steps)
+    trees = [KDTree(points) for points in surfaces]
+    there, back = trees[1].query(surfaces[0])[0], trees[0].query(surfaces[1])[0]
+    furthest = max(np.percentile(there, 95), np.percentile(back, 95))
+    return float(furthest), float(np.concatenate([there, back]).mean())
 
 
 def mean_defined(values: Iterable[float]) -> tuple[float, int, int]:

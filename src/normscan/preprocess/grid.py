@@ -8,6 +8,7 @@ axis. The same object brings a map back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -53,6 +54,8 @@ def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
 def apply_axes(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
     """Apply one matrix to each spatial axis of (C, *spatial)."""
     for axis, matrix in enumerate(matrices, start=1):
+        if len(matrix) == array.shape[axis] and np.array_equal(matrix, np.eye(len(matrix))):
+            continue  # slices that stay what they are
         array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(array, dtype=np.float32)
 
@@ -129,9 +132,7 @@ def orient(scan: Scan, upright: bool) -> tuple[tuple[int, ...], tuple[int, ...]]
         upright: a volume is to be cut into axial slices, so its first two axes are laid out as a
             picture; otherwise RAS+. A 2D scan is always upright.
     """
-    from nibabel.orientations import io_orientation
-
-    world = io_orientation(scan.affine)[: scan.dims]
+    world = _axes(np.ascontiguousarray(scan.affine, np.float64).tobytes())[: scan.dims]
     target: tuple[tuple[int, int], ...]
     if scan.dims == 3:
         target = UPRIGHT_SLICES if upright else RAS
@@ -142,6 +143,16 @@ def orient(scan: Scan, upright: bool) -> tuple[tuple[int, ...], tuple[int, ...]]
     axes = tuple(found[w][0] for w, _ in target)
     signs = tuple(found[w][1] * sign for w, sign in target)
     return axes, signs
+
+
+@lru_cache(maxsize=256)
+def _axes(affine: bytes) -> np.ndarray:
+    """World axis and direction of each array axis; the pictures of a cohort share an affine."""
+    from nibabel.orientations import io_orientation
+
+    found = io_orientation(np.frombuffer(affine).reshape(4, 4))
+    found.setflags(write=False)
+    return found
 
 
 def fit_grid(

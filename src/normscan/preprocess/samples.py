@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from normscan.cohort.row import Opened
 from normscan.errors import NormscanError, ScanError
 from normscan.preprocess.pipeline import Prepared, Preprocess
 
@@ -64,6 +66,12 @@ class Preparation:
     companions: tuple[str, ...] = ()
     targets: int | None = None
 
+    @property
+    def key(self) -> str:
+        """What the prepared scan depends on beside the scan, as text."""
+        about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets]
+        return json.dumps(about, sort_keys=True, default=str)
+
     def __call__(self, row: CohortRow) -> Prepared:
         """Read and prepare a scan of a cohort and what must stand beside it.
 
@@ -93,13 +101,23 @@ class Preparation:
             companions: (C, *scan.shape) by name.
 
         Raises:
-            ScanError: as ``Preprocess``; another number of channels than the detector's.
+            ScanError: as ``Preprocess``; another number of channels than the detector's, or the
+                same ones in another order.
         """
         prepared = self.preprocess(scan, self.dims or scan.dims, foreground, self.cache)
         if len(prepared.image) != len(self.channels):
+            told = set(scan.channels) & set(self.channels)
+            missing = [name for name in self.channels if name not in told] if told else []
             raise ScanError(
                 f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
                 f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
+                + (f" Missing: {', '.join(missing)}; none is filled in." if missing else "")
+            )
+        same = sorted(scan.channels) == sorted(self.channels)
+        if same and scan.channels != self.channels and len(scan.channels) == len(prepared.image):
+            raise ScanError(
+                f"{scan.name}: its channels are in the order {', '.join(scan.channels)}, those of the "
+                f"training scans in the order {', '.join(self.channels)}. Give them in that order."
             )
         beside = {
             name: self._beside(name, array, prepared) for name, array in (companions or {}).items()
@@ -142,6 +160,7 @@ class Sampling:
 
     def __call__(self, row: CohortRow) -> list[Sample] | NormscanError | OSError:
         """Return the samples of a scan, or why there are none."""
+        row = Opened.of(row) if self.lesions and not isinstance(row, Opened) else row
         try:
             prepared = self.prepare(row)
             mask = row.load_mask(row.load()) if self.lesions else None
@@ -161,3 +180,39 @@ class Sampling:
             )
             for k, position in split_slices(prepared)
         ]  # fmt: skip
+
+
+@dataclass
+class Aside:
+    """What else is to be found out about some scans while they are open.
+
+    Attributes:
+        look: takes a row; in any process.
+        scans: ids of those to look at.
+        found: by id.
+    """
+
+    look: Callable[[CohortRow], Any]
+    scans: frozenset[str]
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Samples a scan and looks at it, with one reading for both.
+
+    Attributes:
+        sampling: cuts it into samples.
+        look: see ``Aside``.
+    """
+
+    sampling: Sampling
+    look: Callable[[CohortRow], Any] | None = None
+
+    def __call__(self, item: tuple[CohortRow, bool]) -> tuple[Any, Any]:
+        """Return the samples of a row or why there are none, and what was seen if it is to be."""
+        row, wanted = item
+        if self.look is None or not wanted:
+            return self.sampling(row), None
+        row = Opened.of(row)
+        return self.sampling(row), self.look(row)

@@ -6,24 +6,16 @@ import base64
 import io
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from normscan.report.orientation import upright, upright_spacing
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from normscan.report.picture import Picture
+from normscan.report.orientation import upright
 
 __all__ = [
     "display_image",
-    "figure_to_data_uri",
     "map_scale",
     "outlines",
-    "overlay_figure",
     "overlay_levels",
     "overlay_table",
     "png_data_uri",
@@ -156,57 +148,4 @@ def png_data_uri(picture: Image.Image, colours: np.ndarray | None = None) -> str
         indexed.putpalette(colours[:, :3].tobytes())
         alpha = colours[:, 3].tobytes()
         indexed.save(buffer, "PNG", optimize=True, transparency=alpha)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def overlay_figure(
-    picture: Picture,
-    pixel_threshold: float | None = None,
-    scale: tuple[float, float] | None = None,
-) -> Figure:
-    """Draw the map over the image, with the outlines of lesion and finding and a legend.
-
-    Args:
-        picture: what to draw.
-        pixel_threshold: map value above which a pixel belongs to the finding; None draws none.
-        scale: map values where the overlay starts and where it is brightest; `map_scale` of this
-            picture by default.
-    """
-    from matplotlib.figure import Figure
-
-    affine = picture.affine
-    scale = scale or map_scale([picture.map], pixel_threshold)
-    shown = np.asarray(upright(picture.map, affine), dtype=np.float64)
-    rows, columns = shown.shape
-    row_mm, column_mm = upright_spacing(affine)
-    figure = Figure(figsize=(4, 4.4), layout="constrained", facecolor="black")
-    axes = figure.add_subplot()
-    extent = (0, columns, rows, 0)
-    base = display_image(upright(picture.image, affine), rgb=picture.is_rgb)
-    axes.imshow(base, cmap="gray", vmin=0, vmax=255, extent=extent)
-    axes.imshow(overlay_table()[overlay_levels(shown, scale)], extent=extent)
-    mask = None if picture.mask is None else upright(picture.mask, affine)
-    _draw_outlines(axes, mask, 0.5, MASK_COLOUR, "-", "true lesion")
-    if pixel_threshold is not None:
-        _draw_outlines(axes, shown, pixel_threshold, REGION_COLOUR, "--", "found")
-    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect=row_mm / column_mm)
-    axes.set_axis_off()
-    axes.set_title(picture.title, color="white", fontsize=10, parse_math=False)
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(
-            loc="outside lower center", ncols=2, frameon=False, labelcolor="white", fontsize=9
-        )
-    return figure
-
-
-def _draw_outlines(axes, field, level: float, colour: str, style: str, label: str) -> None:  # type: ignore[no-untyped-def]
-    for number, line in enumerate(outlines(field, level) if field is not None else []):
-        name = label if number == 0 else None
-        axes.plot(line[:, 0], line[:, 1], style, color=colour, linewidth=1.3, label=name)
-
-
-def figure_to_data_uri(figure: Figure, dpi: int = 100) -> str:
-    """Return a matplotlib figure as the ``data:`` address of a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,19 +1,71 @@
-"""Devices, processes and precision: Lightning Fabric, started."""
+"""Devices, processes and precision: Lightning Fabric, started, or one device without it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from normscan.errors import ArgumentError
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 
+class Alone:
+    """What the training loop asks of Fabric, for one process in float32, where it does nothing.
+
+    Importing Lightning Fabric takes as long as training a small detector.
+
+    Args:
+        device: where tensors lie.
+    """
+
+    global_rank, world_size, is_global_zero = 0, 1, True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.strategy = self.precision = self
+
+    def launch(self) -> None:
+        """There is no other process to start."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in float32."""
+        return nullcontext()
+
+    def broadcast(self, value: Any) -> Any:
+        """Return what the first process has."""
+        return value
+
+    def setup_optimizers(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return it as it is."""
+        return optimizer
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradients."""
+        loss.backward()
+
+    def clip_gradients(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+    ) -> None:
+        """Clip the norm of all gradients of an optimiser together, as Fabric does."""
+        from torch.nn.utils import clip_grad_norm_
+
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        clip_grad_norm_(trained, max_norm, error_if_nonfinite=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is to be kept of the precision."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing was kept."""
+
+
 def launch_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """Start Lightning Fabric on a device with a number of processes.
+    """Start Lightning Fabric on a device with a number of processes; see ``check_machine``.
 
     Raises:
         ArgumentError: no such device or precision here.
@@ -27,6 +79,8 @@ def launch_fabric(device: str, devices: int, precision: str) -> Fabric:
 def check_machine(device: str, devices: int, precision: str) -> Fabric:
     """Return Lightning Fabric, not started yet, or refuse what this machine hasn't got.
 
+    One process in float32 on the CPU, CUDA or MPS gets ``Alone`` in its place.
+
     Args:
         device: auto, cpu, cuda, ..., or one of several, ``cuda:1``.
         devices: number of processes.
@@ -35,12 +89,14 @@ def check_machine(device: str, devices: int, precision: str) -> Fabric:
     Raises:
         ArgumentError: no such device or precision here.
     """
-    from lightning_fabric import Fabric
-
     check_device(device)
     kind, _, number = device.partition(":")
     if number and devices > 1:
         raise ArgumentError(f"device '{device}' names one, but devices is {devices}: name {kind}.")
+    if devices == 1 and precision == "32-true" and (one := _known_device(kind, number)):
+        return Alone(one)
+    from lightning_fabric import Fabric
+
     with _explained(device, devices, precision):
         return Fabric(
             accelerator=kind,
@@ -48,6 +104,18 @@ def check_machine(device: str, devices: int, precision: str) -> Fabric:
             precision=precision,
             strategy="ddp" if devices > 1 else "auto",
         )
+
+
+def _known_device(kind: str, number: str) -> torch.device | None:
+    """Return a device that torch alone can start, or None."""
+    import torch
+
+    gpu = "cuda" if torch.cuda.is_available() else ""
+    gpu = gpu or ("mps" if torch.backends.mps.is_available() else "")
+    name = {"auto": gpu or "cpu", "gpu": gpu, "mps": gpu if gpu == "mps" else ""}.get(kind, kind)
+    if name == "cuda":
+        return torch.device("cuda", int(number or 0))
+    return torch.device(name) if name in ("cpu", "mps") and not number else None
 
 
 def check_device(device: str) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LOG_LINES = 200
+LOOK_SHARE = 3  # one in ten of the forward passes' worth, where a step is worth three
 
 Report = Callable[[str, int, int, str], None]
 
@@ -41,6 +42,7 @@ class Trainer:
         fabric: device, precision and processes.
         seed: of everything random.
         report: called with phase, step, steps and a text of the current losses.
+        say: called with a sentence where a run goes on from a checkpoint.
         checkpoint_seconds: time between checkpoints.
     """
 
@@ -53,6 +55,7 @@ class Trainer:
         fabric: Fabric,
         seed: int,
         report: Report,
+        say: Callable[[str], None] | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.method = method
@@ -62,6 +65,7 @@ class Trainer:
         self.fabric = fabric
         self.seed = seed
         self.report = report
+        self.say = say or (lambda text: None)
         self.checkpoint_seconds = checkpoint_seconds
         # What a phase leaves for later and a checkpoint must carry besides weights and optimisers.
         self.memory: dict[str, Any] = {}
@@ -80,7 +84,11 @@ class Trainer:
             self.seconds = dict(state["seconds"])
             self.method.load_weights(state["method"])
         self._trim_log(first, state["step"] if state else 0)
-        for index, phase in enumerate(self.method.phases()):
+        phases = self.method.phases()
+        if state and not state["step"]:
+            left = f"begins phase '{phases[first].name}'" if first < len(phases) else "is trained"
+            self.say(f"resuming: the method {left}")
+        for index, phase in enumerate(phases):
             if index >= first:
                 begun = state if state and index == first and state["step"] else None
                 self._phase(index, phase, begun)
@@ -102,6 +110,7 @@ class Trainer:
         begin = 0
         if state:
             begin, self.memory = state["step"], state["memory"]
+            self.say(f"resuming at step {begin} of {steps} of phase '{phase.name}'")
             for name, optimizer in optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -121,7 +130,7 @@ class Trainer:
             if phase.ema:
                 self._average(phase.ema, step)
             look = bool(every) and ((step + 1) % every == 0 or step + 1 == steps)
-            loss = self._validate(phase) if look else None
+            loss = self._validate(phase, looked_at(every, phase.batch_size)) if look else None
             if loss is not None:
                 self._remember(phase, loss)
             self.seconds[phase.name] = before + time.monotonic() - started
@@ -220,14 +229,17 @@ class Trainer:
                 average[name] = value.clone()
 
     @torch.no_grad()
-    def _validate(self, phase: Phase) -> float | None:
-        """Mean loss on the healthy validation samples, with the same random numbers each time."""
+    def _validate(self, phase: Phase, most: int) -> float | None:
+        """Mean loss on the healthy validation samples, with the same random numbers each time.
+
+        Of many samples so many are taken, the same each time; see ``looked_at``.
+        """
         if self.validation is None:
             return None
         self._share_buffers()
         self.method.eval()
         total, n = 0.0, 0
-        for batch in self.validation.passes(phase.batch_size, self.seed):
+        for batch in self.validation.passes(phase.batch_size, self.seed, most):
             batch = batch.to(self.fabric.device)
             with seeded(self.seed), self.fabric.autocast():
                 for player in phase.players:
@@ -295,6 +307,20 @@ class Trainer:
             if (line["phase_index"], line["step"]) <= (phase, step):
                 kept.append(text + "\n")
         path.write_text("".join(kept))
+
+
+def looked_at(every: int, batch_size: int) -> int:
+    """Return how many validation samples a look takes at most, for about a tenth of the time.
+
+    A sample of a look costs a forward pass, one of a step that and a backward one, about three
+    times as much. So a look takes a third of the samples that were learnt from since the last one,
+    at least a batch. Samples are counted, not seconds: the result is the same on any machine.
+
+    Args:
+        every: steps between looks.
+        batch_size: samples of a step.
+    """
+    return max(batch_size, every * batch_size // LOOK_SHARE)
 
 
 def closed_form(method: Method, healthy: PreparedSet, device: torch.device, seed: int) -> None:

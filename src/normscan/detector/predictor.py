@@ -1,0 +1,257 @@
+"""A method over prepared scans: cut into pieces, run in batches, stitched together again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normscan.methods.base import Batch, Maps, Method
+from normscan.preprocess import Prepared
+from normscan.rng import Rng, derive_seed
+from normscan.training.data import split_slices
+
+OVERLAP = 0.5
+
+
+@dataclass
+class Stitched:
+    """A method's results on the working grid of a scan.
+
+    Attributes:
+        map: (*grid) or None.
+        reconstruction: (C, *grid) or None.
+        uncertainty: (*grid) or None.
+        scores: image scores of the slices or patches, if the method gives them.
+    """
+
+    map: np.ndarray | None = None
+    reconstruction: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    scores: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Sums:
+    """Weighted results of a member on the working grid, while pieces are added.
+
+    Attributes:
+        weights: (*grid).
+        totals: (C, *grid) by name.
+        scores: image scores of the pieces.
+    """
+
+    weights: np.ndarray
+    totals: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+
+    def total(self, name: str, channels: int) -> np.ndarray:
+        """Return the sum of a name, zeros to begin with."""
+        if name not in self.totals:
+            self.totals[name] = np.zeros((channels, *self.weights.shape), np.float32)
+        return self.totals[name]
+
+    def stitched(self) -> Stitched:
+        """Return the means."""
+        means = {
+            name: np.divide(total, self.weights, out=np.zeros_like(total), where=self.weights > 0)
+            for name, total in self.totals.items()
+        }
+        only = {name: means[name][0] for name in ("map", "uncertainty") if name in means}
+        return Stitched(**only, scores=self.scores, reconstruction=means.get("reconstruction"))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A piece of a prepared scan: where it lies, where in the subject that is, its neighbours."""
+
+    place: tuple[slice | int, ...]
+    position: float
+    key: int
+    around: tuple[tuple[slice | int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prepared scan on its way through a method.
+
+    Attributes:
+        name: of the scan.
+        prepared: the scan.
+        columns: what the cohort says of it.
+        samples: its pieces.
+    """
+
+    name: str
+    prepared: Prepared
+    columns: Mapping[str, Any]
+    samples: Sequence[Sample]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What scans must have in common to share a batch: size of a piece, what stands beside it."""
+        beside = sorted((name, len(a)) for name, a in self.prepared.companions.items())
+        return self.prepared.image[(slice(None), *self.samples[0].place)].shape, beside
+
+
+# Number of the job that a sample is of, and the sample.
+Piece = tuple[int, Sample]
+
+
+class Predictor:
+    """Runs a method over prepared scans.
+
+    Args:
+        method: in evaluation mode, on its device.
+        slices: cut volumes into slices.
+        patch: side of the patches that volumes and images are cut into; None for whole ones.
+        batch_size: samples at a time.
+        seed: every sample's randomness comes from it and from the sample's place in the scan, so
+            that neither order nor batch size matters.
+    """
+
+    def __init__(
+        self, method: Method, slices: bool, patch: int | None, batch_size: int, seed: int
+    ) -> None:
+        self.method = method
+        self.slices = slices
+        self.patch = patch
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = next(
+            (t.device for t in itertools.chain(method.parameters(), method.buffers())),
+            torch.device("cpu"),
+        )
+
+    def __call__(
+        self, prepared: Prepared, columns: Mapping[str, Any] | None = None
+    ) -> list[Stitched]:
+        """Predict a scan, by each member of the method; ``columns`` is what the cohort says of it."""
+        return self.together([self.job(prepared, columns)])[0]
+
+    def job(
+        self, prepared: Prepared, columns: Mapping[str, Any] | None = None, name: str = ""
+    ) -> Job:
+        """Cut a prepared scan into its samples."""
+        return Job(name, prepared, dict(columns or {}), self._samples(prepared))
+
+    def together(self, jobs: Sequence[Job]) -> list[list[Stitched]]:
+        """Predict several scans of one kind, see ``Job.kind``, in common batches."""
+        pieces = [(n, sample) for n, job in enumerate(jobs) for sample in job.samples]
+        members: list[list[Sums]] = []
+        for start in range(0, len(pieces), self.batch_size):
+            part = pieces[start : start + self.batch_size]
+            for number, maps in enumerate(self._run(self._batch(jobs, part))):
+                if number == len(members):
+                    shapes = [job.prepared.grid.shape for job in jobs]
+                    members.append([Sums(np.zeros(shape, np.float32)) for shape in shapes])
+                self._add(jobs, part, maps, members[number])
+        return [[sums[n].stitched() for sums in members] for n in range(len(jobs))]
+
+    def _samples(self, prepared: Prepared) -> list[Sample]:
+        if self.slices:
+            kept = split_slices(prepared)
+            places = [(slice(None), slice(None), k) for k, _ in kept]
+            around = self._around(places)
+            return [Sample(places[i], at, k, around[i]) for i, (k, at) in enumerate(kept)]
+        if self.patch is None:
+            place = (slice(None),) * len(prepared.grid.shape)
+            return [Sample(place, 0.5, 0, self._around([place])[0])]
+        corners = list(self._corners(prepared.grid.shape, self.patch))
+        last = max(1, len(corners) - 1)
+        return [
+            Sample(tuple(slice(c, c + self.patch) for c in corner), i / last, i)
+            for i, corner in enumerate(corners)
+        ]
+
+    def _around(self, places: Sequence[tuple[slice | int, ...]]) -> list[tuple[Any, ...]]:
+        """Each place among its neighbours, as ``Batch.context`` has them."""
+        n, last = self.method.context, len(places) - 1
+        if not n:
+            return [()] * len(places)
+        reach = range(-n, n + 1)
+        return [tuple(places[min(max(i + d, 0), last)] for d in reach) for i in range(last + 1)]
+
+    @staticmethod
+    def _corners(shape: tuple[int, ...], patch: int) -> Iterator[tuple[int, ...]]:
+        """Corners of windows that overlap by at least half and cover the grid."""
+        axes = []
+        for n in shape:
+            count = (
+                max(1, int(np.ceil((n - patch) / (patch * (1 - OVERLAP)))) + 1) if n > patch else 1
+            )
+            axes.append(np.linspace(0, max(0, n - patch), count).round().astype(int).tolist())
+        return itertools.product(*axes)
+
+    def _batch(self, jobs: Sequence[Job], part: Sequence[Piece]) -> Batch:
+        whole = [(jobs[n].prepared, sample) for n, sample in part]
+        images = np.stack([scan.image[(slice(None), *s.place)] for scan, s in whole])
+        masks = np.stack([scan.foreground[s.place] for scan, s in whole])
+        beside: dict[str, Any] = {
+            name: torch.from_numpy(
+                np.stack([scan.companions[name][(slice(None), *s.place)] for scan, s in whole])
+            )
+            for name in whole[0][0].companions
+        }
+        context = None
+        if self.method.context:
+            stacks = [[scan.image[(slice(None), *p)] for p in s.around] for scan, s in whole]
+            context = torch.from_numpy(np.stack([np.stack(s, axis=1) for s in stacks]))
+        return Batch(
+            image=torch.from_numpy(np.ascontiguousarray(images)),
+            foreground=torch.from_numpy(np.ascontiguousarray(masks))[:, None],
+            rng=Rng([derive_seed(self.seed, "predict", s.key) for _, s in part]),
+            position=torch.tensor([s.position for _, s in part], dtype=torch.float32),
+            context=context,
+            columns=[dict(jobs[n].columns) for n, _ in part],
+            **beside,
+        ).to(self.device)
+
+    def _run(self, batch: Batch) -> list[Maps]:
+        with torch.set_grad_enabled(self.method.needs_grad):
+            return self.method.each(batch)
+
+    def _add(
+        self, jobs: Sequence[Job], part: Sequence[Piece], maps: Maps, sums: Sequence[Sums]
+    ) -> None:
+        """Add weighted results to the sums; the weight falls towards the edges of a patch."""
+        if maps.score is not None:
+            for (n, _), score in zip(part, maps.score.double().cpu().tolist(), strict=True):
+                sums[n].scores.append(score)
+        named = {"map": maps.map, "reconstruction": maps.reconstruction}
+        named["uncertainty"] = maps.uncertainty
+        first, sample = part[0]
+        size = jobs[first].prepared.image[(slice(None), *sample.place)].shape[1:]
+        window = self._window(size) if self.patch else np.ones(size, np.float32)
+        for name, tensor in named.items():
+            if tensor is None:
+                continue
+            values = self._resized(tensor.detach().float(), size).cpu().numpy()
+            for (n, sample), value in zip(part, values, strict=True):
+                total = sums[n].total(name, values.shape[1])
+                total[(slice(None), *sample.place)] += window * value
+        for n, sample in part:
+            sums[n].weights[sample.place] += window
+
+    @staticmethod
+    def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Enlarge a map from the method's own grid, linearly."""
+        if tuple(values.shape[2:]) == size:
+            return values
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        return torch.nn.functional.interpolate(values, size, mode=mode, align_corners=False)
+
+    @staticmethod
+    def _window(size: tuple[int, ...]) -> np.ndarray:
+        window = np.ones((1,) * len(size), np.float32)
+        for axis, n in enumerate(size):
+            x = (np.arange(n) - (n - 1) / 2) / (n / 4)
+            shape = [1] * len(size)
+            shape[axis] = n
+            window = window * np.exp(-0.5 * x**2).reshape(shape).astype(np.float32)
+        return np.maximum(window, 1e-3)
