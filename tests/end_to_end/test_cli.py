@@ -111,6 +111,12 @@ def test_evaluate_gives_the_figures_of_scikit_learn(phantom, trained, predicted)
     dice = 2 * (marked & masks).sum() / (marked.sum() + masks.sum())
     assert metrics["dice"]["value"] == pytest.approx(dice, abs=1e-9)
     assert set(results["baselines"]) == {"mean_image", "image_statistics"}
+    for entry in results["verdict"]:
+        other = results["baselines"][entry["baseline"]]["image_auroc"]["value"]
+        assert entry["difference"] == pytest.approx(auroc - other, abs=1e-9)
+    assert results["tested"]["cohort"] == "plain.csv" and results["tested"]["preset"] == "tiny"
+    page = (out / "report.html").read_text()
+    assert "In image AUROC it is" in page and results["tested"]["cohort_sha256"] in page
     assert results["failures"] == []
     # The scores of `predict` are those of `evaluate`.
     scores = dict(zip(scans["scan"], scans["score"], strict=True))

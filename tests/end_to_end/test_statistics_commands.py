@@ -89,6 +89,39 @@ def test_compare_prints_a_table_and_leaves_out_what_one_lacks(runs, capsys):
     assert "good - poor" in out
 
 
+def test_compare_writes_its_tables_with_the_maps_figures(runs, capsys, tmp_path):
+    """CSV with full digits, LaTeX, and a page; the maps' figures are those of the evaluations."""
+    folder, frames = runs
+    for name, value in (("good", 0.6543), ("poor", 0.25)):
+        metrics = {
+            "pixel_ap": {"title": "Pixel AP", "oracle": False, "value": value, "low": 0.1, "high": 0.9},
+            "best_dice": {"title": "Best Dice", "oracle": True, "value": None},
+        }  # fmt: skip
+        text = json.dumps({"decision": {"fpr_wanted": 0.1}, "metrics": metrics})
+        (folder / name / "evaluation" / "results.json").write_text(text)
+    names = ["good", "poor", "same"]
+    assert main(["compare", *(str(folder / n) for n in names), "--out", str(tmp_path / "c")]) == 0
+    printed = capsys.readouterr().out
+    assert "Best Dice (oracle)" in printed and "0.654 [0.100, 0.900]" in printed
+
+    long = pd.read_csv(tmp_path / "c" / "compare.csv").set_index(["run", "metric"])
+    for name, frame in frames.items():
+        auroc = roc_auc_score(frame["label"], frame["score"])
+        assert long.loc[(name, "auroc"), "value"] == pytest.approx(auroc)
+    assert long.loc[("good", "pixel_ap"), ["value", "low", "high"]].tolist() == [0.6543, 0.1, 0.9]
+    assert long.loc[("good", "best_dice"), "oracle"] and ("same", "pixel_ap") not in long.index
+    pairs = pd.read_csv(tmp_path / "c" / "pairs.csv")
+    assert pairs[["a", "b"]].to_numpy().tolist() == [
+        ["good", "poor"], ["good", "same"], ["poor", "same"]
+    ]  # fmt: skip
+    assert (pairs["delong_holm"] >= pairs["delong_p"]).all()
+    tex = (tmp_path / "c" / "compare.tex").read_text()
+    assert tex.count(r"\toprule") == tex.count(r"\end{tabular}") == 3
+    assert r"Decisions and ranking" in tex and "good & " in tex
+    page = (tmp_path / "c" / "compare.html").read_text()
+    assert page.count("<table>") == 3 and "http" not in page.replace("http://www.w3.org", "")
+
+
 def test_subgroups_are_those_of_the_column(runs, capsys):
     folder, frames = runs
     assert main(["subgroups", str(folder / "good"), "--column", "site", "--json=true"]) == 0

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normscan.methods.base import Method
+from normscan.methods.synthesis.copy_paste import with_places
 from normscan.methods.synthesis.draem import padded_ssim
 from normscan.objectives.segmentation import focal
 from normscan.rng import Rng
 from normscan.synthesis.blends import interpolated_gradients
+from normscan.synthesis.labels import flipped_gaussian
 from normscan.synthesis.placement import Scene
 from tests.golden.fill import images
 from tests.golden.records import Check, batch_of
@@ -47,3 +49,20 @@ def draem_terms(method: Any, check: Check) -> Tensor:
         probability = method.both(x)[1][:, 1:]
     mask = x[:, :1] > 0.7
     return torch.stack([F.mse_loss(x, y), 1 - padded_ssim(x, y), focal(probability, mask)])
+
+
+def gaussian_label(method: Method, check: Check) -> Tensor:
+    """Rows 4 to 13 and columns 3 to 16 of the label of two images in two rectangles."""
+    x, y = images(*check.shape, rule="grain"), images(*check.shape)
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    mask[:, :, 4:14, 3:17] = True
+    mask[:, :, 17:22, 8:20] = True
+    label = flipped_gaussian(0.2)(x, y, mask, torch.ones(1, 1, 1, 1))
+    return label[0, 0, 4:14, 3:17]
+
+
+def sixth_patch(method: Any, check: Check) -> Tensor:
+    """The probabilities of a patch that is told to be the sixth of a volume."""
+    with torch.no_grad():
+        logits, _ = method.network(with_places(batch_of(check).image, torch.tensor([5])))
+    return torch.as_tensor(logits).sigmoid()

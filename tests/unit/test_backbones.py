@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 import time
 
 import pytest
@@ -17,7 +16,6 @@ from normscan.networks.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Backbone,
-    import_timm,
     read_weights,
     weights_from_state,
 )
@@ -267,44 +265,6 @@ def test_weights_from_a_file(tmp_path, random_net, wrapped):
         loaded = Backbone(NAME, TAPS, str(tmp_path / "w.safetensors"))
     got = loaded.network.state_dict()
     assert all(torch.equal(got[k], v) for k, v in state.items())
-
-
-def test_the_hub_offline(monkeypatch):
-    timm = import_timm()
-    create = timm.create_model
-
-    def offline(name, pretrained=False, **options):
-        if pretrained:
-            raise OSError("no route to host")
-        return create(name, **options)
-
-    def no_connection(*args, **options):
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr(socket.socket, "connect", no_connection)
-    started = time.monotonic()
-    with pytest.raises(
-        WeightsError, match=r"huggingface.co/timm/resnet18.tv_in1k .* --weights PATH"
-    ):
-        Backbone(NAME, TAPS, "hub")
-    assert time.monotonic() - started < 20
-
-
-def test_the_hub_is_asked_for_the_tag(monkeypatch, random_net):
-    timm = import_timm()
-    create, asked = timm.create_model, []
-
-    def hub(name, pretrained=False, **options):
-        if pretrained:
-            asked.append(name)
-            return random_net.network
-        return create(name, **options)
-
-    monkeypatch.setattr(timm, "create_model", hub)
-    loaded = Backbone(NAME, TAPS, "hub")
-    assert asked == [NAME]
-    assert torch.equal(loaded.network.conv1.weight, random_net.network.conv1.weight)
 
 
 def test_a_saved_detector_brings_its_own_weights():

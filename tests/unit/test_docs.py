@@ -32,6 +32,7 @@ EXAMPLES = {"ae_l2": "ae_dense"}
 
 
 def load_generator():
+    sys.path.insert(0, str(DOCS))  # its neighbours, as when it is run
     spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -88,6 +89,13 @@ def test_readme_lists_the_methods(generator):
     )
 
 
+def test_the_table_of_backbones_is_current(generator):
+    text = generator.backbones.PAGE.read_text(encoding="utf-8")
+    assert generator.filled_backbones(text, CARDS) == text, (
+        "the table of backbones is old: run `python docs/generate.py --readme`"
+    )
+
+
 def test_the_index_of_methods_is_current(generator):
     assert registry.INDEX.read_text(encoding="utf-8") == generator.index_text(), (
         "the index of methods is old: run `python docs/generate.py --index`"
@@ -118,6 +126,19 @@ def test_page_describes_every_argument(method: str, generator, generated):
     assert not unknown, f"{method}: the docstring describes {unknown}, which it doesn't take"
     for preset in CARDS[method].presets:
         assert f"| `{preset}` |" in page
+
+
+def test_what_is_said_of_articles_belongs_to_methods(generator):
+    """Every entry is used, and BibTeX's braces are balanced."""
+    said = generator.articles.read()
+    assert set(said["methods"]) <= set(CARDS)
+    used = {key for entry in said["methods"].values() for key in entry["articles"]}
+    assert used == set(said["articles"])
+    for key, article in said["articles"].items():
+        entry = generator.articles.bibtex(key, article)
+        assert entry.count("{") == entry.count("}"), key
+        assert generator.articles.link(article).startswith("https://"), key
+        assert article["kind"] in ("article", "inproceedings"), key
 
 
 def test_index_links_every_method(generated):
@@ -238,6 +259,16 @@ def test_changelog_has_an_unreleased_section():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     unreleased = text.partition("## [Unreleased]")[2].partition("\n## ")[0]
     assert re.search(r"^- \S", unreleased, re.MULTILINE)
+
+
+def test_the_citation_has_the_version():
+    import yaml
+
+    from normscan.version import __version__
+
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["version"] == __version__ and found["license"] == "Apache-2.0"
+    assert found["cff-version"] == "1.2.0" and found["title"] and found["authors"]
 
 
 def test_licence_is_apache():

@@ -108,6 +108,38 @@ def test_again_and_with_another_rate(run, site):
     assert detector.training["earlier"][1]["elsewhere"]["subjects"] == 12
 
 
+def test_only_the_last_calibration_counts_as_such(run, site):
+    own = healthy(site)
+    first, rest = (
+        own.select([(row.subject < "s2") == early for row in own]) for early in (True, False)
+    )
+    detector = load(run, "cpu").calibrate(first).calibrate(rest)
+    of = [m.scan for m in detector.division.members if m.split == "calibration"]
+    assert of == [row.scan for row in elsewhere.chosen(rest)]
+    assert [
+        detector.seen(row.paths) for row in (elsewhere.chosen(first)[0], elsewhere.chosen(rest)[0])
+    ] == ["", "calibrated"]
+
+
+def test_scans_that_a_fit_left_out_take_no_part(site, tmp_path, capsys):
+    """By content, whatever their names; what is stored knows them, too."""
+    own = healthy(site)
+    own.table["split"] = ["train"] * (LOCAL - 6) + ["val"] * 6
+    rows = list(own)
+    odd = {rows[0].scan: "motion", rows[-1].scan: "a lesion"}
+    fitted = Detector("mean_image", fpr=FPR, calibration="split", **OPTIONS)
+    fitted.fit(own, tmp_path / "run", exclude=odd)
+    loaded = load(tmp_path / "run", "cpu")
+    own.table["scan"] = [f"other{i}" for i in range(LOCAL)]
+    loaded.calibrate(own, progress=True)
+    assert loaded.training["elsewhere"]["scans"] == 5
+    assert {"other0", f"other{LOCAL - 1}"} <= set(loaded.training["elsewhere"]["left_out"])
+    assert "its fit left them out by hand: 2 scans" in capsys.readouterr().err
+    left = own.select([row.scan in ("other0", f"other{LOCAL - 1}") for row in own])
+    with pytest.raises(CohortError, match="left out by hand"):
+        fitted.calibrate(left)
+
+
 def test_an_open_decision_is_taken(site):
     with registered():
         detector = Detector("toy_guess", **OPTIONS).fit(None)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from normscan.cohort import Cohort
+from normscan.detector import Detector
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import Predictor
+from normscan.errors import ScanError
 from normscan.methods.base import Maps, Method
 from normscan.preprocess import Prepared
 from normscan.preprocess.grid import Grid
@@ -174,7 +178,30 @@ def test_small_components_leave_the_segmentation():
     finding.smallest_component = 4
     assert finding.segmentation.sum() == 25
     (component,) = finding.components()
-    assert component == {"voxels": 25, "peak": 2, "peak_index": [12, 13]}
+    assert component == {"voxels": 25, "peak": 2, "peak_index": [12, 13], "box": [10, 10, 15, 15]}
     finding.scan = Scan.from_array(scan.data[0], spacing=(2.0, 3.0))
     (component,) = finding.components()
     assert component["voxels"] == 25 and component["area_mm2"] == 150
+
+
+def test_channels_that_are_missing_or_in_another_order(tmp_path):
+    """Refused and named, with the gate or without."""
+
+    rng, rows = np.random.default_rng(0), []
+    for i in range(8):
+        for name in ("t1", "flair"):
+            np.save(tmp_path / f"{i}_{name}.npy", rng.normal(100, 10, (24, 24)))
+        rows.append({"path_t1": f"{i}_t1.npy", "path_flair": f"{i}_flair.npy", "label": 0})
+    rows[0]["path_flair"] = ""
+    cohort = Cohort.from_table(pd.DataFrame(rows), tmp_path)
+    whole = cohort.select([bool(row.paths) and not row.missing for row in cohort])
+    whole.table["split"] = ["train"] * 4 + ["val"] * 3
+    detector = Detector("mean_image", size=24, calibration="split").fit(whole)
+    (_, error), *_ = detector.predict_cohort(list(cohort)[:1], force=True)
+    assert isinstance(error, ScanError) and "no file for the channel flair" in str(error)
+    both = np.stack([rng.normal(100, 10, (24, 24))] * 2)
+    assert detector.predict(Scan.from_array(both, channels=("t1", "flair")), force=True).score > 0
+    with pytest.raises(ScanError, match="in the order flair, t1"):
+        detector.predict(Scan.from_array(both, channels=("flair", "t1")), force=True)
+    with pytest.raises(ScanError, match="Missing: flair; none is filled in"):
+        detector.predict(Scan.from_array(both[:1], channels=("t1",)), force=True)

@@ -219,8 +219,7 @@ def test_a_wide_picture_is_flagged(flat):
 
 def test_other_axes_and_channels_are_refused(gate, flat):
     assert "2D, the training scans are 3D" in gate.check(picture(head(0, dims=2))).reasons[0]
-    assert "3D, the training scans are 2D" in flat.check(volume(0)).reasons[0]
-    assert flat.check(volume(0)).status == "flag"  # it will be cut into slices
+    assert any("3D, the training scans are 2D" in r for r in flat.check(volume(0)).reasons)
     two = Scan.from_array(np.stack([head(0)] * 2), SPACING, channels=("a", "b"))
     assert gate.check(two).reasons == ("The scan has 2 channels, the training scans have 1.",)
 
@@ -352,7 +351,9 @@ def test_a_gate_of_a_cohort(toy):
     streamed = Gate.fit(
         (r.load() for r in train), (r.load() for r in val), [r.subject for r in train]
     )
-    assert made.to_dict() == streamed.to_dict()
+    assert made.nearest.names == tuple(r.scan for r in train)
+    unnamed = dataclasses.replace(made, nearest=dataclasses.replace(made.nearest, names=()))
+    assert unnamed.to_dict() == streamed.to_dict()
     assert made.counts == (48, 6)
     assert Gate.of_cohort(train, val, most=10).counts == (10, 6)
     missing = dataclasses.replace(train[0], paths=(Path("absent.npy"),))

@@ -279,6 +279,31 @@ def escaped(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
+def tabular(
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[str] | None = None,
+    escape: Callable[[str], str] = escaped,
+) -> list[str]:
+    """Return a LaTeX table with ``booktabs``, line by line.
+
+    Args:
+        title: its caption.
+        head: names of the columns.
+        rows: cells.
+        left: columns whose cells stand at the left; the first one by default.
+        escape: of the cells of ``rows``.
+    """
+    left = head[:1] if left is None else left
+    columns = "".join("l" if name in left else "r" for name in head)
+    lines = ["\\begin{table}", f"\\caption{{{escaped(title)}}}"]
+    lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    lines += [" & ".join(map(escaped, head)) + r" \\", "\\midrule"]
+    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
+    return [*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]
+
+
 def latex(ranking: dict[str, Any]) -> str:
     """Return the tables of figures as LaTeX (``booktabs``), without the lists of failures."""
     lines = [
@@ -288,15 +313,10 @@ def latex(ranking: dict[str, Any]) -> str:
     for block in blocks(ranking):
         if "method" not in block["head"] or "reason" in block["head"]:
             continue
-        form = "l" if "source" in block["head"] else "r"
-        columns = "".join("l" if c in ("method", "set", "metric") else form for c in block["head"])
-        lines += ["", "\\begin{table}", f"\\caption{{{escaped(block['title'])}}}"]
-        lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-        lines += [" & ".join(map(escaped, block["head"])) + r" \\", "\\midrule"]
-        for row in block["rows"]:
-            cells = _mark_baseline(row, block["head"], ranking, "\\emph{{{}}}", escaped)
-            lines.append(" & ".join(cells) + r" \\")
-        lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+        head = block["head"]
+        rows = [_mark_baseline(r, head, ranking, "\\emph{{{}}}", escaped) for r in block["rows"]]
+        left = head if "source" in head else ("method", "set", "metric")
+        lines += ["", *tabular(block["title"], head, rows, left, str)]
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.calibrate import calibrate as calibrate
+from normscan.cli.calibrate import update as update
+from normscan.cli.check import check as check
 from normscan.cli.data import bids as bids
 from normscan.cli.data import cohort as cohort
 from normscan.cli.data import preprocess as preprocess
@@ -21,6 +22,8 @@ from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
 from normscan.cli.predict import predict as predict
+from normscan.cli.regions import regions as regions
+from normscan.cli.spelling import command_line
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cli.synthesis import synthesise as synthesise
@@ -29,10 +32,6 @@ from normscan.cohort import Cohort
 from normscan.errors import OutputError
 from normscan.parallel import use_threads
 from normscan.progress import Progress
-
-
-def _command_line() -> str:
-    return " ".join(["normscan", *map(shlex.quote, sys.argv[1:])])
 
 
 def fit(
@@ -203,12 +202,12 @@ def evaluate(
     use_threads(threads)
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
-    for note in table.notes:
+    for note in (*table.notes, *detector.out_of_date()):
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
-        baselines=evaluation.BASELINES if baselines else (), command=_command_line(), progress=True,
+        baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
         overwrite=overwrite,
     )  # fmt: skip
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
@@ -260,7 +259,7 @@ def limits(
     found = detection_limits(
         detector, table, phantom=phantom, kind=kind, sizes=sizes, contrasts=contrasts, count=count,
         split=split, overlap=overlap, seed=seed, out=folder, replicates=replicates,
-        command=_command_line(), progress=True,
+        command=command_line(), progress=True,
     )  # fmt: skip
     write_limits(found, folder)
     for failure in found.failures:
@@ -315,7 +314,7 @@ def demo(out: str = "runs/demo", method: str = "dae", seed: int = 0) -> None:
     bar.say("3/3  evaluating on held-out healthy and lesioned scans")
     results = evaluation.evaluate(
         detector, cohort, folder / "evaluation", report=folder / "report.html",
-        command=_command_line(), progress=True,
+        command=command_line(), progress=True,
     )  # fmt: skip
     print(f"\n{method} on a simulated cohort ({time.monotonic() - begun:.0f} s in all)")
     print(evaluation.text_summary(results))

@@ -27,8 +27,11 @@ COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN...",
+    "check": "is a scan of the kind a detector knows? normscan check RUN SCAN...",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
     "calibrate": "thresholds from another site's healthy scans: normscan calibrate RUN --cohort C",
+    "regions": "healthy scores of anatomical regions: normscan regions RUN --cohort C",
+    "update": "let new healthy scans join a trained detector: normscan update RUN --cohort C",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
@@ -61,9 +64,12 @@ Research use. Not for diagnosis.
 # The one argument of a command that needs no name.
 POSITIONAL = {
     "predict": "run",
+    "check": "run",
     "evaluate": "run",
     "calibrate": "run",
+    "update": "run",
     "limits": "run",
+    "regions": "run",
     "subgroups": "run",
     "cohort": "path",
     "preprocess": "cohort",
@@ -246,8 +252,8 @@ def build_parser(
         parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
     if name == "compare":
         parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
-    if name == "predict":
-        parser.add_argument("scans", nargs="*", help="files, folders or patterns to score")
+    if name in ("predict", "check"):
+        parser.add_argument("scans", nargs="*", help="files, folders or patterns of scans")
     if name == "datasets":
         parser.add_argument(
             "action", nargs="?", default="list", help="list, show, prepare, download"

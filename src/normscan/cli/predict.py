@@ -18,6 +18,7 @@ from normscan.progress import Progress
 
 if TYPE_CHECKING:
     from normscan.detector.finding import Finding
+    from normscan.detector.regions import Regions
 
 SCORES = "scores.csv"
 
@@ -36,6 +37,8 @@ def predict(
     overlay: bool = True,
     workers: int | None = None,
     threads: int | None = None,
+    fdr: float | None = None,
+    regions: str | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -51,22 +54,33 @@ def predict(
         force: score scans that the quality gate refuses, too.
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
-        structures: for methods that use them, label maps of the anatomy likewise.
+        structures: label maps of the anatomy likewise, for methods that use them; components are
+            named by their regions.
         overlay: draw a picture of each map over its scan; `--overlay false` saves the time.
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
             The results are the same for any number.
         threads: of the arithmetic; by default the cores that this process may use.
+        fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
+            at most this share is expected to be healthy, such as 0.1.
+        regions: file of `normscan regions`, for the names, scores and p-values of the regions.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
     """
+    from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
+    from normscan.detector.prediction import SEEN
+    from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
     use_threads(threads)
     detector = load(run, device)
+    check(detector, fdr)
+    healthy = None if regions is None else Regions.load(Path(regions), detector)
+    for note in detector.out_of_date():
+        print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "predictions"
     check_folder(folder)
     if cohort is not None:
@@ -79,10 +93,11 @@ def predict(
             f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
         )
     lines, failures = [], 0
+    listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
     found = detector.predict_cohort(tracked, force=force, workers=workers)
     writers = min(1, read_ahead() if workers is None else workers)
-    written = partial(_written, folder, overlay)
+    written = partial(_written, folder, overlay, healthy)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
         if isinstance(result, NormscanError):
             failures += 1
@@ -90,12 +105,17 @@ def predict(
             print(f"{row.scan}: left out: {result}", file=sys.stderr)
         else:
             lines.append(_line(row.scan, result))
+            if not set(SEEN.values()) & set(result.notes):
+                listed[row.scan] = row.subject
             _say(row.scan, result)
     if failures == len(rows):
         raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
     if failures:
         print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
+    said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
     write_scores(folder / SCORES, lines)
+    for sentence in said:
+        print(sentence)
     print(f"results: {folder}\nscores:  {folder / SCORES}")
     return 1 if failures else 0
 
@@ -103,12 +123,15 @@ def predict(
 Found = tuple[CohortRow, "Finding | NormscanError"]
 
 
-def _written(folder: Path, overlay: bool, found: Found) -> Found:
+def _written(folder: Path, overlay: bool, healthy: Regions | None, found: Found) -> Found:
     """Write a finding, in any thread; return it, or what is wrong with it."""
+    from normscan.detector.regions import locate
+
     row, result = found
     if not isinstance(result, NormscanError):
         try:
             with of_scan(row.scan):
+                locate(result, row, healthy)
                 result.save(folder, row.scan, overlay)
         except NormscanError as error:
             return row, error
@@ -186,7 +209,7 @@ def _say(name: str, finding: Finding) -> None:
 
 
 def _notes(finding: Finding) -> tuple[str, ...]:
-    return (*(finding.quality.reasons if finding.quality else ()), *finding.notes)
+    return (*(finding.quality.sentences if finding.quality else ()), *finding.notes)
 
 
 def _line(name: str, finding: Finding) -> dict[str, Any]:
@@ -213,6 +236,8 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
     if path.exists():
         before = pd.read_csv(path, dtype=object)
         if "scan" in before:
+            if "q_value" in table:  # those of another list say nothing of this one
+                before = before.drop(columns=["q_value", "chosen"], errors="ignore")
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,6 +24,11 @@ SYNONYMS = {
 _NUMBERS = re.compile(r"[-+.,\deE\s]+")
 _PAIRS = re.compile(r"\w+=[^{\[]*")
 _OWN_COMMAS = ("target", "structures")  # commas in them part the channels of a scan
+
+
+def command_line() -> str:
+    """Return the command that was given, as a shell takes it again."""
+    return " ".join(["normscan", *map(shlex.quote, sys.argv[1:])])
 
 
 def spelled(arguments: list[str], known: Iterable[str], function: Callable[..., Any]) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normscan.cli.compared import Block, long_rows, pair_rows, pixel_block, write_comparison
+from normscan.cli.spelling import command_line
 from normscan.errors import ArgumentError, OutputError, nearest
 
 if TYPE_CHECKING:
@@ -17,17 +19,24 @@ SCANS = "scans.csv"
 
 
 def compare(
-    runs: list[str], prevalence: float | None = None, seed: int = 0, json: bool = False
+    runs: list[str],
+    out: str | None = None,
+    prevalence: float | None = None,
+    seed: int = 0,
+    json: bool = False,
 ) -> None:
     """Test evaluated detectors against each other on the scans that all of them scored.
 
     First what a user gets: sensitivity and false alarms of each decision as it was kept, with exact
     intervals, and beside them the sensitivity at just the wanted rate on these healthy scans (an
     oracle). Then the image AUROC, tested paired and by subject: DeLong's test and a permutation
-    test, both with Holm's correction over all pairs; predictive values of each decision.
+    test, both with Holm's correction over all pairs; predictive values of each decision. Last the
+    figures of the maps, as each evaluation gives them.
 
     Args:
         runs: run or evaluation folders of the same cohort, two or more.
+        out: folder for compare.csv, pairs.csv, compare.tex and compare.html, which also have the
+            figures of the maps.
         prevalence: share of anomalous scans where the detectors are to be used; that of the scans
             by default.
         seed: of the permutations.
@@ -69,29 +78,30 @@ def compare(
         adjusted = holm([p[test].p_value for p in pairs])
         for pair, value in zip(pairs, adjusted, strict=True):
             pair[f"{test}_holm"] = float(value)
-    if json:
-        from normscan.metrics.estimates import to_json
-
-        rows = [{k: to_json(v) if hasattr(v, "low") else v for k, v in r.items()} for r in each]
-        plain = [{k: to_json(v) if hasattr(v, "low") else v for k, v in p.items()} for p in pairs]
-        print(_json.dumps({"runs": rows, "pairs": plain, "left_out": dropped}, indent=2))
-        return
+    metrics = [_results(run).get("metrics", {}) for run in runs]
     share = decided.prevalence
+    lead = []
     for name, table in zip(names, tables, strict=True):
         seen = int(table["seen"].notna().sum()) if "seen" in table else 0
         if seen:
-            print(f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv")
-    print(f"{len(labels)} scans of {len(set(subjects))} subjects, {int(labels.sum())} anomalous")
+            lead.append(
+                f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv"
+            )
+    people = len(set(subjects))
+    lead.append(f"{len(labels)} scans of {people} subjects, {int(labels.sum())} anomalous")
     if dropped:
-        print(f"left out: {dropped} scans that not all runs scored")
+        lead.append(f"left out: {dropped} scans that not all runs scored")
     head = {
         "run": "run", "sensitivity": "sensitivity", "false_alarms": "false alarms",
         "sensitivity_at_rate": "at the wanted rate (oracle)", "auroc": "AUROC",
         "ppv": f"PPV at {share:.3g}", "npv": "NPV",
     }  # fmt: skip
-    _print([tuple(head.values()), *(tuple(str(r[k] or "-") for k in head) for r in each)])
-    print()
-    lines = [("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")]
+    cells = [[str(r[k] or "-") for k in head] for r in each]
+    text = (
+        "Sensitivity and false alarms as each detector decides, exact intervals; AUROC by DeLong."
+    )
+    blocks = [Block("Decisions and ranking", text, list(head.values()), cells)]
+    lines: list[Sequence[str]] = []
     for p in pairs:
         d, q = p["delong"], p["permutation"]
         lines.append(
@@ -104,7 +114,29 @@ def compare(
                 f"{p['permutation_holm']:.3g}",
             )
         )
-    _print(lines)
+    names_of = ("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")
+    text = "Image AUROC of the first minus the second, paired by subject; Holm over all pairs."
+    blocks.append(Block("Differences", text, names_of, lines))
+    if (maps := pixel_block(names, metrics)) is not None:
+        blocks.append(maps)
+    if out is not None:
+        figures = long_rows(names, each, metrics)
+        write_comparison(Path(out), lead, blocks, figures, pair_rows(pairs), command_line())
+    if json:
+        from normscan.metrics.estimates import to_json
+
+        rows = [{k: to_json(v) if hasattr(v, "low") else v for k, v in r.items()} for r in each]
+        plain = [{k: to_json(v) if hasattr(v, "low") else v for k, v in p.items()} for p in pairs]
+        print(_json.dumps({"runs": rows, "pairs": plain, "left_out": dropped}, indent=2))
+        return
+    print("\n".join(lead))
+    for number, block in enumerate(blocks):
+        if number:
+            print()
+        _print([tuple(block.head), *map(tuple, block.rows)])
+    if out is not None:
+        print(f"\ntables: {Path(out) / 'compare.csv'} (pairs.csv, compare.tex)")
+        print(f"page:   {Path(out) / 'compare.html'}")
 
 
 def subgroups(
@@ -167,11 +199,17 @@ def _fields(found: Any) -> dict[str, Any]:
 
 def _decision(run: str) -> dict[str, Any]:
     """Return what an evaluation says of the decision; nothing where only its scores are left."""
+    found: dict[str, Any] = _results(run).get("decision", {})
+    return found
+
+
+def _results(run: str) -> dict[str, Any]:
+    """Return the results of an evaluation; nothing where only its scores are left."""
     for folder in (Path(run), Path(run) / "evaluation"):
         path = folder / "results.json"
         if path.is_file():
-            decision: dict[str, Any] = _json.loads(path.read_text("utf-8"))["decision"]
-            return decision
+            results: dict[str, Any] = _json.loads(path.read_text("utf-8"))
+            return results
     return {}
 
 

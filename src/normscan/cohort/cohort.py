@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+IN_MEMORY = "The table"  # how messages call one without a file
+
+
 class Cohort:
     """A table of scans.
 
@@ -70,6 +73,7 @@ class Cohort:
         root: folder of relative paths.
         notes: what was decided when the cohort was read.
         auxiliary: another cohort that some methods learn from besides, or None.
+        name: of the file or folder that it was read from, without its path; else empty.
 
     Example:
         >>> cohort = Cohort.read("brain_mri/")  # doctest: +SKIP
@@ -77,6 +81,8 @@ class Cohort:
         >>> for row in cohort.part("test"):  # doctest: +SKIP
         ...     scan = row.load()
     """
+
+    name = ""
 
     def __init__(
         self,
@@ -96,8 +102,8 @@ class Cohort:
                 a subject in train and test.
         """
         self.notes = [*notes, *label_notes(table)]
-        self.table = normalise(table, "The table")
-        check_subjects(self.table, "The table")
+        self.table = normalise(table, IN_MEMORY)
+        check_subjects(self.table, IN_MEMORY)
         self.root = Path(root)
         self.auxiliary: Cohort | None = None
 
@@ -137,8 +143,8 @@ class Cohort:
             ArgumentError: fractions that don't sum to 1.
         """
         if not isinstance(path, str | os.PathLike):
-            source = "The table"
-            return cls._make(path, [Path(root or ".")], seed, fractions, [], source, division)
+            candidates = [Path(root or ".")]
+            return cls._make(path, candidates, seed, fractions, [], IN_MEMORY, division)
         given = Path(path)
         if given.is_dir():
             return cls._read_folder(given, root, seed, fractions, division)
@@ -168,7 +174,7 @@ class Cohort:
             CohortError: as ``read``.
             ArgumentError: as ``read``.
         """
-        return cls._make(table, [Path(root)], seed, fractions, [], "The table")
+        return cls._make(table, [Path(root)], seed, fractions, [], IN_MEMORY)
 
     @classmethod
     def empty(cls) -> Cohort:
@@ -219,7 +225,9 @@ class Cohort:
         table = normalise(table, source)
         root = find_root(table, candidates, source)
         table, more = assign_splits(table, root, seed, fractions, source, division)
-        return cls._of(table, root, [*notes, *more])
+        cohort = cls._of(table, root, [*notes, *more])
+        cohort.name = "" if source == IN_MEMORY else Path(os.path.abspath(source)).name
+        return cohort
 
     @classmethod
     def _of(cls, table: pd.DataFrame, root: Path, notes: list[str]) -> Cohort:
@@ -232,7 +240,7 @@ class Cohort:
     def _with(self, table: pd.DataFrame, notes: Iterable[str] = ()) -> Cohort:
         """Return the cohort with another table that is checked already."""
         cohort = self._of(table, self.root, [*self.notes, *notes])
-        cohort.auxiliary = self.auxiliary
+        cohort.auxiliary, cohort.name = self.auxiliary, self.name
         return cohort
 
     def __len__(self) -> int:

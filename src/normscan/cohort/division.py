@@ -16,6 +16,7 @@ from normscan.io import atomic_path, content_hash
 
 AUXILIARY = "auxiliary"
 CALIBRATION = "calibration"  # of another cohort, after training
+EXCLUDED = "excluded"  # left out of the fit by hand
 HEAD = ("scan", "subject", "split", "sha256", "sha256_beside")
 
 
@@ -25,7 +26,7 @@ class Member(NamedTuple):
     Attributes:
         scan: its name.
         subject: whose it is, as the table says.
-        split: train, val, test, extra, auxiliary, calibration or an empty string.
+        split: train, val, test, extra, auxiliary, calibration, excluded or an empty string.
         content: SHA-256 of each of its files, parted by spaces; empty where one can't be read.
         beside: likewise of what stands beside it: targets, structures, foreground and lesion mask.
     """
@@ -39,7 +40,7 @@ class Member(NamedTuple):
 
 def _rank(split: str) -> int:
     """Order splits by how much a scan in them is known to the detector, the most first."""
-    known = ("train", AUXILIARY, "val", CALIBRATION, "extra", "test")
+    known = ("train", AUXILIARY, "val", CALIBRATION, EXCLUDED, "extra", "test")
     return known.index(split) if split in known else len(known)
 
 
@@ -75,6 +76,10 @@ class Division:
             members.append(Member(row.scan, row.subject, place, own, content_of(beside)))
         return cls(members)
 
+    def joined(self, other: Division, instead_of: str | None = None) -> Division:
+        """Return that of the scans of both, without those of this one in a split it replaces."""
+        return Division([*(m for m in self.members if m.split != instead_of), *other.members])
+
     @classmethod
     def read(cls, path: Path) -> Division:
         """Read what ``write`` wrote.
@@ -107,12 +112,23 @@ class Division:
 
     def changed(self, other: Division) -> list[str]:
         """Return the names of scans that a detector may learn from and whose files differ."""
-        before = {(m.scan, m.split): m for m in self.members if m.split not in ("", "test")}
+        idle = ("", "test", EXCLUDED)
+        before = {(m.scan, m.split): m for m in self.members if m.split not in idle}
         return [m.scan for m in other.members if before.get((m.scan, m.split), m) != m]
 
-    def find(self, content: str) -> Member | None:
-        """Return the scan of the same content, or None."""
-        return self._by_content.get(content)
+    def find(self, content: str, partly: bool = False) -> Member | None:
+        """Return the scan of the same content, or None.
+
+        Args:
+            content: see ``Member``.
+            partly: one file in common is enough, as of a scan whose other channels are missing.
+        """
+        found = self._by_content.get(content)
+        if found is not None or not partly:
+            return found
+        files = set(content.split())
+        shared = [m for m in self.members if files & set(m.content.split())]
+        return min(shared, key=lambda m: _rank(m.split), default=None)
 
     def places(self, rows: Sequence[tuple[str, str, str]]) -> tuple[list[str | None], int]:
         """Return the split of each scan, None for those of subjects that nobody knows.
@@ -139,7 +155,8 @@ class Division:
                 places.append((subject, member.split))
         # What trained goes before what didn't.
         homes = dict(sorted(places, key=lambda place: _rank(place[1]), reverse=True))
-        homes = {w: "extra" if s in (AUXILIARY, CALIBRATION) else s for w, s in homes.items()}
+        aside = (AUXILIARY, CALIBRATION, EXCLUDED)
+        homes = {w: "extra" if s in aside else s for w, s in homes.items()}
         return [homes.get(subject) for _, subject, _ in rows], named
 
 

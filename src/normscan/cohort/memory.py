@@ -20,7 +20,9 @@ FRACTIONS = (0.8, 0.2, 0.0)
 
 
 @contextmanager
-def as_cohort(data: Any, seed: int) -> Iterator[Cohort]:
+def as_cohort(
+    data: Any, seed: int, fractions: tuple[float, float, float] | None = None
+) -> Iterator[Cohort]:
     """Give a cohort of healthy scans, or the one that a path or a table describes.
 
     Args:
@@ -28,6 +30,7 @@ def as_cohort(data: Any, seed: int) -> Iterator[Cohort]:
             healthy arrays, scans or files, each of a subject of its own. Arrays lie in a temporary
             folder as long as the block runs.
         seed: of the split, where none is given.
+        fractions: of that split; those of ``Cohort.read`` by default, and for a list no test part.
 
     Raises:
         CohortError: as ``Cohort.read``.
@@ -36,14 +39,17 @@ def as_cohort(data: Any, seed: int) -> Iterator[Cohort]:
     if isinstance(data, Cohort):
         yield data
     elif isinstance(data, str | os.PathLike) or hasattr(data, "columns"):
-        yield Cohort.read(data, seed=seed)
+        if fractions is None:
+            yield Cohort.read(data, seed=seed)
+        else:
+            yield Cohort.read(data, seed=seed, fractions=fractions)
     elif isinstance(data, np.ndarray):
         raise ArgumentError(
             f"an array of {data.shape} may be one scan or many: give a list of arrays, list(array)."
         )
     elif isinstance(data, Sequence) and len(data):
         with tempfile.TemporaryDirectory(prefix="normscan-arrays-") as folder:
-            yield _of_list(data, Path(folder), seed)
+            yield _of_list(data, Path(folder), seed, fractions or FRACTIONS)
     else:
         raise ArgumentError(
             f"{type(data).__name__} is no cohort: give a Cohort, a path, a pandas table, or a list of "
@@ -51,11 +57,13 @@ def as_cohort(data: Any, seed: int) -> Iterator[Cohort]:
         )
 
 
-def _of_list(items: Sequence[Any], folder: Path, seed: int) -> Cohort:
+def _of_list(
+    items: Sequence[Any], folder: Path, seed: int, fractions: tuple[float, float, float]
+) -> Cohort:
     import pandas as pd
 
     paths = [_file(item, folder / f"scan{n:05d}") for n, item in enumerate(items)]
-    return Cohort.from_table(pd.DataFrame({"path": paths, "label": 0}), folder, seed, FRACTIONS)
+    return Cohort.from_table(pd.DataFrame({"path": paths, "label": 0}), folder, seed, fractions)
 
 
 def _file(item: Any, place: Path) -> str:

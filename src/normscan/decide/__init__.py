@@ -8,6 +8,7 @@ from normscan.decide.cross import CrossThreshold
 from normscan.decide.groups import GroupedThreshold, restored
 from normscan.decide.pixels import PixelThreshold
 from normscan.decide.scans import ScanThreshold
+from normscan.decide.worklist import Worklist
 
 __all__ = [
     "Calibration",
@@ -16,6 +17,7 @@ __all__ = [
     "GroupedThreshold",
     "PixelThreshold",
     "ScanThreshold",
+    "Worklist",
     "promise",
     "restored",
 ]

@@ -184,6 +184,15 @@ class ScanThreshold:
         # Both are multiples of 1 / (n + 1).
         return p_value, round(p_value * (self.n + 1)) <= self.rank
 
+    def ranked(self, p_value: float) -> dict[str, int]:
+        """Return what a p-value counts.
+
+        That is so many ``healthy`` subjects, of them so many that score ``as_high``, and how many
+        ``may_be_as_high`` where a scan is still anomalous.
+        """
+        as_high = round(p_value * (self.n + 1)) - 1
+        return {"healthy": self.n, "as_high": as_high, "may_be_as_high": self.rank - 1}
+
     def p_values_of(self, scores: npt.ArrayLike) -> Floats:
         """Return the p-values (m,) of scans by the means of their members' scores (m, K)."""
         return self.p_values(np.asarray(scores, dtype=np.float64).mean(axis=1))

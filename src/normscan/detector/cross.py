@@ -210,8 +210,12 @@ def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float
     healthy = PreparedSet.join([work.fold(n) for n in numbers])
     sets = {"healthy": healthy, **{k: s for k, s in work.sets.items() if not k.startswith("fold")}}
     validation = None if watched is None else work.fold(watched)
-    seed, report = state.seed, work.bar.update
-    seconds = Trainer(method, sets, validation, folder, work.fabric, seed, report).run()
+    seed, bar = state.seed, work.bar
+    trainer = Trainer(
+        method, sets, validation, folder, work.fabric, seed, bar.update,
+        lambda text: bar.say(f"fold {number}: {text}"),
+    )  # fmt: skip
+    seconds = trainer.run()
     fitting.closed_form_part(method, healthy, seconds, work.fabric.device, seed)
     return seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
 from normscan.detector.elsewhere import calibrated
 from normscan.detector.exclude import Excluded, reasons_of
+from normscan.detector.filled import without as lacking
 from normscan.detector.finding import Finding
+from normscan.detector.patches import patches_like
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
 from normscan.detector.state import State, ask
-from normscan.detector.storage import read_state, write_state
+from normscan.detector.storage import packed, read_state, unpacked, write_state
+from normscan.detector.update import updated
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
 from normscan.progress import Progress
@@ -134,7 +138,7 @@ class Detector(State):
             preprocess=self._asked[0], arguments=dict(self._asked[1]),
             calibration=self._asked[2], reduction=self._asked[3], replaces=self._asked[4],
             places=None, channels=(), method=None, scan_threshold=None,
-            pixel_threshold=None, gate=None, training={}, fingerprint="", division=None,
+            pixel_threshold=None, gate=None, training={}, fingerprint="", division=None, filled=(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------ fitting
@@ -202,6 +206,7 @@ class Detector(State):
         fpr: float | None = None,
         pixel_fpr: float | None = None,
         by: str | None = None,
+        without: Sequence[str] = (),
         progress: bool = False,
     ) -> Detector:
         """Set the thresholds anew on healthy scans that did not train, such as another site's.
@@ -216,6 +221,8 @@ class Detector(State):
             pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold, likewise.
             by: column of the cohort, such as ``scanner``, whose groups get thresholds of their own
                 where they are large enough; ``columns`` of ``predict`` then names a scan's.
+            without: channels that scans may lack from now on: 0 stands for them, in these healthy
+                scans and in every other, so p-values stay valid; findings say so.
             progress: show progress on stderr.
 
         Returns:
@@ -228,7 +235,40 @@ class Detector(State):
         if not isinstance(healthy, Cohort):
             healthy = Cohort.read(healthy, fractions=(1.0, 0.0, 0.0))
         with Progress(progress) as bar:
-            self._take(calibrated(self, healthy, (fpr, pixel_fpr), by, bar)[0])
+            state = lacking(self, without) if without else self
+            self._take(calibrated(state, healthy, (fpr, pixel_fpr), by, bar)[0])
+        return self
+
+    def update(
+        self,
+        more: Cohort | str | os.PathLike[str] | pd.DataFrame | Sequence[Any],
+        *,
+        workers: int = 1,
+        progress: bool = False,
+    ) -> Detector:
+        """Let new healthy scans join what it knows, without fitting anew.
+
+        For methods whose closed form takes them in: memory banks (``patchcore``, ``anomaly_dino``),
+        Gaussians (``padim``, ``image_statistics``) and the mean image. Sums and whole banks end as
+        if fitted to all scans at once, up to rounding; of a coreset's new scans a coreset of their
+        own is taken. The scans of train join, and those of val set the thresholds anew; without
+        these the thresholds stay and ``training["stale"]`` says how many scans joined since.
+
+        Args:
+            more: a cohort, the path of its table or folder, a pandas table, or a list of healthy
+                arrays, scans or files. Without a split all of its healthy scans join.
+            workers: processes that prepare scans.
+            progress: show progress on stderr.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ArgumentError: the detector was not fitted, or its method can't take in further scans.
+            CohortError: no healthy scans that join.
+        """
+        with Progress(progress) as bar, as_cohort(more, self.seed, (1.0, 0.0, 0.0)) as given:
+            self._take(updated(self, given, workers, bar)[0])
         return self
 
     # --------------------------------------------------------------- prediction
@@ -281,7 +321,46 @@ class Detector(State):
         """
         return predict_rows(self, rows, details, force, workers)
 
+    def patches_like(
+        self, finding: Finding, rows: Iterable[CohortRow], count: int = 3
+    ) -> list[dict[str, Any]]:
+        """Return where in healthy scans a patch looks most like the most anomalous one of a finding.
+
+        For methods that compare patches with those of training scans, such as ``patchcore``. Each
+        scan is read and its features are made again, so this takes as long as predicting them.
+
+        Args:
+            finding: of this detector.
+            rows: scans to look through, such as ``cohort.part("train")``.
+            count: how many, each of another scan.
+
+        Returns:
+            For each its ``scan``, the ``distance`` of the features, and the ``index`` of the patch's
+            middle in the scan's array, the nearest first. Scans that can't be read are passed over.
+
+        Raises:
+            ArgumentError: the method has no patches.
+        """
+        return patches_like(self, finding, rows, count)
+
     # ------------------------------------------------------------------ storage
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling keeps: a fitted detector as its stored files, weights as safetensors."""
+        if self.method is None:
+            return self.__dict__.copy()
+        buffer = next(chain(self.method.parameters(), self.method.buffers()), None)
+        device = "cpu" if buffer is None else str(buffer.device)
+        kept = {"_asked": self._asked, "cache": self.cache}
+        return {"files": packed(self), "device": device, "kept": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take back what ``__getstate__`` returned."""
+        if "files" not in state:
+            self.__dict__.update(state)
+            return
+        self._take(unpacked(state["files"], state["device"]))
+        self.__dict__.update(state["kept"])
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the detector to a new folder: weights, ``detector.json`` and ``card.md``.

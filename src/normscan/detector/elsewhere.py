@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from normscan.cohort import Cohort, Division
-from normscan.cohort.division import CALIBRATION
+from normscan.cohort.division import CALIBRATION, EXCLUDED, content_of
 from normscan.decide import GroupedThreshold, ScanThreshold, promise
 from normscan.decide.groups import group_of
+from normscan.detector.filled import without
 from normscan.detector.healthy import Healthy, score_healthy, thresholded
 from normscan.detector.run import HEALTHY
 from normscan.detector.state import State
@@ -23,8 +25,9 @@ Rates = tuple[float | None, float | None]
 
 
 def calibrate_run(
-    run: Path, cohort: Cohort, out: Path, rates: Rates, by: str | None, device: str, bar: Progress
-) -> State:
+    run: Path, cohort: Cohort, out: Path, rates: Rates, by: str | None, device: str, bar: Progress,
+    lacking: Sequence[str] = (),
+) -> State:  # fmt: skip
     """Calibrate a stored detector and write it to a new folder, which is whole or not there.
 
     Args:
@@ -35,23 +38,41 @@ def calibrate_run(
         by: see ``calibrated``.
         device: that scores the scans.
         bar: shows progress.
+        lacking: channels to do without, see ``normscan.detector.filled``.
 
     Raises:
         OutputError: ``out`` exists, or there is no detector in ``run``.
+        ArgumentError: no such channel.
+    """
+    check_new(out)
+    state = read_state(run, device)
+    if lacking:
+        state = without(state, lacking)
+    return stored(*calibrated(state, cohort, rates, by, bar), out)
+
+
+def check_new(out: Path) -> None:
+    """Refuse a folder that holds something, or that can't be made.
+
+    Raises:
+        OutputError: it is so.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists. Choose another folder with --out, or remove it.")
-    state = read_state(run, device)
     check_folder(out.parent)
-    decided, healthy = calibrated(state, cohort, rates, by, bar)
+
+
+def stored(state: State, healthy: Healthy | None, out: Path) -> State:
+    """Write a state, and the healthy scores that set its thresholds, to a new folder in one go."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / "run"
         folder.mkdir()
-        healthy.write(folder / HEALTHY)
-        decided = write_state(decided, folder)
+        if healthy is not None:
+            healthy.write(folder / HEALTHY)
+        state = write_state(state, folder)
         os.replace(folder, out)
-    return decided
+    return state
 
 
 def calibrated(
@@ -78,7 +99,7 @@ def calibrated(
     for name, rate in zip(("fpr", "pixel_fpr"), rates, strict=True):
         if rate is not None and not 0 < rate < 1:
             raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
-    healthy, seen = apart(state, chosen(cohort))
+    healthy, seen, excluded = apart(state, chosen(cohort))
     groups = grouped(healthy, by)
     n = len({row.subject for row in healthy})
     asked = state.changed(fpr=rates[0] or state.fpr, pixel_fpr=rates[1] or state.pixel_fpr)
@@ -89,7 +110,7 @@ def calibrated(
         raise CohortError(
             f"no healthy scan for the threshold could be predicted: no threshold. {reason}".rstrip()
         )
-    for line in doubts(found, seen, len(healthy)):
+    for line in doubts(found, seen, excluded, len(healthy)):
         bar.say(line)
     threshold = ScanThreshold.fit(found.scores, asked.fpr, found.subjects)
     if by is not None:
@@ -99,13 +120,14 @@ def calibrated(
         "cohort_sha256": healthy.digest(),
         "scans": len(found.scores),
         "subjects": threshold.n,
-        "left_out": [scan for scan, _ in found.failures] + seen,
+        "left_out": [scan for scan, _ in found.failures] + seen + excluded,
     }
     training = {**state.training, "earlier": [*state.training.get("earlier", []), decision(state)]}
     decided = thresholded(asked.changed(training=training, pixel_threshold=None), found, threshold)
     training, division = {**decided.training, "elsewhere": about}, state.division
+    training.pop("stale", None)
     if division is not None:
-        division = Division([*division.members, *Division.of(healthy, CALIBRATION).members])
+        division = division.joined(Division.of(healthy, CALIBRATION), instead_of=CALIBRATION)
     return decided.changed(training=training, division=division), found
 
 
@@ -143,11 +165,13 @@ def grouped(cohort: Cohort, by: str | None) -> dict[str, str]:
     return groups
 
 
-def apart(state: State, cohort: Cohort) -> tuple[Cohort, list[str]]:
-    """Return the scans that the detector did not learn from, and the names of the others.
+def apart(state: State, cohort: Cohort) -> tuple[Cohort, list[str], list[str]]:
+    """Return the scans that may set a threshold, and the names of the others.
+
+    Others are those that the detector learnt from, and those that were left out of its fit by hand.
 
     Raises:
-        CohortError: it learnt from all of them.
+        CohortError: no scan may.
     """
     seen = [state.seen(row.paths) == "trained" for row in cohort]
     if all(seen):
@@ -155,16 +179,27 @@ def apart(state: State, cohort: Cohort) -> tuple[Cohort, list[str]]:
             "the detector learnt from all of these scans, so their scores are too low for a "
             "threshold. Take healthy scans that did not train."
         )
-    names = [row.scan for row, known in zip(cohort, seen, strict=True) if known]
-    return cohort.select([not known for known in seen]), names
+    members = () if state.division is None else state.division.members
+    aside = {m.content for m in members if m.split == EXCLUDED and m.content}
+    left = [content_of(row.paths) in aside if aside else False for row in cohort]
+    kept = [not (known or out) for known, out in zip(seen, left, strict=True)]
+    if not any(kept):
+        raise CohortError(
+            "the healthy scans that the detector did not learn from were left out by "
+            "hand, so none is left to set a threshold with."
+        )
+    learnt = [row.scan for row, known in zip(cohort, seen, strict=True) if known]
+    return cohort.select(kept), learnt, [r.scan for r, out in zip(cohort, left, strict=True) if out]
 
 
-def doubts(found: Healthy, seen: list[str], count: int) -> list[str]:
+def doubts(found: Healthy, seen: list[str], excluded: list[str], count: int) -> list[str]:
     """What somebody should know of the scans that set the threshold."""
     lines = []
-    if seen:
-        some = ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
-        lines.append(f"left out, since the detector learnt from them: {len(seen)} scans ({some})")
+    reasons = ("the detector learnt from them", "its fit left them out by hand")
+    for names, why in zip((seen, excluded), reasons, strict=True):
+        if names:
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            lines.append(f"left out, since {why}: {len(names)} scans ({some})")
     for scan, reason in found.failures:
         lines.append(f"{scan}: left out: {reason}")
     if found.refused:

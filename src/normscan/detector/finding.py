@@ -47,6 +47,8 @@ class Finding:
         threshold: of the score.
         false_alarms: share of healthy scans that are flagged at that threshold: ``wanted``,
             ``expected``, and the ends ``low`` and ``high`` of the expectation; None without one.
+        ranked: how many ``healthy`` subjects it was compared with, how many score ``as_high``, and
+            how many ``may_be_as_high`` for it to be anomalous; None without a threshold.
         pixel_threshold: of the map; above it lies the segmentation.
         pixel_rule: what that threshold bounds on healthy scans, in words.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
@@ -54,6 +56,10 @@ class Finding:
             restores.
         prepared: (C, *scan.shape) the prepared scan brought back, to compare the restoration with.
         foreground: (*scan.shape) bool.
+        labels: (*scan.shape) label map of the anatomy, 0 for none; components then name their
+            ``region``.
+        label_names: of the regions by label.
+        regions: how unusual each is, see ``normscan.detector.regions.Regions``.
         quality: what the quality gate says of the scan; None where the detector has no gate.
         notes: what the preprocessing steps found worth saying.
         facts: numbers that they measured.
@@ -73,11 +79,15 @@ class Finding:
     threshold: float | None = None
     pixel_threshold: float | None = None
     false_alarms: Mapping[str, float] | None = None
+    ranked: Mapping[str, int] | None = None
     pixel_rule: str = ""
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
     foreground: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    regions: list[dict[str, Any]] = field(default_factory=list)
     quality: Verdict | None = None
     notes: tuple[str, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
@@ -123,20 +133,57 @@ class Finding:
             text += f", {100 * wanted:.2g} % were wanted"
         return f"anomalous ({text})"
 
+    def neighbours(self) -> list[dict[str, Any]]:
+        """Return the healthy training scans that look most alike, the nearest first.
+
+        Each has its name ``scan``, and how many ``times`` as far it lies as healthy scans lie from
+        each other at most, over all views and ``by_view``: what it shows (``picture``), the
+        ``histogram`` of its values, its ``texture``, its ``outline``. Of a volume at a detector of
+        pictures its middle slice is compared. Empty where the detector has no quality gate, or one
+        that knows no names.
+        """
+        return [] if self.quality is None else list(self.quality.neighbours)
+
+    def why(self) -> list[str]:
+        """Return why it was flagged, or what would have been needed to flag it, in sentences."""
+        said = []
+        if self.ranked is not None and self.threshold is not None and self.p_value is not None:
+            n, as_high, may = (self.ranked[k] for k in ("healthy", "as_high", "may_be_as_high"))
+            said.append(
+                f"{as_high} of {n} healthy subjects score as high; for a flag at most {may} may."
+            )
+            if not self.anomalous:
+                text = f"A score above {self.threshold:.4g} would have been needed"
+                if 0 < self.score < self.threshold:
+                    text += f", {self.threshold / self.score:.3g} times its own"
+                said.append(f"{text}, or a rate of false alarms of {self.p_value:.3g}.")
+        if alike := self.neighbours():
+            names = ", ".join(f"{each['scan']} ({each['times']:.2g})" for each in alike)
+            farthest = max(alike[0]["by_view"], key=alike[0]["by_view"].__getitem__)
+            said.append(
+                f"The healthy training scans most like it: {names}; 1 is as far as healthy scans lie "
+                f"at most. From the first it differs most in its {farthest}."
+            )
+        return said
+
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
 
-        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
-        and the place of that peak in RAS+ millimetres (of several equal ones the first in the
-        array); of a scan without a spacing, whose
-        millimetres nobody knows, the number of voxels, the peak and its ``peak_index``.
+        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map,
+        the ``peak_index`` in the array, the ``box`` around it (first index of each axis, then the
+        one after the last), and the place of the peak in RAS+ millimetres, ``peak_mm``. A scan
+        without a spacing has no millimetres. With a label map of the anatomy there is the
+        ``region`` that holds most of it, None outside all, and its ``share``.
         """
+        from scipy import ndimage
+
         from normscan.metrics.pixels import connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
             return []
-        labels = connected(segmentation).ravel()
+        found_labels = connected(segmentation)
+        boxes, labels = ndimage.find_objects(found_labels), found_labels.ravel()
         # Of a large volume only few voxels have a label: no others are sorted.
         inside = np.flatnonzero(labels)
         numbers, values = labels[inside], self.map.ravel()[inside]
@@ -148,14 +195,23 @@ class Finding:
         for i in np.lexsort((at, -peaks)):
             place = np.unravel_index(at[i], self.map.shape)
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
+            each["peak_index"] = [int(k) for k in place]
+            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
             if self.scan.measured:
                 index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
-            else:
-                each["peak_index"] = [int(n) for n in place]
+            if self.labels is not None:
+                each |= self._region(self.labels[found_labels == i + 1])
             found.append(each)
         return found
+
+    def _region(self, inside: np.ndarray) -> dict[str, Any]:
+        """The region that holds most of the voxels with these labels."""
+        counts = np.bincount(inside[inside > 0], minlength=1)
+        label = int(counts.argmax())
+        name = self.label_names.get(label, f"region {label}") if label else None
+        return {"region": name, "share": round(float(counts[label] / inside.size), 4)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON knows it."""
@@ -168,9 +224,12 @@ class Finding:
             "decision": self.decision,
             "threshold": self.threshold,
             "false_alarms": None if self.false_alarms is None else dict(self.false_alarms),
+            "ranked": None if self.ranked is None else dict(self.ranked),
+            "why": self.why(),
             "pixel_threshold": self.pixel_threshold,
             "pixel_rule": self.pixel_rule,
             "components": self.components(),
+            "regions": self.regions,
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),

@@ -245,7 +245,10 @@ def train(
     bar.say(f"{name}: {numbers or 'no training'} samples")
     if sets and (need := method.need(len(sets["healthy"]))):
         bar.say(f"{name}: {need}")
-    return Trainer(method, sets, sets.get("val"), folder, fabric, state.seed, bar.update).run()
+    trainer = Trainer(
+        method, sets, sets.get("val"), folder, fabric, state.seed, bar.update, bar.say
+    )
+    return trainer.run()
 
 
 def fit_closed_form(

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ import numpy as np
 
 from normscan.cohort import CohortRow, Opened
 from normscan.cohort.row import Memo
+from normscan.detector.filled import filled_note
 from normscan.detector.finding import Finding
 from normscan.detector.predictor import Job, Predictor, Stitched
 from normscan.detector.state import State
@@ -186,7 +187,7 @@ def _fill(
             verdict = ready.verdict = state.gate.check(scan)
         if not (verdict.passed or force):
             raise ScanError(
-                f"{scan.name}: refused by the quality gate: {' '.join(verdict.reasons)} "
+                f"{scan.name}: refused by the quality gate: {' '.join(verdict.sentences)} "
                 "Use force (--force) to score it all the same."
             )
     with _timed(ready.stages, "prepare"):
@@ -258,6 +259,8 @@ class Reader:
 
 def opened(state: State, row: CohortRow) -> tuple[Scan, np.ndarray | None, dict[str, np.ndarray]]:
     """Read the scan of a row, its foreground, and what the method uses beside it."""
+    if row.missing and set(row.missing) <= set(state.filled):
+        row = replace(row, missing=())
     scan = row.load()
     foreground = row.load_foreground(scan)
     used = {} if state.method is None else state.method.uses
@@ -395,6 +398,7 @@ def found_in(
         finding.threshold = threshold.threshold
         finding.p_value, finding.anomalous = threshold.judge(scores)
         finding.false_alarms = threshold.rates()
+        finding.ranked = threshold.ranked(finding.p_value)
     finding.pixel_threshold = state.pixel_threshold
     finding.pixel_rule = "" if state.pixel_threshold is None else state.pixel_rule
     # The article counts voxels of its own grid; here they become those of the scan's.
@@ -403,6 +407,8 @@ def found_in(
     if prepared.working is not None:
         finding.notes += prepared.working.notes
         finding.facts = prepared.working.facts
+    if state.filled:
+        finding.notes += (filled_note(state),)
     finding.provenance = state.provenance()
     return finding
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from normscan.cohort import Cohort, Division
+from normscan.cohort.division import EXCLUDED
 from normscan.decide import promise
 from normscan.decide.calibration import SPLIT
 from normscan.detector import cross, fitting
@@ -56,6 +57,7 @@ def fit(
     Returns:
         The fitted state; in a process that isn't the first of several, without thresholds.
     """
+    aside = [row for row in cohort if row.scan in exclude]
     cohort = without(cohort, exclude)
     left_out = [{"scan": scan, "reason": reason} for scan, reason in exclude.items()]
     if left_out:
@@ -65,11 +67,12 @@ def fit(
     cohort = fitting.admit(settled, cohort)
     with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
         folder = Path(temporary) if out is None else out
-        division = None if out is not None else cohort.division()
+        left = Division.of(aside, EXCLUDED)
+        division = None if out is not None else cohort.division().joined(left)
         if out is not None:
             about = {"cohort": cohort.digest(), "precision": machine[2], "exclude": dict(exclude)}
             claim_folder(out, {**asked.configuration(), **about}, resume)
-            division = _divided(cohort, out)
+            division = _divided(cohort, left, out)
             if resume and (out / DETECTOR).exists():
                 return read_state(out)
         with tidied(folder):
@@ -101,7 +104,7 @@ def fit(
     return state
 
 
-def _divided(cohort: Cohort, out: Path) -> Division | None:
+def _divided(cohort: Cohort, left: Division, out: Path) -> Division | None:
     """Write which scans are to be learnt from, or check that they are those that the run began with.
 
     Returns:
@@ -112,7 +115,7 @@ def _divided(cohort: Cohort, out: Path) -> Division | None:
     """
     if int(os.environ.get("LOCAL_RANK", "0")):
         return None
-    division = cohort.division()
+    division = cohort.division().joined(left)
     if not (out / DIVISION).exists():
         division.write(out / DIVISION)
         return division

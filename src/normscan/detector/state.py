@@ -73,6 +73,7 @@ class State:
         training: what it was trained on and how long.
         fingerprint: SHA-256 of the stored weights, or an empty string.
         division: of the scans that it was fitted with; None where an earlier version fitted it.
+        filled: channels that scans may lack, since it was calibrated without them.
     """
 
     card: Card
@@ -100,6 +101,7 @@ class State:
     training: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     division: Division | None = None
+    filled: tuple[str, ...] = ()
 
     def changed(self, **changes: Any) -> State:
         """Return the state with other values; it shares the rest."""
@@ -162,7 +164,9 @@ class State:
 
     def known(self, content: str) -> str:
         """What a scan was for the detector, by the hashes of its files: see ``CohortRow.key``."""
-        member = None if self.division is None else self.division.find(content)
+        member = (
+            None if self.division is None else self.division.find(content, partly=bool(self.filled))
+        )
         return self.role_of(member.split) if member else ""
 
     def doubts(
@@ -208,6 +212,10 @@ class State:
             f"the fit by hand ({named}). The rate of false alarms is that of scans like those kept.",
         )
 
+    def out_of_date(self) -> tuple[str, ...]:
+        """Say that scans joined after the thresholds were set, where some did."""
+        return (str(self.training["calibration"]),) if self.training.get("stale") else ()
+
     @property
     def usual_reduction(self) -> str:
         """The reduction of the method and its preset."""
@@ -232,7 +240,7 @@ class State:
         """What prepares its scans, in any process."""
         return Preparation(
             self.preprocess, self.arguments["dims"], self.channels, self.cache,
-            targets=self.arguments.get("targets"),
+            targets=self.arguments.get("targets"), filled=self.filled,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

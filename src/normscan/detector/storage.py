@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def write_state(state: State, folder: Path) -> State:
         "format": FORMAT,
         "configuration": state.configuration(),
         "channels": list(state.channels),
+        "filled": list(state.filled),
         "scan_threshold": None if threshold is None else threshold.to_dict(),
         "pixel_threshold": state.pixel_threshold,
         "training": state.training,
@@ -153,6 +155,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
             channels=tuple(about["channels"]),
+            filled=tuple(about.get("filled", ())),
             scan_threshold=None if threshold is None else restored(threshold),
             pixel_threshold=None if pixel is None else float(pixel),
             training=about["training"],
@@ -173,6 +176,36 @@ def read_state(folder: Path, device: str = "auto") -> State:
         reason = str(error).partition("\n")[0]
         raise ArgumentError(f"device '{device}' can't be used here: {reason}") from error
     return state.changed(method=method)
+
+
+def read_gate(folder: Path) -> Gate | None:
+    """Read the quality gate of a stored detector, None if it has none; its weights are not read.
+
+    Raises:
+        OutputError: no detector there, an unfinished or a damaged one.
+    """
+    try:
+        stored = read_detector(folder).get("gate")
+        return None if stored is None else Gate.from_dict(stored)
+    except (AttributeError, ArgumentError) as error:
+        reason = str(error).rstrip(".")
+        raise OutputError(f"{folder / DETECTOR} is damaged ({reason}). Train again.") from error
+
+
+def packed(state: State) -> dict[str, bytes]:
+    """Return a fitted detector as the content of its stored files, by name."""
+    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
+        write_state(state, Path(temporary))
+        return {path.name: path.read_bytes() for path in Path(temporary).iterdir()}
+
+
+def unpacked(files: dict[str, bytes], device: str) -> State:
+    """Return the detector of ``packed``, on its device or, where that is missing, on the CPU."""
+    device = device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
+        for name, content in files.items():
+            (Path(temporary) / Path(name).name).write_bytes(content)
+        return read_state(Path(temporary), device)
 
 
 def _read_places(folder: Path, stored: str | None) -> Places | None:
@@ -247,6 +280,10 @@ def model_card(state: State) -> str:
         f"{'slices of scans' if state.arguments['dims'] == 2 else 'volumes'}, channels "
         f"{', '.join(state.channels)}, of the kind it was trained on; brought to {size} pixels.",
         _trained_line(training),
+        *[
+            f"- Joined later: {more['scans']} healthy scans of {more['subjects']} subjects."
+            for more in training.get("updates", [])
+        ],
         *([f"- Left out by hand: {_excluded(training)}."] if training.get("excluded") else []),
         *(
             [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]

@@ -88,6 +88,10 @@ def fit_baselines(
 ) -> dict[str, Detector]:
     """Fit baselines by name; none where the cohort has no healthy training scans."""
     found: dict[str, Detector] = {}
+    names = list(names)
+    if names and not len(cohort.part("train")):  # a table of test scans alone
+        bar.say("no baselines: the cohort has no healthy scans in train that they could learn from")
+        return found
     for name in names:
         if name != detector.card.id:
             try:

@@ -20,6 +20,7 @@ from normscan.evaluation.summary import (
     group_metrics,
     summarise,
 )
+from normscan.evaluation.verdict import verdicts
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
 from normscan.io.values import finite, read_json, write_json
@@ -95,12 +96,14 @@ def evaluate(
             bar.say(note)
         results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
         results["cohort"]["sha256"] = scanned
+        results["tested"] = _tested(detector, rows, split, scanned)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector)}
         results["baselines"] = {
             name: summarise(found, one.pixel_threshold, rows.has_masks, one.fpr)[0]
             for (name, one), found in zip(beside.items(), others, strict=True)
         }
+        results["verdict"] = verdicts(scores, dict(zip(beside, others, strict=True)))
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))
@@ -159,12 +162,25 @@ def _results(
         "metrics": metrics,
         "decision": _decision(detector, scores),
         "pixels": pixels,
+        "boxes": scores.boxes.evaluate(0).to_dict() if len(scores.boxes) else None,
         "quality_gate": _gate_counts(scores),
         "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
         "seconds": {"predict_per_scan": float(np.mean(seconds)), "stages": scores.stages()},
+    }
+
+
+def _tested(detector: Detector, rows: Cohort, split: str, digest: str) -> dict[str, Any]:
+    """What was tested on what: all that tells one report from another."""
+    return {
+        "cohort": rows.name,
+        "split": split,
+        "scans": len(rows),
+        "subjects": len({row.subject for row in rows}),
+        "cohort_sha256": digest,
+        **detector.provenance(),
     }
 
 

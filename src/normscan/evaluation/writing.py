@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,11 @@ def write_page(
         if isinstance(finding, NormscanError):
             raise finding
         mask = row.load_mask(finding.scan) if row.mask else None
-        drawn[name] = finding.picture(mask, row.label, name)
+        picture = finding.picture(mask, row.label, name)
+        caption = " ".join(
+            filter(None, [picture.caption and f"{picture.caption}.", *finding.why()])
+        )
+        drawn[name] = replace(picture, caption=caption)
     write_report(
         path,
         results=results,

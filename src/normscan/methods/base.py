@@ -231,6 +231,19 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} doesn't say how a map comes out of it")
 
     @property
+    def updates(self) -> bool:
+        """Whether new healthy scans can join what the closed-form part learnt; see ``update``."""
+        return type(self).update is not Method.update
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        """Like ``fit``, with further healthy scans; what was learnt before stays.
+
+        Raises:
+            ArgumentError: there is no room for them, or what was learnt doesn't say from how many.
+        """
+        raise TypeError(f"{type(self).__name__} takes in no further scans")
+
+    @property
     def leaves_out(self) -> bool:
         """Whether one fit can leave out each fold of the healthy scans in turn; see ``fit_folds``."""
         return False

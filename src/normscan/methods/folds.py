@@ -46,6 +46,14 @@ class Folds(Method):
             assert isinstance(member, Method)
             yield member
 
+    @property
+    def updates(self) -> bool:
+        return all(member.updates for member in self)
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        for member in self:  # none of them saw the new scans
+            member.update(batches)
+
     def each(self, batch: Batch) -> list[Maps]:
         return [maps for member in self for maps in member.each(batch)]
 

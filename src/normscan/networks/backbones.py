@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError, WeightsError
-from normscan.networks.taps import hub_transformer, import_timm, tapped, under_names_of
+from normscan.networks.sources import loaded, packaged, read_weights
+from normscan.networks.taps import import_timm, tapped
 
 __all__ = ["Backbone", "comes_from_state", "import_timm", "read_weights", "weights_from_state"]
 
@@ -48,16 +48,19 @@ class Backbone(nn.Module):
     Args:
         name: timm name with its weight tag, for example ``resnet18.tv_in1k``, or ``hf:`` and a name.
         taps: places, in the order of the network.
-        weights: ``hub`` loads the tag's weights from the Hugging Face hub or its cache; ``random``
-            keeps the initial ones (for tests); anything else is the path of a ``.safetensors`` or
-            PyTorch state dict, which must hold every layer up to the last tap.
+        weights: ``hub`` loads the tag's weights from the cache of the Hugging Face hub, else from
+            the hub; ``pip:efficientnet-lite0`` and ``pip:vgg16`` from an installed package;
+            ``random`` keeps the initial ones (for tests); anything else is the path of a
+            ``.safetensors`` or PyTorch state dict, which must hold every layer up to the last tap,
+            or of a folder with ``model.safetensors``.
         channels: of the image. One is repeated to three; for other numbers the first layer's
             filters are repeated and scaled, as timm does.
         trainable: learn its weights; else they are frozen.
         batch_norm: ``frozen`` keeps the statistics and normalises with them, also while the weights
             train; ``train`` follows the module's mode.
         scaling: ``imagenet`` subtracts its mean and divides by its deviation; ``centred`` is 2x - 1;
-            ``none`` takes the image as it is.
+            ``none`` takes the image as it is. Weights of a package (``pip:``) were trained on an
+            input of their own, which they get whatever this says.
 
     Attributes:
         channels: of the features, by tap.
@@ -83,7 +86,9 @@ class Backbone(nn.Module):
         scaling: Literal["imagenet", "centred", "none"] = "imagenet",
     ) -> None:
         super().__init__()
-        self.taps, self.batch_norm, self.scaling = tuple(taps), batch_norm, scaling
+        source = packaged(weights, name)
+        self.taps, self.batch_norm = tuple(taps), batch_norm
+        self.scaling = scaling if source is None else "given"
         self.trainable, self.remembers = trainable, False
         self._last: tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]] | None = None
         self.inputs = 3 if channels == 1 else channels
@@ -92,7 +97,8 @@ class Backbone(nn.Module):
         if not _from_state.get() and weights != "random":
             self._load(name, weights)
         cycle = [k % 3 for k in range(self.inputs)]
-        for key, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        given = (IMAGENET_MEAN, IMAGENET_STD) if source is None else (source.mean, source.std)
+        for key, values in zip(("mean", "std"), given, strict=True):
             tensor = torch.tensor([values[k] for k in cycle]).reshape(1, -1, 1, 1)
             self.register_buffer(key, tensor, persistent=False)
         self.requires_grad_(trainable)
@@ -104,10 +110,8 @@ class Backbone(nn.Module):
         self.strides = [side // f.shape[-1] for f, _ in probe]
 
     def _load(self, name: str, weights: str) -> None:
-        state = _hub_weights(name) if weights == "hub" else read_weights(Path(weights), name)
         wanted = self.network.state_dict()
-        if name.startswith("hf:"):
-            state = under_names_of(state, wanted)
+        state = loaded(weights, name, wanted)
         state = fitted_input(renamed(state, wanted), wanted, self.inputs)
         lacking = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
         lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
@@ -154,7 +158,7 @@ class Backbone(nn.Module):
     def _tokens(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
         x = x.expand(-1, self.inputs, -1, -1)
         assert isinstance(self.mean, Tensor) and isinstance(self.std, Tensor)
-        if self.scaling == "imagenet":
+        if self.scaling in ("imagenet", "given"):
             x = (x - self.mean) / self.std
         elif self.scaling == "centred":
             x = 2 * x - 1
@@ -195,45 +199,3 @@ def fitted_input(
         if given.shape[1] == 3 and tensor.shape[1] == channels:
             state[key] = adapt_input_conv(channels, given)
     return state
-
-
-def _hub_weights(name: str) -> dict[str, Tensor]:
-    if name.startswith("hf:"):
-        return hub_transformer(name)
-    timm = import_timm()
-    try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
-        return state
-    except Exception as error:
-        raise WeightsError(
-            f"the weights of {name} are not on this machine and can't be fetched "
-            f"({type(error).__name__}). Fetch model.safetensors of huggingface.co/timm/{name} on a "
-            f"machine with access and give its path: --weights PATH."
-        ) from error
-
-
-def read_weights(path: Path, name: str) -> dict[str, Tensor]:
-    """Read a state dict of tensors from safetensors or a PyTorch file, never unpickling code.
-
-    Raises:
-        WeightsError: no such file, or no state dict in it.
-    """
-    if not path.is_file():
-        raise WeightsError(
-            f"there is no weights file {path}. Give the path of a state dict of {name} "
-            "(.safetensors or .pth), or --weights hub."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        return {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    except Exception as error:
-        # PyTorch's own text advises to run what the file holds.
-        raise WeightsError(
-            f"{path} can't be read as a state dict of tensors ({type(error).__name__}): it is "
-            "damaged, or holds more than tensors. Save model.state_dict() alone, as safetensors."
-        ) from error

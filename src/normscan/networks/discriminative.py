@@ -117,9 +117,18 @@ class BatchNormUNet(nn.Module):
         outputs: channels of the output.
         width: channels of the first level (32).
         depth: how often the grid is halved.
+        middle: what is done to the deepest features, (B, width 2**depth, h, w), before they are
+            enlarged; None for nothing.
     """
 
-    def __init__(self, channels: int, outputs: int = 1, width: int = 32, depth: int = 4) -> None:
+    def __init__(
+        self,
+        channels: int,
+        outputs: int = 1,
+        width: int = 32,
+        depth: int = 4,
+        middle: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(depth + 1)]
 
@@ -130,6 +139,7 @@ class BatchNormUNet(nn.Module):
         pairs = list(itertools.pairwise(reversed(widths)))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.merge = nn.ModuleList(double(a, b) for a, b in pairs)
+        self.middle = middle or nn.Identity()
         self.out = nn.Conv2d(width, outputs, 1)
         self.pool = nn.MaxPool2d(2)
         self.multiple = 2**depth
@@ -140,7 +150,7 @@ class BatchNormUNet(nn.Module):
         for level in self.down:
             x = level(self.pool(x) if skips else x)
             skips.append(x)
-        skips.pop()
+        x = self.middle(skips.pop())
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skips.pop()], 1))
         result: Tensor = self.out(x)

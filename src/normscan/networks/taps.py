@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from normscan.errors import ArgumentError, WeightsError, nearest
+from normscan.errors import ArgumentError, nearest
 
 # Configurations of transformers' models, so that none has to be fetched to build one.
 _DINOV2 = {"patch_size": 14, "image_size": 518}
@@ -248,23 +248,3 @@ def under_names_of(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str,
             if old in key and key.replace(old, new) in known:
                 result[key.replace(old, new)] = tensor
     return result
-
-
-def hub_transformer(name: str) -> dict[str, Tensor]:
-    """Weights of transformers' model from the hub or its cache.
-
-    Raises:
-        WeightsError: they are not there.
-    """
-    stem = name.removeprefix("hf:")
-    try:
-        state: dict[str, Tensor] = (
-            import_transformers().AutoModel.from_pretrained(stem).state_dict()
-        )
-    except OSError as error:
-        raise WeightsError(
-            f"the weights of {stem} are not on this machine and can't be fetched "
-            f"({type(error).__name__}). Fetch model.safetensors of huggingface.co/{stem} on a "
-            "machine with access and give its path: --weights PATH."
-        ) from error
-    return state

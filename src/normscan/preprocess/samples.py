@@ -60,6 +60,7 @@ class Preparation:
         cache: keep the results of steps on disk.
         companions: names of what a row must have beside its scan.
         targets: number of channels of the target; None for any.
+        filled: channels that are left out of every scan, or may be missing: 0 stands for them.
     """
 
     preprocess: Preprocess
@@ -68,11 +69,12 @@ class Preparation:
     cache: bool = True
     companions: tuple[str, ...] = ()
     targets: int | None = None
+    filled: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """What the prepared scan depends on beside the scan, as text."""
-        about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets]
+        about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets, self.filled]
         return json.dumps(about, sort_keys=True, default=str)
 
     def about(self, row: CohortRow) -> list[Any]:
@@ -118,18 +120,54 @@ class Preparation:
             companions: (C, *scan.shape) by name.
 
         Raises:
-            ScanError: as ``Preprocess``; another number of channels than the detector's.
+            ScanError: as ``Preprocess``; another number of channels than the detector's, or the
+                same ones in another order.
         """
+        if self.filled:
+            scan = self._kept(scan)
         prepared = self.preprocess(scan, self.dims or scan.dims, foreground, self.cache)
+        if self.filled:
+            prepared = self._filled(prepared)
         if len(prepared.image) != len(self.channels):
+            told = set(scan.channels) & set(self.channels)
+            missing = [name for name in self.channels if name not in told] if told else []
             raise ScanError(
                 f"{scan.name}: it has {len(prepared.image)} channels ({', '.join(scan.channels)}), "
                 f"the detector was trained on {len(self.channels)} ({', '.join(self.channels)})."
+                + (f" Missing: {', '.join(missing)}; none is filled in." if missing else "")
+            )
+        same = sorted(scan.channels) == sorted(self.channels)
+        if same and scan.channels != self.channels and len(scan.channels) == len(prepared.image):
+            raise ScanError(
+                f"{scan.name}: its channels are in the order {', '.join(scan.channels)}, those of the "
+                f"training scans in the order {', '.join(self.channels)}. Give them in that order."
             )
         beside = {
             name: self._beside(name, array, prepared) for name, array in (companions or {}).items()
         }
         return replace(prepared, companions=beside) if beside else prepared
+
+    def _kept(self, scan: Scan) -> Scan:
+        """Return a scan without the channels that are filled in."""
+        kept = [name for name in self.channels if name not in self.filled]
+        if len(scan.channels) == len(kept) and not set(scan.channels) & set(self.filled):
+            return scan
+        if missing := [name for name in kept if name not in scan.channels]:
+            raise ScanError(
+                f"{scan.name}: it has the channels {', '.join(scan.channels)}. Missing: "
+                f"{', '.join(missing)}; only {', '.join(self.filled)} may be."
+            )
+        places = [scan.channels.index(name) for name in kept]
+        return scan.with_data(scan.data[places], tuple(kept))
+
+    def _filled(self, prepared: Prepared) -> Prepared:
+        """Return a prepared scan with 0 in the channels that were left out."""
+        kept = [i for i, name in enumerate(self.channels) if name not in self.filled]
+        if len(prepared.image) != len(kept):
+            return prepared
+        image = np.zeros((len(self.channels), *prepared.image.shape[1:]), np.float32)
+        image[kept] = prepared.image
+        return replace(prepared, image=image)
 
     def _beside(self, name: str, array: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Bring a companion onto the grid of its scan; targets are scaled as the scan was.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from normscan.cohort import CohortRow
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.parallel import each
 from normscan.preprocess.samples import Aside
-from normscan.quality import measures, rules
+from normscan.quality import kinds, measures, rules, slices
 from normscan.quality.features import describe
 from normscan.quality.nearest import Nearest
 from normscan.quality.rules import Problem, Verdict
@@ -37,6 +38,7 @@ class Profile:
     header: dict[str, Any]
     whole: dict[str, Any]
     views: dict[str, np.ndarray]
+    scan: str = ""  # its name in a cohort
 
     @classmethod
     def of(cls, scan: Scan) -> Profile:
@@ -69,7 +71,7 @@ def profile_of(row: CohortRow) -> Profile | None:
         scan = row.load()
     except (NormscanError, OSError):
         return None
-    return None if damage(scan) else Profile.of(scan)
+    return None if damage(scan) else replace(Profile.of(scan), scan=row.scan)
 
 
 def looked_at(part: Sequence[CohortRow], most: int = MOST_SCANS) -> list[CohortRow]:
@@ -141,14 +143,15 @@ class GateBuilder:
         first = kept[0][1]
         width = len(first.vector)
         # The detector refuses mixed channel counts; what is here beside the first is left out.
-        same = [(s, p.vector) for s, p in kept if len(p.vector) == width]
+        same = [(s, p.vector, p.scan) for s, p in kept if len(p.vector) == width]
         others = [p.vector for _, p in self._held_out.kept if len(p.vector) == width]
         nearest = Nearest.fit(
             {name: len(v) for name, v in first.views.items()},
-            np.stack([v for _, v in same]),
-            [s for s, _ in same],
+            np.stack([v for _, v, _ in same]),
+            [s for s, _, _ in same],
             np.array(others, np.int32).reshape(-1, width),
             first.header["dims"],
+            [scan for _, _, scan in same],
         )
         limits = dict(self._limits)
         rules.widen_values(limits, [p.whole for _, p in kept + self._held_out.kept])
@@ -241,13 +244,27 @@ class Gate:
         return Aside(profile_of, frozenset(row.scan for row in rows))
 
     def check(self, scan: Scan) -> Verdict:
-        """Judge a scan as read; every scan gets a verdict, none raises."""
+        """Judge a scan as read; every scan gets a verdict, none raises.
+
+        A volume at a gate of pictures is judged slice by slice.
+        """
         broken = damage(scan)
         if broken:
             found = measures.header(scan)
             problems = [*rules.kind_problems(found, self.limits), (True, broken)]
             return Verdict.of(problems, found)
-        return self.judge(Profile.of(scan))
+        profile = Profile.of(scan)
+        volume = scan.dims == 3 and self.limits["dims"] == [2]
+        planes = slices.axial_slices(scan) if volume else []
+        profiles = [Profile.of(plane) for plane in planes]
+        verdict = self._judge_slices(scan, profile, profiles) if profiles else self.judge(profile)
+        middle = len(planes) // 2
+        plane, seen = (planes[middle], profiles[middle]) if profiles else (scan, profile)
+        if self.nearest is not None and self._likeness(seen):
+            verdict = replace(verdict, neighbours=self.nearest.most_like(seen.vector))
+        if verdict.status == "ok" or (profiles and len(verdict.reasons) == 1):
+            return verdict  # of a volume, that it is one isn't told by what it is instead
+        return replace(verdict, seems=self._seems(scan, profile, plane, seen))
 
     def judge(self, profile: Profile) -> Verdict:
         """Judge a scan by its profile."""
@@ -258,10 +275,56 @@ class Gate:
             # Another kind of scan: its other numbers compare with nothing.
             return Verdict.of(problems, found)
         problems += rules.geometry_problems(profile.header, self.limits)
+        problems += rules.unit_problems(profile.whole, self.limits)
+        problems += rules.range_problems(profile.whole, self.limits)
         problems += rules.value_problems(profile.whole, profile.header["dims"], self.limits)
         likeness = self._likeness(profile)
         problems += self._likeness_problems(likeness, profile)
         return Verdict.of(problems, {**found, "likeness": likeness})
+
+    def _judge_slices(self, scan: Scan, profile: Profile, planes: list[Profile]) -> Verdict:
+        """Judge a volume by its header, its unit, what is missing of it, and its slices.
+
+        The range of its values says nothing beside pictures of 8 bits, nor its proportions.
+        """
+        problems: list[Problem] = [
+            *rules.kind_problems(profile.header, self.limits),
+            *rules.unit_problems(profile.whole, self.limits),
+            *slices.run_problems(measures.canonical(scan)),
+        ]
+        each: list[list[Problem]] = []
+        for plane in planes:
+            found = list(rules.value_problems(plane.whole, 2, self.limits))
+            if self.limits["extent"][0]:
+                found += rules.geometry_problems(plane.header, self.limits)
+            found += self._likeness_problems(self._likeness(plane), plane)
+            each.append(found)
+        more, counts = slices.summed(each)
+        found_of = {**profile.header, **profile.whole, "slices": counts}
+        return Verdict.of([*problems, *more], found_of)
+
+    def _seems(self, scan: Scan, profile: Profile, plane: Scan, looked_at: Profile) -> str:
+        """What a scan that doesn't fit seems to be; ``plane`` is what is compared of it."""
+        told = kinds.stated_kind(scan, profile.header, self.limits)
+        if told:
+            return told
+        if profile.whole["hounsfield"] and True not in self.limits["hounsfield"]:
+            return "a CT, since its values are Hounsfield units"
+        told = kinds.damaged_kind(profile.whole, scan.dims, self.limits) or kinds.looks_like(
+            scan, self.limits
+        )
+        likeness = self._likeness(looked_at)
+        if told or self.nearest is None or max(likeness.values(), default=0.0) <= 1:
+            return told
+        way, gain = self.nearest.turn(looked_at.vector)
+        if gain > self.nearest.turn_limit:
+            return f"such a scan, {way}"
+        negative = self._likeness(Profile.of(kinds.inverted(plane)))
+        if max(negative.values()) <= 1:
+            return "the negative of such a scan"
+        if kinds.fills_frame(plane) and not self.nearest.fill_frames:
+            return "a picture that fills its frame, such as a photograph or a radiograph"
+        return kinds.FARTHEST[max(likeness, key=likeness.__getitem__)]
 
     def _likeness(self, profile: Profile) -> dict[str, float]:
         """Distance of each view to the nearest healthy scans; 1 is the limit of healthy ones."""
@@ -286,6 +349,16 @@ class Gate:
             for view, times in likeness.items()
             if times > 1
         ]
+        mean = math.exp(sum(map(math.log, likeness.values())) / len(likeness))
+        if mean > self.nearest.together and not is_turned:
+            problems.append(
+                (
+                    True,
+                    "Taken together, what it shows, its values, its texture and its outline are "
+                    f"{mean / self.nearest.together:.2f} times as far from the healthy training scans "
+                    "as one in 1000 healthy scans lies.",
+                )
+            )
         if is_turned:
             problems.append(
                 (

@@ -118,8 +118,14 @@ def _runs(marks: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def _slices(channel: np.ndarray, axis: int, span: float) -> dict[str, float]:
-    """Runs of empty and of repeated slices along one axis, as shares of it."""
+def slice_runs(channel: np.ndarray, axis: int, span: float) -> dict[str, float]:
+    """Return the longest runs of empty and of repeated slices along one axis, as shares of it.
+
+    Args:
+        channel: (*spatial).
+        axis: of the slices.
+        span: range of the values of the whole scan.
+    """
     slices = np.moveaxis(channel, axis, 0)
     n = len(slices)
     others = tuple(range(1, channel.ndim))
@@ -172,7 +178,7 @@ def wholeness(image: np.ndarray, small: np.ndarray, foreground: np.ndarray) -> d
         low, high = np.percentile(channel[step], [0, 99.5])
         for axis in range(channel.ndim):
             if channel.shape[axis] >= FEWEST_SLICES:
-                found = _slices(channel, axis, float(high - low))
+                found = slice_runs(channel, axis, float(high - low))
                 worst |= {name: max(worst[name], value) for name, value in found.items()}
         worst["saturated"] = max(worst["saturated"], float((channel == channel.max()).mean()))
     worst["structure"] = _structure(image)

@@ -19,6 +19,9 @@ ANY_RATE = 0.03
 # The far limit is at least so many times the limit, with more for each of a few subjects: what sets
 # one subject apart (a scanner, a protocol) is shared by all its scans and seen once only.
 LEAST_FAR, FAR_OF_FEW = 1.5, 25.0
+# Chance that a healthy scan is beyond the limit of all views together, and the least such limit: a
+# lesion moves one view or two, another kind of scan all of them.
+TOGETHER_RATE, LEAST_TOGETHER = 1e-3, 0.8
 # Prior of the spread of log distances, with the weight of so many subjects.
 PRIOR_SPREAD, PRIOR_WEIGHT = 0.25, 2
 # Distances are in robust standard deviations; below this one they mean nothing.
@@ -83,6 +86,9 @@ class Nearest:
         far: how many times the limit a scan of another kind lies away, for each view.
         turn_limit: how many times nearer than upright a healthy scan may seem when turned.
         dims: 2 or 3.
+        together: geometric mean over the views of distance to limit beyond which a scan is of another
+            kind, though no view says so alone; infinite for a gate that was stored without.
+        names: of the healthy scans, in the order of the vectors; empty where nobody told them.
     """
 
     views: dict[str, int]
@@ -92,6 +98,8 @@ class Nearest:
     far: dict[str, float]
     turn_limit: float
     dims: int
+    together: float = math.inf
+    names: tuple[str, ...] = ()
 
     @classmethod
     def fit(
@@ -101,6 +109,7 @@ class Nearest:
         subjects: Sequence[str],
         held_out: np.ndarray,
         dims: int,
+        scans: Sequence[str] = (),
     ) -> Nearest | None:
         """Set the limits from distances to the scans of other subjects.
 
@@ -110,6 +119,7 @@ class Nearest:
             subjects: (n,) of each training scan.
             held_out: (m, features) of healthy scans of yet other subjects; may be empty.
             dims: 2 or 3.
+            scans: (n,) names of the training scans, or none.
 
         Returns:
             None with a single subject and nothing held out: there is no distance to go by.
@@ -132,6 +142,7 @@ class Nearest:
         far = np.array([upper_limit(column, count, FAR_RATE) for column in table.T]) / limits
         far = np.maximum(far, LEAST_FAR + FAR_OF_FEW / count)
         limits *= common_factor((table / limits).max(axis=1), count)
+        means = np.exp(np.log(table / limits).mean(axis=1))
         some = compared[:: -(-len(compared) // TURNED_SCANS)]
         turns = np.array([blank.turn(v, others)[1] for v, others in some])
         return cls(
@@ -142,7 +153,15 @@ class Nearest:
             {v: float(f"{f:.4g}") for v, f in zip(views, far, strict=True)},
             float(f"{max(SMALLEST_TURN, upper_limit(turns, min(count, len(turns)))):.4g}"),
             dims,
+            float(f"{max(LEAST_TOGETHER, upper_limit(means, count, TOGETHER_RATE)):.4g}"),
+            tuple(scans) if all(scans) else (),
         )
+
+    @property
+    def fill_frames(self) -> bool:
+        """Whether most of the healthy scans touch their borders, as their outlines say."""
+        touched = self.vectors[:, self._columns("outline")][:, -2 * self.dims :] / UNIT
+        return bool(np.median(touched.mean(axis=1)) >= 0.5)
 
     def _columns(self, view: str) -> slice:
         names = list(self.views)
@@ -150,12 +169,44 @@ class Nearest:
         return slice(start, start + self.views[view])
 
     def _distance(self, view: str, values: np.ndarray, among: np.ndarray | None) -> float:
+        nearest = np.sort(self._away(view, values, among))[:NEIGHBOURS]
+        return float(nearest.mean()) + SMALLEST
+
+    def _away(self, view: str, values: np.ndarray, among: np.ndarray | None) -> np.ndarray:
+        """Mean distance over the features of a view to each of the healthy scans."""
         columns = self._columns(view)
         others = self.vectors[:, columns] if among is None else self.vectors[among, columns]
         away = np.abs(others - values) / (UNIT * self.scale[columns])
-        each = np.minimum(away, MOST_DEVIATIONS).mean(axis=1)
-        nearest = np.sort(each)[:NEIGHBOURS]
-        return float(nearest.mean()) + SMALLEST
+        return np.asarray(np.minimum(away, MOST_DEVIATIONS).mean(axis=1))
+
+    def most_like(self, vector: np.ndarray, count: int = NEIGHBOURS) -> tuple[dict[str, Any], ...]:
+        """Return the healthy scans that look most alike, the nearest first.
+
+        Each with its name ``scan``, ``times`` (geometric mean over the views of distance to limit:
+        1 is as far as healthy scans lie at most) and the same ``by_view``. None where the healthy
+        scans have no names.
+
+        Args:
+            vector: (features,) whole hundredths.
+            count: how many.
+        """
+        if not self.names:
+            return ()
+        table = np.stack([
+            (self._away(view, vector[self._columns(view)], None) + SMALLEST) / self.limits[view]
+            for view in self.views
+        ])  # fmt: skip
+        means = np.exp(np.log(table).mean(axis=0))
+        return tuple(
+            {
+                "scan": self.names[i],
+                "times": float(f"{means[i]:.4g}"),
+                "by_view": {
+                    v: float(f"{t:.4g}") for v, t in zip(self.views, table[:, i], strict=True)
+                },
+            }
+            for i in np.argsort(means, kind="stable")[:count]
+        )
 
     def distances(self, vector: np.ndarray, among: np.ndarray | None = None) -> dict[str, float]:
         """Return the mean distance to the three nearest healthy scans, for each view.
@@ -187,6 +238,8 @@ class Nearest:
             "far": self.far,
             "turn_limit": self.turn_limit,
             "dims": self.dims,
+            "together": self.together if math.isfinite(self.together) else None,
+            "names": list(self.names),
         }
 
     @classmethod
@@ -208,8 +261,12 @@ class Nearest:
             {v: float(state["far"][v]) for v in views},
             float(state["turn_limit"]),
             int(state["dims"]),
+            float("inf" if state.get("together") is None else state["together"]),
+            tuple(map(str, state.get("names", ()))),
         )
         width = sum(views.values())
+        if found.names and len(found.names) != len(found.vectors):
+            raise ValueError("there are not as many names as feature vectors")
         if found.vectors.shape[1] != width or found.scale.shape != (width,):
             raise ValueError("the feature vectors don't have the stored length")
         if not (np.isfinite(found.scale).all() and (found.scale > 0).all()):

@@ -57,11 +57,15 @@ class Verdict:
         status: ``ok``, ``flag`` (look at it) or ``refuse`` (not the kind of scan, or damaged).
         reasons: full sentences, those that refuse first; empty for ``ok``.
         measures: numbers behind them, as JSON knows them.
+        seems: what a scan that isn't ``ok`` seems to be instead, such as ``a CT``; may be empty.
+        neighbours: healthy training scans that look most alike, see ``Nearest.most_like``.
     """
 
     status: Literal["ok", "flag", "refuse"]
     reasons: tuple[str, ...] = ()
     measures: dict[str, Any] = field(default_factory=dict)
+    seems: str = ""
+    neighbours: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, problems: list[Problem], measures: dict[str, Any]) -> Verdict:
@@ -79,7 +83,15 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {"status": self.status, "reasons": list(self.reasons), "measures": self.measures}
+        return {
+            "status": self.status, "reasons": list(self.reasons), "seems": self.seems,
+            "measures": self.measures, "neighbours": list(self.neighbours),
+        }  # fmt: skip
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The reasons, and what it seems to be."""
+        return (*self.reasons, f"It seems to be {self.seems}.") if self.seems else self.reasons
 
 
 def widen(limits: dict[str, Any], header: Mapping[str, Any]) -> None:
@@ -113,10 +125,13 @@ def kind_problems(header: Mapping[str, Any], limits: Limits) -> Iterator[Problem
     """Yield another number of axes or channels, another modality."""
     if header["dims"] not in limits["dims"]:
         # A volume can be cut into slices; of a slice nobody can make a volume.
-        yield (
-            header["dims"] < min(limits["dims"]),
-            f"The scan is {header['dims']}D, the training scans are {_list(limits['dims'])}D.",
-        )
+        fewer = header["dims"] < min(limits["dims"])
+        text = f"The scan is {header['dims']}D, the training scans are {_list(limits['dims'])}D"
+        if not fewer:
+            text += (
+                ": p-value and threshold are of single pictures and don't hold for all its slices"
+            )
+        yield fewer, f"{text}."
     if header["channels"] not in limits["channels"]:
         yield (
             True,
@@ -173,8 +188,8 @@ def geometry_problems(header: Mapping[str, Any], limits: Limits) -> Iterator[Pro
         )
 
 
-def value_problems(whole: Mapping[str, Any], dims: int, limits: Limits) -> Iterator[Problem]:
-    """Yield another unit or range of the values, missing parts, copies, saturation."""
+def unit_problems(whole: Mapping[str, Any], limits: Limits) -> Iterator[Problem]:
+    """Yield Hounsfield units where training scans had none, or the other way round."""
     if whole["hounsfield"] not in limits["hounsfield"]:
         yield (
             True,
@@ -184,6 +199,10 @@ def value_problems(whole: Mapping[str, Any], dims: int, limits: Limits) -> Itera
                 else "The values are no Hounsfield units, those of the training scans are."
             ),
         )
+
+
+def range_problems(whole: Mapping[str, Any], limits: Limits) -> Iterator[Problem]:
+    """Yield a range of the values far from that of training."""
     low, high = limits["low"][0], limits["high"][1]
     factor = (whole["high"] - whole["low"]) / max(high - low, 1e-12)
     narrow = max(limits["high"][0] - limits["low"][1], 1e-12) / max(
@@ -197,6 +216,10 @@ def value_problems(whole: Mapping[str, Any], dims: int, limits: Limits) -> Itera
                 f"from {low:.4g} to {high:.4g}."
             ),
         )
+
+
+def value_problems(whole: Mapping[str, Any], dims: int, limits: Limits) -> Iterator[Problem]:
+    """Yield missing parts, copies, saturation, noise."""
     for name, (doubtful, certain) in SLACK[dims].items():
         value, most = whole[name], limits[name][1]
         if value > most + doubtful:

@@ -125,6 +125,8 @@ def _context(
         "command": results.get("command"),
         "outcome": outcome,
         "sentences": summary.sentences(outcome, decision),
+        "verdict": summary.verdict_sentences(results.get("verdict") or ()),
+        "tested": results.get("tested") or {},
         "decision": decision,
         "deployable": {name: m for name, m in metrics.items() if not m["oracle"]},
         "oracle": {name: m for name, m in metrics.items() if m["oracle"]},

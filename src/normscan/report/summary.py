@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -132,6 +132,41 @@ def sentences(outcome: Outcome, decision: Mapping[str, Any]) -> list[str]:
     if sentence := _promise(decision):
         said.append(sentence)
     return said
+
+
+BASELINES = {"mean_image": "the mean image", "image_statistics": "image statistics"}
+_SAID = {"better": "better than", "worse": "worse than", "unclear": "not clearly better than"}
+
+
+def verdict_sentences(verdicts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say whether the scans are ranked better than by the baselines, by how much and how surely.
+
+    Args:
+        verdicts: of ``normscan.evaluation``, one for each baseline.
+    """
+    parts, undefined = [], []
+    for entry in verdicts:
+        name = BASELINES.get(entry["baseline"], entry["baseline"].replace("_", " "))
+        if entry["verdict"] not in _SAID:
+            undefined.append(name)
+            continue
+        text = f"{_SAID[entry['verdict']]} {name} (difference {signed(entry['difference'])}"
+        if known(entry.get("low")) and known(entry.get("high")):
+            text += f", 95% interval {signed(entry['low'])} to {signed(entry['high'])}"
+        parts.append(f"{text}, p {p_value(entry['p_value'])})")
+    said = []
+    if parts:
+        first = f"In image AUROC it is {' and '.join(parts)}"
+        holm = ", p corrected after Holm" if len(parts) > 1 else ""
+        said.append(f"{first}; paired by subject{holm}.")
+    if undefined:
+        said.append(f"There is no verdict against {' and '.join(undefined)}: AUROC is not defined.")
+    return said
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign, such as ``+0.112``."""
+    return f"{float(value):+.3f}".replace("-", "−")
 
 
 def _promise(decision: Mapping[str, Any]) -> str:

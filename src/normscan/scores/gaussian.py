@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscan.errors import ArgumentError
+from normscan.scores.counted import Counted
 
 # Numbers in a block of matrices that are factored or solved together: 256 MiB.
 BLOCK = 2**26
@@ -68,7 +69,7 @@ class Sums:
         self.n, self.mean = left, mean
 
 
-class PositionGaussians(nn.Module):
+class PositionGaussians(Counted):
     """Mean and covariance of vectors at each position (PaDiM, Defard et al. 2021).
 
     Running sums of deviations need no second pass and no memory of the vectors (Chan et al. 1979).
@@ -101,6 +102,41 @@ class PositionGaussians(nn.Module):
         """
         sums = Sums.of(batches)
         self.mean, self.factor = sums.mean, self._factored(sums)
+        self.count_as(sums.n)
+
+    def update(self, batches: Iterable[Tensor]) -> None:
+        """Add vectors to those that it was fitted to, as if all had come at once.
+
+        After ``fit_folds`` they belong to no fold and join what each member knows.
+
+        Raises:
+            ArgumentError: there are none, or it doesn't say how many it was fitted to.
+        """
+        numbers, new = self.counted(), Sums.of(batches)
+        several = self.mean.ndim == 3
+        means, factors = [], []
+        for n, mean, factor in zip(
+            numbers,
+            self.mean if several else self.mean[None],
+            self.factor if several else self.factor[None],
+            strict=True,
+        ):
+            sums = Sums(n, mean, self._scatter(factor, n))
+            sums.join(new)
+            means.append(sums.mean)
+            factors.append(self._factored(sums))
+        self.mean = torch.stack(means) if several else means[0]
+        self.factor = torch.stack(factors) if several else factors[0]
+        self.count_as(*(n + new.n for n in numbers))
+
+    def _scatter(self, factor: Tensor, n: int) -> Tensor:
+        """What ``_factored`` made the factors (positions, dim, dim) of."""
+        ridge = self.ridge * torch.eye(self.dim, device=factor.device)
+        scatter = torch.empty_like(factor)
+        rows = self._rows()
+        for part, own in zip(scatter.split(rows), factor.split(rows), strict=True):
+            part.copy_((own @ own.transpose(1, 2) - ridge) * max(1, n - 1))
+        return scatter
 
     def fit_folds(self, folds: Sequence[Iterable[Tensor]]) -> None:
         """Fit without each fold of the vectors in turn, which are read once.
@@ -117,6 +153,7 @@ class PositionGaussians(nn.Module):
         del total
         self.mean = torch.stack([part.mean for part in parts])
         self.factor = torch.stack([self._factored(part) for part in parts])
+        self.count_as(*(part.n for part in parts))
 
     def _factored(self, sums: Sums) -> Tensor:
         """The Cholesky factors (positions, dim, dim) of the covariances, in place of the sums."""

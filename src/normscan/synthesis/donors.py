@@ -12,6 +12,7 @@ from torch import Tensor
 from normscan.synthesis.draws import between, erlang, rotations, spread_out, taken_from
 from normscan.synthesis.perlin import shuffled_tiles
 from normscan.synthesis.placement import Scene, within_frame
+from normscan.synthesis.shapes import Affine
 
 Donor = Callable[[Scene], Tensor]
 
@@ -27,9 +28,15 @@ def same_place(scene: Scene) -> Tensor:
 
 
 def transplanted(scene: Scene) -> Tensor:
-    """What the placement chose in the donor (NSA, 3D copy-paste)."""
+    """What the placement chose in the donor (NSA)."""
     assert scene.source is not None, "a placement that chooses a place in the donor comes first"
     return taken_from(scene.donor, scene.source, scene.centre, scene.scale)
+
+
+def turned(scene: Scene) -> Tensor:
+    """The same, turned as the outline is (3D copy-paste): a straight piece becomes a turned one."""
+    assert scene.source is not None and isinstance(scene.outline, Affine)
+    return taken_from(scene.donor, scene.source, scene.centre, matrix=scene.outline.matrix)
 
 
 def elsewhere(own: bool = True) -> Donor:

@@ -166,11 +166,14 @@ def autoseg(size: tuple[float, float] = (0.1, 0.5), core: float | None = None) -
     )  # fmt: skip
 
 
-def five_tasks(
-    label: labels.Label | None = None, push: tuple[float, float] = (0.5, 5.0)
-) -> dict[str, Corruption]:
-    """The five tasks of Baugh et al. (2023) by name, up to four anomalies each."""
-    label = label or labels.flipped_gaussian(0.2)
+def five_tasks(unit: float = 0.2, push: tuple[float, float] = (0.5, 5.0)) -> dict[str, Corruption]:
+    """The five tasks of Baugh et al. (2023) by name, up to four anomalies each.
+
+    Args:
+        unit: deviation of the label and scale of the changes of intensity, in the image's unit.
+        push: pixels by which tissue moves.
+    """
+    label = labels.flipped_gaussian(unit)
 
     def made(donor: donors.Donor, blend: blends.Blend) -> Corruption:
         return Corruption(
@@ -178,11 +181,11 @@ def five_tasks(
         )
 
     return {
-        "poisson_intra": made(donors.resampled(), blends.poisson("mixed")),
-        "poisson_inter": made(donors.tiles, blends.poisson("mixed")),
+        "poisson_intra": made(donors.resampled(), blends.boxed_poisson),
+        "poisson_inter": made(donors.tiles, blends.boxed_poisson),
         "sink": made(donors.host, blends.radial("pull", push)),
         "source": made(donors.host, blends.radial("push", push)),
-        "intensity": made(donors.host, blends.smooth_shift(0.2)),
+        "intensity": made(donors.host, blends.smooth_shift(unit)),
     }
 
 
@@ -191,7 +194,7 @@ def copy_paste(turn: float = 45, jitter: float = 0.2) -> Mixture:
 
     def part(turn: float) -> Corruption:
         return Corruption(
-            shapes.cuboids(turn=turn), placement.displaced(), added(donors.transplanted, jitter),
+            shapes.cuboids(turn=turn), placement.displaced(), added(donors.turned, jitter),
             blends.paste,
         )  # fmt: skip
 

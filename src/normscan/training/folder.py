@@ -91,8 +91,11 @@ def tidied(folder: Path) -> Iterator[None]:
         if _first_process() and not any(path.exists() for path in begun):
             shutil.rmtree(folder / FOLDS, ignore_errors=True)
             shutil.rmtree(folder / MAPS, ignore_errors=True)
-            for name in (CONFIG, DIVISION, LOG):
-                (folder / name).unlink(missing_ok=True)
+            (folder / LOG).unlink(missing_ok=True)
+            # With anything else there it can still be gone on with.
+            if not {p.name for p in folder.glob("*") if _counts(p)} - {CONFIG, DIVISION, CACHE}:
+                for name in (CONFIG, DIVISION):
+                    (folder / name).unlink(missing_ok=True)
         raise
     finally:
         if _first_process():

@@ -42,6 +42,7 @@ class Trainer:
         fabric: device, precision and processes.
         seed: of everything random.
         report: called with phase, step, steps and a text of the current losses.
+        say: called with a sentence where a run goes on from a checkpoint.
         checkpoint_seconds: time between checkpoints.
     """
 
@@ -54,6 +55,7 @@ class Trainer:
         fabric: Fabric,
         seed: int,
         report: Report,
+        say: Callable[[str], None] | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.method = method
@@ -63,6 +65,7 @@ class Trainer:
         self.fabric = fabric
         self.seed = seed
         self.report = report
+        self.say = say or (lambda text: None)
         self.checkpoint_seconds = checkpoint_seconds
         # What a phase leaves for later and a checkpoint must carry besides weights and optimisers.
         self.memory: dict[str, Any] = {}
@@ -81,7 +84,11 @@ class Trainer:
             self.seconds = dict(state["seconds"])
             self.method.load_weights(state["method"])
         self._trim_log(first, state["step"] if state else 0)
-        for index, phase in enumerate(self.method.phases()):
+        phases = self.method.phases()
+        if state and not state["step"]:
+            left = f"begins phase '{phases[first].name}'" if first < len(phases) else "is trained"
+            self.say(f"resuming: the method {left}")
+        for index, phase in enumerate(phases):
             if index >= first:
                 begun = state if state and index == first and state["step"] else None
                 self._phase(index, phase, begun)
@@ -103,6 +110,7 @@ class Trainer:
         begin = 0
         if state:
             begin, self.memory = state["step"], state["memory"]
+            self.say(f"resuming at step {begin} of {steps} of phase '{phase.name}'")
             for name, optimizer in optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.fabric.strategy.precision.load_state_dict(state["precision"])

@@ -11,9 +11,10 @@ from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.reconstruction import absolute
 from normscan.methods.wrapped import averaged
 from normscan.registry import register
+from normscan.scores.counted import Counted
 
 
-class MeanImage(Method):
+class MeanImage(Counted, Method):
     """The mean of the healthy images is the restoration of every image."""
 
     def __init__(self) -> None:
@@ -24,6 +25,13 @@ class MeanImage(Method):
         total, n = _sum(batches)
         if n:
             self.mean = (total / n).float()
+            self.count_as(n)
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        numbers, (total, n) = self.counted(), _sum(batches)
+        means = zip(self.mean.double().split(1), numbers, strict=True)
+        self.mean = torch.cat([(mean * k + total) / (k + n) for mean, k in means]).float()
+        self.count_as(*(k + n for k in numbers))
 
     @property
     def leaves_out(self) -> bool:
@@ -34,6 +42,7 @@ class MeanImage(Method):
         total = torch.stack([part for part, _ in sums]).sum(0)
         n = sum(count for _, count in sums)
         self.mean = torch.cat([((total - part) / (n - count)).float() for part, count in sums])
+        self.count_as(*(n - count for _, count in sums))
 
     def each(self, batch: Batch) -> list[Maps]:
         restored = [mean.expand_as(batch.image) for mean in self.mean.split(1)]
@@ -52,7 +61,7 @@ def _sum(batches: Iterable[Batch]) -> tuple[Tensor, int]:
     return total, n
 
 
-class ImageStatistics(Method):
+class ImageStatistics(Counted, Method):
     """Mahalanobis distance of a few numbers that describe an image's intensities and extent."""
 
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -75,12 +84,37 @@ class ImageStatistics(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         values = torch.cat([self.describe(batch) for batch in batches])
         centred = values - values.mean(0)
-        covariance = centred.T @ centred / max(1, len(values) - 1)
+        self._shrink(values.mean(0), centred.T @ centred, len(values))
+
+    @property
+    def updates(self) -> bool:
+        return self.shrinkage < 1  # else the covariance is gone
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        n = self.counted()[0]
+        values = torch.cat([self.describe(batch) for batch in batches])
+        m, step = len(values), values.mean(0) - self.mean
+        centred = values - values.mean(0)
+        # Two groups' deviations from the mean of both (Chan et al. 1979).
+        between = torch.outer(step, step) * (n * m / (n + m))
+        scatter = self._scatter(n) + centred.T @ centred + between
+        self._shrink(self.mean + step * (m / (n + m)), scatter, n + m)
+
+    def _shrink(self, mean: Tensor, scatter: Tensor, n: int) -> None:
+        """Take the mean, and the inverse of the shrunk covariance of n samples."""
+        covariance = scatter / max(1, n - 1)
         spread = covariance.diagonal().mean().clamp_min(1e-12)
         covariance = (1 - self.shrinkage) * covariance
         covariance += self.shrinkage * spread * torch.eye(len(covariance)).to(covariance)
-        self.mean = values.mean(0)
-        self.precision = torch.linalg.inv(covariance)
+        self.mean, self.precision = mean, torch.linalg.inv(covariance)
+        self.count_as(n)
+
+    def _scatter(self, n: int) -> Tensor:
+        """The summed squares of deviations of n samples: shrinking keeps the mean variance."""
+        covariance = torch.linalg.inv(self.precision)
+        spread = self.shrinkage * covariance.diagonal().mean()
+        unshrunk = covariance - spread * torch.eye(len(covariance)).to(covariance)
+        return unshrunk / (1 - self.shrinkage) * max(1, n - 1)
 
     def maps(self, batch: Batch) -> Maps:
         d = self.describe(batch) - self.mean

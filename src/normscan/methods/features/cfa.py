@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.features.common import (
     LAPTOP,
+    LITE0_STAGES,
     SMOOTH,
     STAGES,
     TINY_SMOOTH,
     Trained,
     backbone_of,
+    lite0,
     middle,
     tapped,
 )
@@ -190,7 +192,10 @@ class CoupledHyperspheres(Method):
     "cfa",
     paper="Lee 2022",
     dims=(2,),
-    presets={"laptop": {**LAPTOP, "steps": 200}},
+    presets={
+        "laptop": {**LAPTOP, "steps": 200},
+        "lite0": lite0({**LAPTOP, "steps": 200}, LITE0_STAGES[1:]),
+    },
     postprocess=SMOOTH,
     reduction="max",
     preprocess=middle(224, 256),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_type_hints
 
 from torch import nn
@@ -36,7 +36,8 @@ tapped = Options(
         "size": "pixels along each axis.",
         "backbone": "timm name with the tag of its weights.",
         "taps": "stages whose features are used, the finest first.",
-        "weights": "``hub``, ``random``, or the path of a state dict.",
+        "weights": "``hub``, ``pip:efficientnet-lite0`` or ``pip:vgg16`` from an installed package, "
+        "``random``, or the path of a state dict.",
     },
 )
 
@@ -60,6 +61,25 @@ def middle(kept: int, resized: int) -> dict[str, Any]:
 # On few pixels the foreground fills the grid.
 FILLED: dict[str, Any] = {"crop": "foreground", "fit": "pad"}
 LAPTOP: dict[str, Any] = {"backbone": RESNET18, "size": 128, "preprocess": FILLED}
+
+
+def lite0(laptop: Mapping[str, Any], taps: tuple[str, ...]) -> dict[str, Any]:
+    """The preset ``lite0``: that for a laptop, on an EfficientNet-Lite0 that pip brings.
+
+    It is a preset of its own and never a fallback: a result must not depend on which package is
+    installed and whether a network was there.
+
+    Args:
+        laptop: that preset.
+        taps: stages of Lite0 with the strides of the ResNet's.
+    """
+    chosen = {"backbone": "tf_efficientnet_lite0", "weights": "pip:efficientnet-lite0"}
+    return {**laptop, **chosen, "taps": taps}
+
+
+# Of strides 2, 4, 8 and 16, as act1 and layer1 to layer3 of a ResNet.
+LITE0_STAGES = ("blocks.0", "blocks.1", "blocks.2", "blocks.4")
+
 TINY: dict[str, Any] = {
     "backbone": RESNET18,
     "weights": "random",

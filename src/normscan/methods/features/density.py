@@ -12,12 +12,14 @@ from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.features.common import (
     LAPTOP,
+    LITE0_STAGES,
     RESNET18,
     SMOOTH,
     TINY_SMOOTH,
     WIDE_RESNET50,
     Tapped,
     backbone_of,
+    lite0,
     middle,
     tapped,
 )
@@ -50,6 +52,9 @@ class PaDiM(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         self.gaussians.fit(vectors(self.features(batch.image)) for batch in batches)
 
+    def update(self, batches: Iterable[Batch]) -> None:
+        self.gaussians.update(vectors(self.features(batch.image)) for batch in batches)
+
     @property
     def leaves_out(self) -> bool:
         return True
@@ -78,6 +83,7 @@ class PaDiM(Method):
     presets={
         "wide": {"backbone": WIDE_RESNET50, "dim": 550},
         "laptop": LAPTOP,
+        "lite0": lite0(LAPTOP, LITE0_STAGES[1:]),
     },
     postprocess=SMOOTH,
     reduction="max",

@@ -14,11 +14,13 @@ from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.features.common import (
     FILLED,
+    LITE0_STAGES,
     PICTURE,
     SMOOTH,
     TINY,
     Tapped,
     backbone_of,
+    lite0,
     tapped,
 )
 from normscan.methods.features.memory import Bank, check_room
@@ -138,15 +140,23 @@ class AnomalyDINO(Method):
         return self.bank.need(images * wanted.rotations * cells, wanted.largest)
 
     def fit(self, batches: Iterable[Batch]) -> None:
+        self.bank.keep(self._patches(self._references(batches)))
+
+    def update(self, batches: Iterable[Batch]) -> None:
+        every = ((batch.image, batch.rng) for batch in batches)
+        self.bank.extend(self._patches(every), self.references.largest)
+
+    def _patches(self, references: Iterable[tuple[Tensor, Rng]]) -> Tensor:
+        """Patches of the images and of their rotations."""
         memory = self.bank.reservoir(self.references.largest)
         rotations = self.references.rotations
-        for images, rng in self._references(batches):
+        for images, rng in references:
             for i in range(rotations):
                 turned = rotated(images, i * 360 / rotations)
                 memory.add(unit_patches(self.backbone, turned)[0].flatten(0, 1), rng)
         if not memory.seen:
             raise ArgumentError("anomaly_dino needs at least one training image.")
-        self.bank.keep(memory.finish())
+        return memory.finish()
 
     def _foreground(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = vectors(concatenated(list(self.backbone(x).values())))
@@ -166,15 +176,19 @@ PADDED: dict[str, Any] = {**PICTURE, "fit": "pad"}
 DINOV2 = tapped(size=448, backbone="vit_small_patch14_dinov2.lvd142m", taps=("norm",))
 
 
+_LAPTOP = {
+    "size": 224, "shots": 64, "rotations": 1, "largest": 20_000, "preprocess": FILLED,
+}  # fmt: skip
+
+
 @register(
     "anomaly_dino",
     paper="Damm 2025",
     dims=(2,),
     presets={
         "full_shot": {"shots": None, "rotations": 1},
-        "laptop": {
-            "size": 224, "shots": 64, "rotations": 1, "largest": 20_000, "preprocess": FILLED,
-        },
+        "laptop": _LAPTOP,
+        "lite0": lite0({**_LAPTOP, "size": 128}, LITE0_STAGES[3:]),
     },
     postprocess=SMOOTH,
     preprocess=PADDED,
@@ -304,11 +318,17 @@ class PatchMixture(Method):
         return Maps(map=scores.reshape(-1, 1, *grid), score=tail_mean(scores))
 
 
+_MIXED_LAPTOP = {"size": 224, "components": 100, "epochs": 5, "preprocess": FILLED}
+
+
 @register(
     "anomalydino_dpmm",
     paper="Schulthess 2025",
     dims=(2,),
-    presets={"laptop": {"size": 224, "components": 100, "epochs": 5, "preprocess": FILLED}},
+    presets={
+        "laptop": _MIXED_LAPTOP,
+        "lite0": lite0({**_MIXED_LAPTOP, "size": 128}, LITE0_STAGES[3:]),
+    },
     preprocess=PADDED,
     tiny={**TINY, "taps": ("layer2",), "components": 40, "epochs": 1, "postprocess": ("erode=4",)},
     options=DINOV2 | UPDATES,

@@ -13,10 +13,12 @@ from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.features.common import (
     FILLED,
+    LITE0_STAGES,
     RESNET18,
     TINY,
     Trained,
     backbone_of,
+    lite0,
     tapped,
 )
 from normscan.methods.schedule import Schedule, phase, schedule
@@ -93,11 +95,14 @@ class FeatureAutoencoder(Method):
         return Maps(map=F.interpolate(unlike, shape, mode="bilinear", align_corners=True))
 
 
+_LAPTOP = {"steps": 150, "batch_size": 4, "lr": 1e-3, "preprocess": FILLED}
+
+
 @register(
     "fae",
     paper="Meissen 2022",
     dims=(2,),
-    presets={"laptop": {"steps": 150, "batch_size": 4, "lr": 1e-3, "preprocess": FILLED}},
+    presets={"laptop": _LAPTOP, "lite0": lite0(_LAPTOP, LITE0_STAGES[:3])},
     reduction="top_10_percent",
     preprocess={"scaling": "equalise", "crop": "none", "fit": "cover"},
     tiny={

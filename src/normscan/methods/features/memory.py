@@ -14,10 +14,12 @@ from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.features.common import (
     LAPTOP,
+    LITE0_STAGES,
     SMOOTH,
     TINY_SMOOTH,
     Tapped,
     backbone_of,
+    lite0,
     middle,
     tapped,
 )
@@ -99,6 +101,26 @@ class Bank(nn.Module):
             )
         return self._index
 
+    def extend(self, vectors: Tensor, largest: int) -> None:
+        """Take these vectors (n, dim) beside those that it holds, at most ``largest`` in all.
+
+        Where folds are told apart, the new vectors belong to none of them.
+
+        Raises:
+            ArgumentError: there is no room for them.
+        """
+        total, sizes = len(self.vectors) + len(vectors), self.sizes
+        joined = torch.cat([self.vectors, vectors.to(self.vectors)])
+        if total > largest or self.stays_mapped("vectors", joined):
+            raise ArgumentError(
+                f"the bank has no room for {len(vectors):,} patches beside its "
+                f"{len(self.vectors):,}: it may keep {largest:,} (largest) in {self.memory:g} GiB "
+                "(memory). Fit anew with more, or add fewer scans."
+            )
+        self.keep(joined)
+        self.sizes = sizes
+        self._folds = None
+
     def keep_folds(self, folds: Sequence[Tensor]) -> None:
         """Take the vectors of each fold of the training scans, so that one can be left out."""
         self.keep(torch.cat(list(folds)))
@@ -107,14 +129,24 @@ class Bank(nn.Module):
 
     @property
     def folds(self) -> dict[int, Neighbours]:
-        """What finds the nearest vectors of each fold, by the number of its first vector."""
+        """What finds the nearest vectors of each fold, by the number of its first vector.
+
+        What came later and belongs to no fold is the last one; see ``turns``.
+        """
         if self._folds is None:
             sizes = self.sizes.tolist()
+            if later := len(self.vectors) - sum(sizes):
+                sizes.append(later)
             search: Search = "auto" if self.search == "faiss" else self.search
             starts = [sum(sizes[:k]) for k in range(len(sizes))]
             parts = self.vectors.split(sizes)
             self._folds = {s: Neighbours(p, search) for s, p in zip(starts, parts, strict=True)}
         return self._folds
+
+    @property
+    def turns(self) -> list[int]:
+        """Those of ``folds`` that are left out in turn."""
+        return list(self.folds)[: len(self.sizes)]
 
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
         """Squared distances (n, k) of (n, dim) to the k nearest vectors, in order."""
@@ -239,6 +271,10 @@ class PatchCore(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         self.bank.keep(self._vectors(batches, self.largest))
 
+    def update(self, batches: Iterable[Batch]) -> None:
+        # A coreset of the new images, as of a fold: what was kept before doesn't depend on it.
+        self.bank.extend(self._vectors(batches, self.largest), self.largest)
+
     @property
     def leaves_out(self) -> bool:
         return not self.whole
@@ -280,7 +316,7 @@ class PatchCore(Method):
         k, folds = self.scoring.neighbours, self.bank.folds
         found = {first: index(patches.flatten(0, 1), k) for first, index in folds.items()}
         members = []
-        for left_out in folds:
+        for left_out in self.bank.turns:
             others = torch.cat([d for first, d in found.items() if first != left_out], 1)
             distances = others.topk(min(k, others.shape[1]), largest=False).values
             index = Joined({f: i for f, i in folds.items() if f != left_out}, self.bank.vectors)
@@ -327,13 +363,17 @@ def novelty(patches: Tensor, index: Neighbours | Joined, k: int) -> Tensor:
     return 1 - (shares * (around == nearest).to(shares)).sum(1)
 
 
+_LAPTOP = {**LAPTOP, "pooling": "average", "largest": 10_000}
+
+
 @register(
     "patchcore",
     paper="Roth 2022",
     dims=(2,),
     presets={
         "code": {"reweighted": 0, "squared": True},
-        "laptop": {**LAPTOP, "pooling": "average", "largest": 10_000},
+        "laptop": _LAPTOP,
+        "lite0": lite0(_LAPTOP, LITE0_STAGES[2:]),
     },
     postprocess=SMOOTH,
     reduction="max",

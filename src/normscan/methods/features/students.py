@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.features.common import (
     LAPTOP,
+    LITE0_STAGES,
     PICTURE,
     RESNET18,
     SMOOTH,
@@ -21,6 +22,7 @@ from normscan.methods.features.common import (
     Tapped,
     Trained,
     backbone_of,
+    lite0,
     tapped,
 )
 from normscan.methods.schedule import Schedule, phase, schedule
@@ -105,6 +107,7 @@ DESCENT = Options(
         # Twice the article's loss, which is what twice the rate and half the decay do.
         "code": {"lr": 0.8, "weight_decay": 5e-5},
         "laptop": {**LAPTOP, "batch_size": 8, "steps": 100},
+        "lite0": lite0({**LAPTOP, "batch_size": 8, "steps": 100}, LITE0_STAGES[1:]),
     },
     reduction="max",
     preprocess=PICTURE,

@@ -14,12 +14,14 @@ from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.features.common import (
     FILLED,
     LAPTOP,
+    LITE0_STAGES,
     PICTURE,
     STAGES,
     TEST_RESNET,
     TINY,
     Trained,
     backbone_of,
+    lite0,
     tapped,
 )
 from normscan.methods.schedule import Schedule, phase, schedule
@@ -220,17 +222,21 @@ class UniAD(Method):
         return Maps(map=enlarged, score=pooled.flatten(1).amax(1))
 
 
+_UNIAD_LAPTOP = {
+    **LAPTOP, "taps": STAGES, "width": 128, "layers": 2, "hidden": 512, "batch_size": 8,
+    "steps": 800, "lr": 1e-3,
+    # Of 8 x 8 tokens 7 x 7 would leave nearly none to look at.
+    "neighbours": 3,
+}  # fmt: skip
+
+
 @register(
     "uniad",
     paper="You 2022",
     dims=(2,),
     presets={
-        "laptop": {
-            **LAPTOP, "taps": STAGES, "width": 128, "layers": 2, "hidden": 512, "batch_size": 8,
-            "steps": 800, "lr": 1e-3,
-            # Of 8 x 8 tokens 7 x 7 would leave nearly none to look at.
-            "neighbours": 3,
-        },
+        "laptop": _UNIAD_LAPTOP,
+        "lite0": lite0(_UNIAD_LAPTOP, LITE0_STAGES[1:]),
     },
     reduction="max",
     preprocess=PICTURE,

@@ -16,6 +16,7 @@ from normscan.methods.synthesis.common import (
     cross_entropy,
     standardised,
 )
+from normscan.methods.synthesis.planes import ThreePlanes
 from normscan.networks.discriminative import BatchNormUNet
 from normscan.networks.wide import WideResidual
 from normscan.registry import register
@@ -72,6 +73,7 @@ def foreign_patch_interpolation(
             host and donor after cutting both to multiples of 1e-3.
         image score: the mean of the map; the release smooths the slices' means and averages the
             highest quarter of them.
+        third axis: none, as in the article and the release, which cut volumes into slices.
 
     Args:
         width: channels of the first convolution; the widest has 16 times as many.
@@ -119,6 +121,7 @@ def poisson_image_interpolation(
         kept weights: the last, or with ``steps`` the best of the validation loss on these patches;
             the release keeps the best of one on FPI's.
         labelled pixels: changes above 1e-3; the release compares values cut to multiples of it.
+        third axis: none, as in the article.
 
     Args:
         width: channels of the first convolution; the widest has 16 times as many.
@@ -160,6 +163,7 @@ def _joined(batch: Batch) -> Tensor:
 @register(
     "autoseg",
     paper="Meissen 2021",
+    dims=(2, 3),
     presets={
         "code": {"epochs": 5},
         "abdomen": {"polygon": (0.2, 0.6), "core": 0.8},
@@ -195,13 +199,16 @@ def autoseg(
     of 8; 2 epochs, of which the submitted weights had 5 (``code``). Presets ``abdomen`` and
     ``radiograph``. Images from 0 to 1.
 
+    Volumes are cut along all three axes, one network learns all of these slices, and the map is the
+    mean of the three planes; the score is the mean of the highest tenth of the axial slices' means.
+    In two dimensions it is the detector's axis alone.
+
     Departures:
-        planes: the detector's axis alone; the article runs all three and averages.
+        slices: of volumes one place a batch, for donors of the same place; all mixed in the release.
         place: the polygon lies round the drawn pixel; the release exchanges row and column.
         donors: the batch's image of another subject that is nearest in height; the release takes the
             same height, at times of the same scan.
-        image score: the mean of the map's highest 10 %; the release averages the highest tenth of
-            the slices' means.
+        image score: of a slice the mean of the map's highest 10 %; the release has no slices alone.
 
     Args:
         width: channels of the U-Net's first level; each level doubles them.
@@ -212,8 +219,12 @@ def autoseg(
     """
     network = BatchNormUNet((3 if neighbours else 1) * channels, 1, width, depth)
     kind = TriSliceSegmenter if neighbours else Segmenter
-    return kind(
+    if dims == 3:
+        # A pass over volumes takes a slice of each; one over all slices is so many times as long.
+        training["epochs"] *= 3 * size
+    segmenter = kind(
         network,
         tasks.autoseg(polygon, core),
         lambda net: [phase(net, training, "segment", optimizer=torch.optim.AdamW)],
     )
+    return segmenter if dims == 2 else ThreePlanes(segmenter, int(neighbours))

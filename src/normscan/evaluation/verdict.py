@@ -1,0 +1,61 @@
+"""Is the detector better than the baselines on these scans? By how much, and how sure is that?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from normscan.evaluation.scoring import Scores
+
+# A difference with a larger p-value is none that can be claimed.
+LEVEL = 0.05
+
+
+def verdicts(own: Scores, baselines: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Compare the image AUROC with each baseline's on the scans that both scored.
+
+    The interval and the p-value are DeLong's, paired and by subject; over the baselines the
+    p-values are corrected after Holm. Where DeLong's variance is zero, a permutation test gives the
+    p-value, and there is no interval.
+
+    Returns:
+        For each baseline ``baseline``, ``metric``, ``value`` and ``other`` (the AUROCs),
+        ``difference`` with ``low`` and ``high``, ``p_value`` (corrected), ``n`` (subjects), ``test``
+        and ``verdict``: better, worse, unclear or undefined.
+    """
+    from normscan.metrics.comparisons import holm
+
+    found = [_compared(own, name, scores) for name, scores in baselines.items()]
+    for entry, p in zip(found, holm([e["p_value"] for e in found]), strict=True):
+        entry["p_value"] = float(p)
+        entry["verdict"] = "undefined"
+        if p == p:
+            sure = "better" if entry["difference"] > 0 else "worse"
+            entry["verdict"] = sure if p <= LEVEL else "unclear"
+    return found
+
+
+def _compared(own: Scores, name: str, other: Scores) -> dict[str, Any]:
+    from normscan.metrics import image_metrics
+    from normscan.metrics.comparisons import compare_scores, delong_test
+
+    theirs = {row["scan"]: row["score"] for row in other.rows}
+    rows = [r for r in own.rows if r["label"] is not None and r["scan"] in theirs]
+    entry: dict[str, Any] = {"baseline": name, "metric": "image_auroc", "p_value": float("nan")}
+    labels = [r["label"] for r in rows]
+    entry |= dict.fromkeys(("value", "other", "difference", "low", "high"), float("nan"))
+    entry |= {"n": len({r["subject"] for r in rows}), "test": ""}
+    if len(set(labels)) < 2:
+        return entry
+    subjects = [r["subject"] for r in rows]
+    pair = [r["score"] for r in rows], [theirs[r["scan"]] for r in rows]
+    tested = delong_test(*pair, labels, subjects)
+    p_value, test = tested.p_value, tested.test
+    if p_value != p_value:
+        swapped = compare_scores(*pair, labels, subjects, permutations=999)
+        p_value, test = swapped.p_value, swapped.test
+    values = [image_metrics(s, labels, subjects, replicates=0).auroc.value for s in pair]
+    return entry | {
+        "value": values[0], "other": values[1], "difference": tested.difference, "low": tested.low,
+        "high": tested.high, "p_value": p_value, "test": test,
+    }  # fmt: skip
