@@ -30,7 +30,7 @@ class Block:
     title: str
     text: str
     head: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
 
 def pixel_block(names: Sequence[str], metrics: Sequence[dict[str, Any]]) -> Block | None:

@@ -96,11 +96,11 @@ def compare(
         "sensitivity_at_rate": "at the wanted rate (oracle)", "auroc": "AUROC",
         "ppv": f"PPV at {share:.3g}", "npv": "NPV",
     }  # fmt: skip
-    rows = [[str(r[k] or "-") for k in head] for r in each]
+    cells = [[str(r[k] or "-") for k in head] for r in each]
     text = (
         "Sensitivity and false alarms as each detector decides, exact intervals; AUROC by DeLong."
     )
-    blocks = [Block("Decisions and ranking", text, list(head.values()), rows)]
+    blocks = [Block("Decisions and ranking", text, list(head.values()), cells)]
     lines: list[Sequence[str]] = []
     for p in pairs:
         d, q = p["delong"], p["permutation"]

@@ -249,7 +249,7 @@ class Reader:
                     raise ArgumentError(UNFITTED)
                 with _timed(ready.stages, "read"):
                     scan, foreground, beside = opened(state, row)
-                    ready.seen = state.seen(row.paths)
+                    ready.seen = "" if state.division is None else state.known(row.key())
                 kept = row.memo if isinstance(row, Opened) else None
                 _fill(ready, state, scan, foreground, columns, beside, self.force, kept)
         except NormscanError as error:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from normscan.cohort.division import content_of
 from normscan.cohort.row import Opened
 from normscan.errors import NormscanError, ScanError
+from normscan.preprocess.cache import describe, enabled
+from normscan.preprocess.kept import kept_arrays
 from normscan.preprocess.pipeline import Prepared, Preprocess
 
 if TYPE_CHECKING:
@@ -73,6 +76,20 @@ class Preparation:
         """What the prepared scan depends on beside the scan, as text."""
         about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets, self.filled]
         return json.dumps(about, sort_keys=True, default=str)
+
+    def about(self, row: CohortRow) -> list[Any]:
+        """Return what the prepared scan depends on, as plain values to find it by.
+
+        Empty where it is not to be kept, or a file can't be read.
+        """
+        if not (self.cache and enabled()):
+            return []
+        beside = {"target": row.targets, "structures": [row.structures] if row.structures else []}
+        paths = [[row.foreground] if row.foreground else [], *(beside[n] for n in self.companions)]
+        files = [row.key(), *(content_of(some) if some else "none" for some in paths)]
+        steps = describe(self.preprocess.steps)
+        names = [row.channels, row.target_channels, row.missing, self.companions]
+        return [self.key, steps, names, files] if all(files) else []
 
     def __call__(self, row: CohortRow) -> Prepared:
         """Read and prepare a scan of a cohort and what must stand beside it.
@@ -188,12 +205,19 @@ class Sampling:
 
     def __call__(self, row: CohortRow) -> list[Sample] | NormscanError | OSError:
         """Return the samples of a scan, or why there are none."""
-        row = Opened.of(row) if self.lesions and not isinstance(row, Opened) else row
         try:
-            prepared = self.prepare(row)
-            mask = row.load_mask(row.load()) if self.lesions else None
+            prepare = self.prepare
+            about = prepare.about(row) if isinstance(prepare, Preparation) else []
+            if self.lesions or not about:
+                return self._made(row)
+            return _unpacked(kept_arrays(about, lambda: _packed(self._made(row))))
         except (NormscanError, OSError) as error:
             return error
+
+    def _made(self, row: CohortRow) -> list[Sample]:
+        row = Opened.of(row) if self.lesions and not isinstance(row, Opened) else row
+        prepared = self.prepare(row)
+        mask = row.load_mask(row.load()) if self.lesions else None
         image, foreground = prepared.image, prepared.foreground
         beside = dict(prepared.companions)
         if self.lesions:
@@ -208,6 +232,27 @@ class Sampling:
             )
             for k, position in split_slices(prepared)
         ]  # fmt: skip
+
+
+BESIDE = "beside_"
+
+
+def _packed(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    beside = {BESIDE + name: np.stack([s.beside[name] for s in samples]) for name in samples[0][3]}
+    named = {
+        name: np.stack([getattr(s, name) for s in samples])
+        for name in ("image", "foreground", "position")
+    }
+    return named | beside
+
+
+def _unpacked(arrays: Mapping[str, np.ndarray]) -> list[Sample]:
+    beside = {k.removeprefix(BESIDE): a for k, a in arrays.items() if k.startswith(BESIDE)}
+    named = zip(arrays["image"], arrays["foreground"], arrays["position"], strict=True)
+    return [
+        Sample(image, foreground, float(position), {name: a[i] for name, a in beside.items()})
+        for i, (image, foreground, position) in enumerate(named)
+    ]
 
 
 @dataclass
