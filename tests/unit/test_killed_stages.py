@@ -33,14 +33,18 @@ def test_killed_before_each_file_in_turn(method, toy, tmp_path: Path, monkeypatc
     """Fits of folds, kept maps, the choices by planted lesions and all that is written at the end."""
     cohort = ns.Cohort.read(toy(2, 1))
     healthy = [row.scan for part in ("train", "val") for row in cohort.part(part)]
-    cohort = cohort.select([row.scan in healthy[-14:] for row in cohort])
+    cohort = cohort.select([row.scan in healthy[-8:] for row in cohort])
     straight = fit(cohort, method, tmp_path / "straight")
     killed: list[str] = []
     replace, rename = os.replace, Path.rename
 
     def before(target):
         # Prepared scans and kept maps have names of their own; one of each kind stands for them.
-        name = Path(target).suffix if Path(target).parent.name in ("maps", "cache") else Path(target).name
+        name = (
+            Path(target).suffix
+            if Path(target).parent.name in ("maps", "cache")
+            else Path(target).name
+        )
         if name not in killed:
             killed.append(name)
             raise Killed

@@ -22,6 +22,8 @@ from normscan.errors import ArgumentError, NormscanError, ScanError
 from normscan.evaluation.baselines import fit_baseline
 from normscan.evaluation.scoring import score_cohort, score_together
 from normscan.io import MaskReport
+from normscan.preprocess import Preprocess
+from normscan.preprocess.samples import Preparation, Sampling
 from normscan.quality import Gate
 
 
@@ -284,3 +286,53 @@ def test_a_baseline_is_fitted_once_for_a_cohort(toy, detector, tmp_path, monkeyp
     monkeypatch.setenv("NORMSCAN_CACHE", "off")
     fit_baseline("mean_image", detector, cohort)
     assert len(fits) == 6
+
+
+def test_prepared_scans_are_kept_by_content_and_settings(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMSCAN_CACHE", str(tmp_path / "kept"))
+    cohort, loads = ns.Cohort.read(toy(2)), []
+    load = type(cohort[0]).load
+    monkeypatch.setattr(type(cohort[0]), "load", lambda row: (loads.append(row.scan), load(row))[1])
+    options, scan = {"calibration": "split", "gate": False}, cohort[0].load()
+    loads.clear()
+
+    def prepared(size=32, **more):
+        made = ns.create("mean_image", size=size, **options, **more).fit(cohort)
+        count = len([scan for scan in loads if scan.startswith("train")])
+        loads.clear()
+        return count, made.predict(scan).map
+
+    few = prepared()[0] - 48  # the survey reads some, whatever is kept
+    assert few >= 0
+    again, map = prepared()
+    other, small = prepared(size=24)
+    off, same = prepared(cache=False)
+    assert (again, other, off) == (few, 48 + few, 48 + few)
+    np.testing.assert_array_equal(map, same)
+    assert not np.array_equal(map, small)
+    entries = list((tmp_path / "kept" / "prepared").glob("*.npz"))
+    assert len(entries) == 2 * 54 and not any(cohort[0].scan in e.name for e in entries)
+    for entry in entries:  # damaged: made anew
+        entry.write_bytes(entry.read_bytes()[:-200])
+    count, map = prepared()
+    assert count == 48 + few
+    np.testing.assert_array_equal(map, same)
+
+
+def test_volumes_and_what_stands_beside_are_kept_too(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMSCAN_CACHE", str(tmp_path / "kept"))
+    row = next(iter(ns.Cohort.read(toy(3)).part("train")))
+    row = replace(row, targets=row.paths)
+    prepare = Preparation(Preprocess(size=16), 2, ("image",), companions=("target",))
+    prepare = replace(prepare, channels=prepare.preprocess(row.load(), 2).image.shape[0] * ("c",))
+    sampling = Sampling(prepare, prepare.slices)
+    first, again = sampling(row), sampling(row)
+    assert len(first) > 3 and len(list((tmp_path / "kept" / "prepared").iterdir())) == 1
+    for one, other in zip(first, again, strict=True):
+        assert one.position == other.position
+        for a, b in ((one.image, other.image), (one.beside["target"], other.beside["target"])):
+            np.testing.assert_array_equal(a, b)
+    # Other content beside it, another entry.
+    np.save(tmp_path / "other.npy", row.load().data[0] * 2)
+    sampling(replace(row, targets=(tmp_path / "other.npy",)))
+    assert len(list((tmp_path / "kept" / "prepared").iterdir())) == 2

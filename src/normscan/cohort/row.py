@@ -60,8 +60,19 @@ class CohortRow:
         return tuple(name for name, value in there.items() if value)
 
     def content(self) -> list[str]:
-        """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``."""
+        """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``.
+
+        Raises:
+            ScanError: a file can't be read.
+        """
         return [content_hash(path) for path in self.paths]
+
+    def key(self) -> str:
+        """Return the hashes of its files, parted by spaces; an empty string if one can't be read."""
+        try:
+            return " ".join(self.content())
+        except ScanError:
+            return ""
 
     def load(self) -> Scan:
         """Read the scan.
@@ -164,6 +175,9 @@ class Opened(CohortRow):
     def of(cls, row: CohortRow) -> Opened:
         """Return a row to be read once."""
         return cls(**{f.name: getattr(row, f.name) for f in fields(CohortRow)}, row=row)
+
+    def content(self) -> list[str]:
+        return self.memo("content", self.row.content)
 
     def load(self) -> Scan:
         return self.memo("scan", self.row.load)

@@ -56,6 +56,10 @@ class Finding:
             restores.
         prepared: (C, *scan.shape) the prepared scan brought back, to compare the restoration with.
         foreground: (*scan.shape) bool.
+        labels: (*scan.shape) label map of the anatomy, 0 for none; components then name their
+            ``region``.
+        label_names: of the regions by label.
+        regions: how unusual each is, see ``normscan.detector.regions.Regions``.
         quality: what the quality gate says of the scan; None where the detector has no gate.
         notes: what the preprocessing steps found worth saying.
         facts: numbers that they measured.
@@ -81,6 +85,9 @@ class Finding:
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
     foreground: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    regions: list[dict[str, Any]] = field(default_factory=list)
     quality: Verdict | None = None
     notes: tuple[str, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
@@ -165,7 +172,8 @@ class Finding:
         Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map,
         the ``peak_index`` in the array, the ``box`` around it (first index of each axis, then the
         one after the last), and the place of the peak in RAS+ millimetres, ``peak_mm``. A scan
-        without a spacing has no millimetres.
+        without a spacing has no millimetres. With a label map of the anatomy there is the
+        ``region`` that holds most of it, None outside all, and its ``share``.
         """
         from scipy import ndimage
 
@@ -193,8 +201,17 @@ class Finding:
                 index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
+            if self.labels is not None:
+                each |= self._region(self.labels[found_labels == i + 1])
             found.append(each)
         return found
+
+    def _region(self, inside: np.ndarray) -> dict[str, Any]:
+        """The region that holds most of the voxels with these labels."""
+        counts = np.bincount(inside[inside > 0], minlength=1)
+        label = int(counts.argmax())
+        name = self.label_names.get(label, f"region {label}") if label else None
+        return {"region": name, "share": round(float(counts[label] / inside.size), 4)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON knows it."""
@@ -212,6 +229,7 @@ class Finding:
             "pixel_threshold": self.pixel_threshold,
             "pixel_rule": self.pixel_rule,
             "components": self.components(),
+            "regions": self.regions,
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),

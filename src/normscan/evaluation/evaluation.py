@@ -78,7 +78,8 @@ def evaluate(
     group = group or group_column(rows)
     out = Path(out)
     check_folder(out)
-    scanned = Division.of(rows).digest()
+    division = Division.of(rows)
+    scanned = division.digest()
     if not overwrite:
         _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
@@ -88,7 +89,8 @@ def evaluate(
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
-        doubts = detector.doubts(list(rows), split)
+        content = [member.content for member in division.members]
+        doubts = detector.doubts(list(rows), split, content)
         doubts += detector.left_out()
         for note in (*doubts, *scores.masks.notes()):
             bar.say(note)

@@ -146,6 +146,9 @@ def many_tasks(
             choice; the release parts the scans into five as it parts the tasks.
         other data set: the textures of other training scans, in another order; the release takes
             abdominal CT for brains and photographs for radiographs.
+        donors: any place of them, read linearly between pixels, as deformed tissue is; in the
+            release the middle of a patch lies on anatomy, and cubic splines read it.
+        grid: cubes of ``size``; the release keeps the shape of its scans.
         patience: looks, one a pass, as many as make 5,000 updates in the release's cohort.
         heads: the network has its last output alone; the release's holds unused ones of deeper
             levels.
