@@ -65,6 +65,7 @@ class Scores:
     def stages(self) -> dict[str, float]:
         """Return the mean seconds of each stage of a prediction."""
         return {name: total / len(self.rows) for name, total in self.seconds.items()}
+
     boxes: BoxScores = field(default_factory=BoxScores)
 
     def join(self, other: Scores) -> Scores:
