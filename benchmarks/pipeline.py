@@ -217,7 +217,8 @@ def to_files(detector: Detector, path: Path, out: Path) -> dict[str, float]:
     stages: dict[str, float] = {}
 
     def whole() -> None:
-        ((_, finding),) = detector.predict_cohort(rows_of(path), details=True, force=True)
+        # As `normscan predict` does; before, it brought the restoration back too.
+        ((_, finding),) = detector.predict_cohort(rows_of(path), force=True)
         stages.update(getattr(finding, "stages", {}))
         stages["save"] = spent(lambda: finding.save(out))["cpu"]  # type: ignore[union-attr]
 

@@ -204,10 +204,9 @@ def main() -> None:
     )
     text = (
         "# Released corruptions beside ours\n\n`python benchmarks/synthetic_statistics.py --nsa CLONE "
-        f"--fpi CLONE --pii CLONE --many CLONE --draws {options.draws}`: the releases' own "
-        f"functions and ours on the same {SUBJECTS} healthy slices of the phantom, {SIDE} x {SIDE}, "
-        "in 256 grey values. "
-        "Changed: by more than 1.5 of 255. Means ± standard errors over the draws.\n\n"
+        f"--fpi CLONE --pii CLONE --many CLONE --draws {options.draws}`: the releases' own functions "
+        f"and ours on the same {SUBJECTS} healthy slices of the phantom, {SIDE} x {SIDE}, in 256 grey "
+        "values. Changed: by more than 1.5 of 255. Means ± standard errors over the draws.\n\n"
         f"{head}" + "\n".join(rows) + "\n\n"
         "NSA's places and sizes agree where both paste; OpenCV's clone then changes fewer pixels, and "
         "those by less, than Poisson's equation solved inside the mask.\n"

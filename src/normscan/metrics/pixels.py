@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -140,6 +141,20 @@ class PixelScores:
                 restricted=region is not None,
             )
         )
+
+    def subject_ap(self) -> dict[Hashable, float]:
+        """Return the mean average precision within each lesioned scan, by subject.
+
+        Pooled figures can't be paired by subject; these can. Scans without healthy pixels are left
+        out.
+        """
+        names, found = list(self._subjects), defaultdict(list)
+        for scan in self._scans:
+            if scan.positives.size and scan.negatives.size:
+                edges = curves.exact_edges(scan.positives)
+                masses = [curves.cells(np.sort(x), edges) for x in (scan.positives, scan.negatives)]
+                found[names[scan.subject]].append(float(curves.average_precision(*masses)))
+        return {name: float(np.mean(values)) for name, values in found.items()}
 
     def evaluate(
         self,
