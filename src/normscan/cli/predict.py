@@ -37,6 +37,7 @@ def predict(
     workers: int | None = None,
     threads: int | None = None,
     fdr: float | None = None,
+    format: list[str] | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -59,17 +60,22 @@ def predict(
         threads: of the arithmetic; by default the cores that this process may use.
         fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
             at most this share is expected to be healthy, such as 0.1.
+        format: what is written of each scan, joined by commas: nifti (map, mask, overlay; pictures
+            as TIFF and PNG), dicom (parametric map, segmentation and structured report beside the
+            source series), dicom-uint16 (the map in 16 bits); nifti by default.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
     """
     from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
+    from normscan.detector.formats import checked_formats
     from normscan.detector.prediction import SEEN
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
+    formats = checked_formats(["nifti"] if format is None else format)
     use_threads(threads)
     detector = load(run, device)
     check(detector, fdr)
@@ -91,7 +97,7 @@ def predict(
     tracked = Progress().track(rows, "predict", len(rows))
     found = detector.predict_cohort(tracked, details=True, force=force, workers=workers)
     writers = min(1, read_ahead() if workers is None else workers)
-    written = partial(_written, folder, overlay)
+    written = partial(_written, folder, overlay, formats)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
         if isinstance(result, NormscanError):
             failures += 1
@@ -117,13 +123,13 @@ def predict(
 Found = tuple[CohortRow, "Finding | NormscanError"]
 
 
-def _written(folder: Path, overlay: bool, found: Found) -> Found:
+def _written(folder: Path, overlay: bool, formats: tuple[str, ...], found: Found) -> Found:
     """Write a finding, in any thread; return it, or what is wrong with it."""
     row, result = found
     if not isinstance(result, NormscanError):
         try:
             with of_scan(row.scan):
-                result.save(folder, row.scan, overlay)
+                result.save(folder, row.scan, overlay, formats)
         except NormscanError as error:
             return row, error
     return found

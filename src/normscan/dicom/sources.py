@@ -1,0 +1,176 @@
+"""The source images as highdicom takes them, and where the planes of a result lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normscan.dicom.identity import Identity
+from normscan.errors import OutputError
+from normscan.series import LPS_TO_RAS, Series
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+NOT_STATED = "not stated in the source"
+
+
+def source_images(identity: Identity) -> list[Dataset]:
+    """Return one header for each file of the series, mended beyond what reading mends.
+
+    highdicom takes what the images of a series share from the first, and refuses images that don't
+    agree. Where a file lacks what every object needs, it is made from the hash of the series.
+
+    Raises:
+        OutputError: a file that doesn't say what kind of image it is.
+    """
+    series = identity.results.series
+    made: dict[int, Dataset] = {}
+    for uid, header in zip(series.uids, series.read_headers(), strict=True):
+        if id(header) not in made:
+            made[id(header)] = _mended(header, uid, identity)
+    return list(made.values())
+
+
+def _mended(image: Dataset, uid: str, identity: Identity) -> Dataset:
+    series = identity.results.series
+    image.SOPInstanceUID = image.get("SOPInstanceUID") or uid or identity.uid("source")
+    if not image.get("SOPClassUID"):
+        image.SOPClassUID = image.file_meta.get("MediaStorageSOPClassUID", "")
+    if not image.SOPClassUID:
+        raise OutputError(
+            "a file of the series has no SOP Class UID, so nothing can refer to it. Export the "
+            "series again, or leave 'dicom' out of the formats."
+        )
+    image.StudyInstanceUID = image.get("StudyInstanceUID") or identity.uid("study")
+    # A series that was joined from files with UIDs of their own has none that holds for all.
+    usable = bool(series.uid) and series.uid.replace(".", "").isdigit()
+    image.SeriesInstanceUID = series.uid if usable else identity.uid("source series")
+    if image.get("PatientSex") not in (None, "", "M", "F", "O"):
+        image.PatientSex = None
+    told = image.get("DeidentificationMethod") or image.get("DeidentificationMethodCodeSequence")
+    if not told and ("DeidentificationMethod" in image or removed(image)):
+        image.DeidentificationMethod = NOT_STATED
+    if series.placed:
+        _place(image, series, identity)
+    elif "FrameOfReferenceUID" in image:  # a frame without a position places nothing
+        del image.FrameOfReferenceUID
+    return image
+
+
+def removed(image: Dataset) -> bool:
+    """Tell whether the source says that the patient's identity was removed."""
+    return str(image.get("PatientIdentityRemoved", "")) == "YES"
+
+
+def _place(image: Dataset, series: Series, identity: Identity) -> None:
+    """Let all images of a series agree on their frame of reference, orientation and spacing."""
+    import highdicom as hd
+    from pydicom.dataset import Dataset
+
+    planes = Planes.of(identity.results)
+    image.FrameOfReferenceUID = series.frame_of_reference or identity.uid("frame of reference")
+    if "PerFrameFunctionalGroupsSequence" not in image:
+        image.ImageOrientationPatient = rounded(series.orientations[0])
+        image.SliceThickness = image.get("SliceThickness") or planes.thickness
+        return
+    if not image.get("SharedFunctionalGroupsSequence"):
+        image.SharedFunctionalGroupsSequence = [Dataset()]
+    shared = image.SharedFunctionalGroupsSequence[0]
+    shared.PlaneOrientationSequence = hd.PlaneOrientationSequence(
+        "PATIENT", rounded(series.orientations[0])
+    )
+    if not shared.get("PixelMeasuresSequence"):
+        shared.PixelMeasuresSequence = planes.measures()
+    measures = shared.PixelMeasuresSequence[0]
+    measures.SliceThickness = measures.get("SliceThickness") or planes.thickness
+
+
+def rounded(values: Any) -> list[float]:
+    """Return numbers that a decimal string holds as they are."""
+    from pydicom.valuerep import format_number_as_ds
+
+    return [float(format_number_as_ds(float(v))) for v in values]
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """Parallel planes in the patient, in LPS millimetres.
+
+    Attributes:
+        positions: (n, 3) centre of the first pixel of each.
+        orientation: (6,) direction of the rows, then of the columns.
+        spacing: (2,) between rows, between columns.
+        step: between two planes; 0 for a single one.
+    """
+
+    positions: np.ndarray
+    orientation: np.ndarray
+    spacing: np.ndarray
+    step: float
+
+    @classmethod
+    def of(cls, results: Any) -> Planes:
+        """Return the planes of a series, or of the regular grid onto which an uneven one was read.
+
+        On such a grid a map lies right in every viewer, on the uneven planes only in some.
+        """
+        series: Series = results.series
+        if series.regular:
+            step = float(np.mean(series.steps)) if len(series.steps) else 0.0
+            return cls(series.positions, series.orientations[0], series.spacings[0], step)
+        affine = LPS_TO_RAS @ results.affine
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        directions = affine[:3, :3] / spacing
+        counts = np.arange(series.shape[2])[:, None]
+        return cls(
+            affine[:3, 3] + counts * affine[:3, 2],
+            np.concatenate([directions[:, 0], directions[:, 1]]),
+            spacing[[1, 0]],
+            float(spacing[2]),
+        )
+
+    @property
+    def thickness(self) -> float:
+        """What a plane counts for: the step, or the width of a pixel where it stands alone."""
+        return rounded([self.step or float(self.spacing.mean())])[0]
+
+    def measures(self) -> Any:
+        """Return the Pixel Measures."""
+        import highdicom as hd
+
+        return hd.PixelMeasuresSequence(
+            pixel_spacing=rounded(self.spacing),
+            slice_thickness=self.thickness,
+            spacing_between_slices=rounded([self.step])[0] if self.step else None,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the place of the planes as the constructors of images take it."""
+        import highdicom as hd
+
+        return {
+            "plane_positions": [
+                hd.PlanePositionSequence("PATIENT", rounded(one)) for one in self.positions
+            ],
+            "plane_orientation": hd.PlaneOrientationSequence("PATIENT", rounded(self.orientation)),
+            "pixel_measures": self.measures(),
+        }
+
+
+def as_planes(array: np.ndarray) -> np.ndarray:
+    """Return a map or mask of the scan grid as (n, rows, columns)."""
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 1, 0))
+
+
+def frames_of(series: Series, image: Dataset) -> Sequence[int] | None:
+    """Return the frames of a file that the scan shows; None for a file with one."""
+    used = [
+        frame
+        for uid, frame in zip(series.uids, series.frames, strict=True)
+        if frame and uid in (image.SOPInstanceUID, "")
+    ]
+    return used or None
