@@ -26,7 +26,7 @@ def parametric_map(
         identity: of the finding, which has a map.
         images: the source images.
         stored: ``float32`` keeps each value. ``uint16`` rounds to 65,536 steps between the lowest
-            and the highest, which more viewers can show, and brings a palette.
+            and the highest, which more viewers can show.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -39,12 +39,10 @@ def parametric_map(
     slope, intercept = 1.0, 0.0
     bounds: tuple[Any, Any] = (low, high)
     shown = _window(values, results.pixel_threshold, high)
-    more: dict[str, Any] = {}
     if stored == "uint16":
         slope, intercept, bounds = (high - low) / 65535 or 1.0, low, (0, 65535)
         values = np.rint((values.astype(np.float64) - low) / slope).astype(np.uint16)
         shown = ((shown[0] - low) / slope, shown[1] / slope)
-        more["palette_color_lut_transformation"] = _palette()
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="ANOMALY",
         lut_explanation="Anomaly score",
@@ -66,7 +64,6 @@ def parametric_map(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="HEATMAP",
         content_description="Anomaly map: higher is more anomalous",
-        **more,
     )
     _add_anatomy(made, images[0])
     _ascend(made)
@@ -81,15 +78,6 @@ def _window(values: np.ndarray, threshold: float | None, high: float) -> tuple[f
 
 def _short(value: float) -> float:
     return float(f"{value:.9g}")
-
-
-def _palette() -> Any:
-    """Return a scale of colours from black over red and yellow to white."""
-    import highdicom as hd
-
-    ramp = np.arange(256)
-    colours = np.stack([np.clip(3 * ramp - 255 * k, 0, 255) for k in range(3)], axis=1)
-    return hd.PaletteColorLUTTransformation.from_combined_lut(colours.astype(np.uint8))
 
 
 def _add_anatomy(made: Dataset, image: Dataset) -> None:

@@ -160,7 +160,6 @@ def _algorithm(identity: Identity) -> Any:
         name=results.method or MAKER,
         version=results.version or "unknown",
         parameters=[f"detector {results.detector}"] if results.detector else None,
-        manufacturer=MAKER,
     )
 
 

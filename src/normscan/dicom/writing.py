@@ -85,10 +85,12 @@ def _build(results: Results, stored: Stored) -> dict[str, Dataset]:
 
 
 def _settle(dataset: Dataset, uid: str) -> None:
-    """Replace the random UID by which highdicom holds the dimensions of frames together."""
+    """Replace the random UID that holds the dimensions of frames together; nobody is the creator."""
     for sequence in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
         for item in dataset.get(sequence, ()):
             item.DimensionOrganizationUID = uid
+    if "ContentLabel" in dataset:
+        dataset.ContentCreatorName = None  # Type 2
 
 
 @contextmanager
