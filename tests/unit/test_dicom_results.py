@@ -184,6 +184,15 @@ def test_the_report_has_the_numbers_of_the_finding(tmp_path):
     assert seg.StudyInstanceUID == scan.series.headers[0].StudyInstanceUID
 
 
+def test_one_component_alone(tmp_path):
+    """highdicom then writes the segment's number once, for all frames."""
+    scan = series("CT axial", tmp_path)
+    files = saved(R.finding_on(scan, R.blocks(scan), 3.5), tmp_path / "out")
+    assert {n: len(mm) for n, mm in R.segments(pydicom.dcmread(files["seg"])).items()} == {1: 27}
+    (group,) = read_report(files["sr"])[0].get_volumetric_roi_measurement_groups()
+    assert group.referenced_segment.referenced_segment_numbers == [1]
+
+
 def test_nothing_found_makes_no_segmentation_and_the_report_says_so(tmp_path):
     scan = series("CT axial", tmp_path)
     healthy = R.finding_on(scan, R.blocks(scan), 9.0, anomalous=False, p_value=0.5)
@@ -275,7 +284,8 @@ def test_the_same_finding_gives_the_same_objects(tmp_path):
     assert len({pydicom.dcmread(once[k]).SeriesInstanceUID for k in ("map", "seg", "sr")}) == 3
 
 
-def test_components_beyond_a_hundred_share_a_segment(tmp_path):
+def test_low_components_beyond_a_number_share_a_segment(tmp_path, monkeypatch):
+    monkeypatch.setattr("normscan.dicom.results.MOST_SEGMENTS", 10)
     planes = replace(KINDS["CT axial"].planes, shape=(40, 40))
     D.write_series(tmp_path / "x", planes, planes.points[..., 0])
     scan = read_dicom(tmp_path / "x")
@@ -285,14 +295,14 @@ def test_components_beyond_a_hundred_share_a_segment(tmp_path):
     assert len(finding.components()) == 196
     files = saved(finding, tmp_path / "out")
     data = pydicom.dcmread(files["seg"])
-    assert data.SegmentSequence[99].SegmentLabel == "97 further findings"
+    assert data.SegmentSequence[9].SegmentLabel == "187 further findings"
     sizes = {n: len(mm) for n, mm in R.segments(data).items()}
-    assert sizes == {**dict.fromkeys(range(1, 100), 1), 100: 97}
+    assert sizes == {**dict.fromkeys(range(1, 10), 1), 10: 187}
     content, numbers, _ = read_report(files["sr"])
     assert numbers["components"] == 196
     rest = content.get_volumetric_roi_measurement_groups()[-1]
     volume = rest.get_measurements()[-1].value
-    assert volume == pytest.approx(97 * scan.voxel_volume, rel=1e-8)
+    assert volume == pytest.approx(187 * scan.voxel_volume, rel=1e-8)
 
 
 def test_the_patient_is_in_the_objects_and_nowhere_else(tmp_path, caplog, capsys):

@@ -133,7 +133,12 @@ def _spot(
         "measurements": measurements,
     }
     if identity.results.series.placed:
-        segment = hd.sr.ReferencedSegment.from_segmentation(others["findings"], number)
+        segment = hd.sr.ReferencedSegment(
+            others["findings"].SOPClassUID,
+            others["findings"].SOPInstanceUID,
+            number,
+            source_series=hd.sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
+        )
         return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
             referenced_segment=segment, **about
         )

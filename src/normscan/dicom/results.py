@@ -10,7 +10,7 @@ import numpy as np
 
 from normscan.series import Series
 
-MOST_SEGMENTS = 100
+MOST_SEGMENTS = 50
 """Components beyond so many, by their peaks, share the last segment."""
 
 

@@ -106,4 +106,4 @@ def _building(name: str) -> Iterator[None]:
             f"{name}: no DICOM results can be made from the headers of its series "
             f"({type(error).__name__}): something that the standard demands is missing or wrong in "
             "them. Check the series with a validator, or leave 'dicom' out of the formats."
-        ) from error
+        ) from None
