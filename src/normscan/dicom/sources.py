@@ -28,16 +28,20 @@ def source_images(identity: Identity) -> list[Dataset]:
         OutputError: a file that doesn't say what kind of image it is.
     """
     series = identity.results.series
-    made: dict[int, Dataset] = {}
-    for uid, header in zip(series.uids, series.read_headers(), strict=True):
-        if id(header) not in made:
-            made[id(header)] = _mended(header, uid, identity)
-    return list(made.values())
+    headers = series.read_headers()
+    files = list({id(header): header for header in headers}.values())
+    study = headers[0].get("StudyInstanceUID") or identity.uid("study")
+    for number, image in enumerate(files):
+        # Where files with UIDs of their own were joined, those of the first stand for all.
+        image.StudyInstanceUID = study
+        image.SeriesInstanceUID = series.uid or identity.uid("source series")
+        image.SOPInstanceUID = image.get("SOPInstanceUID") or identity.uid("source", number)
+        _mend(image, identity)
+    return files
 
 
-def _mended(image: Dataset, uid: str, identity: Identity) -> Dataset:
+def _mend(image: Dataset, identity: Identity) -> None:
     series = identity.results.series
-    image.SOPInstanceUID = image.get("SOPInstanceUID") or uid or identity.uid("source")
     if not image.get("SOPClassUID"):
         image.SOPClassUID = image.file_meta.get("MediaStorageSOPClassUID", "")
     if not image.SOPClassUID:
@@ -45,25 +49,16 @@ def _mended(image: Dataset, uid: str, identity: Identity) -> Dataset:
             "a file of the series has no SOP Class UID, so nothing can refer to it. Export the "
             "series again, or leave 'dicom' out of the formats."
         )
-    image.StudyInstanceUID = image.get("StudyInstanceUID") or identity.uid("study")
-    # A series that was joined from files with UIDs of their own has none that holds for all.
-    usable = bool(series.uid) and series.uid.replace(".", "").isdigit()
-    image.SeriesInstanceUID = series.uid if usable else identity.uid("source series")
     if image.get("PatientSex") not in (None, "", "M", "F", "O"):
         image.PatientSex = None
     told = image.get("DeidentificationMethod") or image.get("DeidentificationMethodCodeSequence")
-    if not told and ("DeidentificationMethod" in image or removed(image)):
+    removed = image.get("PatientIdentityRemoved") == "YES"
+    if not told and (removed or "DeidentificationMethod" in image):
         image.DeidentificationMethod = NOT_STATED
     if series.placed:
         _place(image, series, identity)
     elif "FrameOfReferenceUID" in image:  # a frame without a position places nothing
         del image.FrameOfReferenceUID
-    return image
-
-
-def removed(image: Dataset) -> bool:
-    """Tell whether the source says that the patient's identity was removed."""
-    return str(image.get("PatientIdentityRemoved", "")) == "YES"
 
 
 def _place(image: Dataset, series: Series, identity: Identity) -> None:
@@ -174,3 +169,19 @@ def frames_of(series: Series, image: Dataset) -> Sequence[int] | None:
         if frame and uid in (image.SOPInstanceUID, "")
     ]
     return used or None
+
+
+def name_frames(made: Dataset, series: Series) -> None:
+    """Let each frame of a result name the frame of a multi-frame source that it was made of.
+
+    highdicom looks for one at the same place, and of several echoes there takes the first.
+    """
+    if not any(series.frames):
+        return
+    for group in made.PerFrameFunctionalGroupsSequence:
+        if not group.get("DerivationImageSequence"):
+            continue
+        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        nearest = int(np.argmin(np.linalg.norm(series.positions - place, axis=1)))
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        source.ReferencedFrameNumber = series.frames[nearest]

@@ -64,7 +64,7 @@ def _build(results: Results, stored: Stored) -> dict[str, Dataset]:
     from normscan.dicom.parametric_map import parametric_map
     from normscan.dicom.report import report
     from normscan.dicom.segmentation import segmentation
-    from normscan.dicom.sources import frames_of, source_images
+    from normscan.dicom.sources import frames_of, name_frames, source_images
 
     identity = Identity(results)
     images = source_images(identity)
@@ -76,6 +76,8 @@ def _build(results: Results, stored: Stored) -> dict[str, Dataset]:
     alone = placed or frames_of(results.series, images[0]) is None
     if results.components and alone:
         made["findings"] = segmentation(identity, images)
+    for dataset in made.values() if placed else ():
+        name_frames(dataset, results.series)
     if results.picture is not None and not placed:
         made["picture"] = capture(identity, images[0], results.picture())
     made["report"] = report(identity, images, made)
