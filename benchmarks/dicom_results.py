@@ -74,7 +74,7 @@ def volume(scan: Scan, folder: Path) -> dict[str, Any]:
             for values, mm in made.values():
                 keep(worst, "map, dcmqi", np.abs(values - mm[..., axis]).max())
     finding = R.finding_on(scan, R.blocks(scan), 1.0)
-    labels = finding.labels()
+    labels = finding.component_labels()
     assert labels is not None
     begun = time.perf_counter()
     files = written(finding, folder / "out")

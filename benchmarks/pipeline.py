@@ -1,6 +1,7 @@
-"""Where the time of a prediction goes, as ratios of one run: python benchmarks/pipeline.py.
+r"""Where the time of a prediction goes, as ratios of one run: python benchmarks/pipeline.py.
 
-    OMP_NUM_THREADS=1 python benchmarks/pipeline.py --data ../shared/data --work WORK --name before
+    OMP_NUM_THREADS=1 python benchmarks/pipeline.py --data ../shared/data --weights FILE.pth \
+        --work WORK --name before
     python benchmarks/pipeline.py --table --work WORK
 
 CPU seconds of one process (``time.process_time``), so that a busy machine hardly shows; wall times
@@ -216,7 +217,8 @@ def to_files(detector: Detector, path: Path, out: Path) -> dict[str, float]:
     stages: dict[str, float] = {}
 
     def whole() -> None:
-        ((_, finding),) = detector.predict_cohort(rows_of(path), details=True, force=True)
+        # As `normscan predict` does; before, it brought the restoration back too.
+        ((_, finding),) = detector.predict_cohort(rows_of(path), force=True)
         stages.update(getattr(finding, "stages", {}))
         stages["save"] = spent(lambda: finding.save(out))["cpu"]  # type: ignore[union-attr]
 
@@ -302,9 +304,11 @@ def table(work: Path) -> None:
     lines = [
         "# The pipeline, before and after", "",
         "Written by `python benchmarks/pipeline.py --table`; the command of each column is "
-        "`OMP_NUM_THREADS=1 python benchmarks/pipeline.py --data ../shared/data --work WORK "
-        "--name NAME`. CPU is in seconds (ms a picture under `predict`), medians of three "
-        "interleaved rounds; wall times depend on who else used the machine. "
+        "`OMP_NUM_THREADS=1 python benchmarks/pipeline.py --data ../shared/data --weights FILE.pth "
+        "--work WORK --name NAME`. CPU is in seconds (ms a picture under `predict`), medians of three "
+        "interleaved rounds; wall times depend on who else used the machine: several sessions did. "
+        "`opened in ...` are the lowest and highest numbers of times that a file was opened; stages of "
+        "a volume are wall seconds of threads that overlap, but for `save`. "
         f"Machine: {runs[names[-1]]['about']['machine']}.", "",
     ]  # fmt: skip
     for section in SECTIONS:

@@ -218,7 +218,8 @@ def command_page(cards: Mapping[str, Card]) -> str:
     parts = [
         "# Command line",
         "What `normscan COMMAND --help` prints. A flag such as `--resume` stands for "
-        "`--resume=true`. Exit codes: 0 done, 2 wrong input, 130 stopped by the keyboard.",
+        "`--resume=true`. Exit codes: 0 done, 1 some scans failed, 2 wrong input or nothing could "
+        "be done, 130 stopped by the keyboard.",
         table(("command", "purpose"), [(f"`{k}`", v) for k, v in cli.COMMANDS.items()]),
     ]
     for name in cli.COMMANDS:

@@ -37,10 +37,10 @@ def one_fit():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Keep dear results apart from the user's: those of other code must not be taken for this one's."""
+def no_cache():
+    """Keep no prepared scans nor baselines between tests; those of the cache turn it on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NORMSCAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("NORMSCAN_CACHE", "off")
         yield
 
 

@@ -70,7 +70,7 @@ FINDINGS: dict[str, str] = {
     "patches with other contents, and a spot of the same tissue is close to those",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
-    "finds every kind, with eighty none",
+    "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
 }
 

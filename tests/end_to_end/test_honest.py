@@ -169,7 +169,7 @@ def test_no_millimetres_without_a_spacing(folder, detector, tmp_path, capsys):
     assert run("predict", detector, folder / "p17.png", "--force", "--out", tmp_path / "found") == 0
     found = json.loads((tmp_path / "found" / "p17_finding.json").read_text())
     assert found["components"] and all(
-        set(each) == {"voxels", "peak", "peak_index"} for each in found["components"]
+        set(each) == {"voxels", "peak", "peak_index", "box"} for each in found["components"]
     )
     capsys.readouterr()
     grid = ("--sizes", "4,10", "--contrasts", "4", "--count", 2, "--replicates", 0)

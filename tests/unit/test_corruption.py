@@ -195,6 +195,43 @@ def test_transplants_lie_on_anatomy_or_nowhere():
     assert torch.equal(nothing.image, x) and not nothing.label.any()
 
 
+def test_a_box_is_solved_round_the_mask():
+    """Beside a dense solve of the same equations, of forward differences as the release takes them."""
+    generator = torch.Generator().manual_seed(0)
+    x, s = torch.rand(2, 1, 1, 12, 11, generator=generator)
+    outline = shapes.ellipses((0.5, 0.5), 0)(1, (12, 11), Rng(0))
+    scene = placement.Scene(x, x, x > -1, x > -1, Rng(0), outline)
+    scene.put(torch.tensor([[5.0, 5.0]]))
+    mask, host, donor = scene.mask[0, 0].numpy(), x[0, 0].double().numpy(), s[0, 0].double().numpy()
+    new, _ = blends.boxed_poisson(scene, s)
+    rows, columns = (np.flatnonzero(mask.any(1 - axis)) for axis in (0, 1))
+    inside = [
+        (r, c) for r in range(rows[0], rows[-1] + 1) for c in range(columns[0], columns[-1] + 1)
+    ]
+    number = {p: i for i, p in enumerate(inside)}
+    matrix, right = np.zeros((len(inside),) * 2), np.zeros(len(inside))
+    for (r, c), i in number.items():
+        for first, second in (
+            ((r - 1, c), (r, c)),
+            ((r, c), (r + 1, c)),
+            ((r, c - 1), (r, c)),
+            ((r, c), (r, c + 1)),
+        ):
+            own, other = host[second] - host[first], donor[second] - donor[first]
+            wanted = other if mask[first] and abs(other) > abs(own) else own
+            sign, q = (1, first) if second == (r, c) else (-1, second)
+            matrix[i, i] += 1
+            right[i] += sign * wanted
+            if q in number:
+                matrix[i, number[q]] -= 1
+            else:
+                right[i] += host[q]
+    solved = np.linalg.solve(matrix, right).clip(host.min(), host.max())
+    found = [new[0, 0, r, c].item() for r, c in inside]
+    np.testing.assert_allclose(found, solved, atol=1e-5)
+    assert (scene.mask[0, 0].numpy() & ~mask).any(), "corners of the box change as well"
+
+
 def test_partners_are_others_of_the_same_height():
     image = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 1, 4, 4)
     position = torch.tensor([0.1, 0.5, 0.9, 0.11, 0.52, 0.88])

@@ -1,7 +1,6 @@
 """What a user gets: the decision's figures, the oracle beside them, and what the gate refuses."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from normscan.evaluation import scoring, text_summary
 from normscan.evaluation.evaluation import evaluate
 from normscan.metrics import PixelScores, oracle_sensitivity
 from normscan.metrics.segmentation import SegmentationScores
+from normscan.quality import Verdict
 from normscan.report.charts import score_strip
 
 SCANS = st.lists(
@@ -80,7 +80,7 @@ def test_figures_stand_with_and_without_what_the_gate_refuses(toy, tmp_path, mon
 
     def strict(gate, scan):
         no = any(name in str(scan.source) for name in refused)
-        return SimpleNamespace(passed=not no, status="refuse" if no else "ok", reasons=())
+        return Verdict("refuse" if no else "ok")
 
     monkeypatch.setattr(type(detector.gate), "check", strict)
     results = evaluate(detector, cohort, tmp_path / "all", baselines=())

@@ -77,7 +77,7 @@ def test_every_value_and_component_lies_in_its_place(name, tmp_path):
         assert np.abs(mm - read.array.reshape(-1)).max() < 1e-3
     files = saved(R.finding_on(scan, R.blocks(scan), 1.0), tmp_path / "out")
     data = pydicom.dcmread(files["seg"])
-    labels = R.finding_on(scan, R.blocks(scan), 1.0).labels()
+    labels = R.finding_on(scan, R.blocks(scan), 1.0).component_labels()
     found = R.segments(data)
     assert sorted(found) == [1, 2]
     assert {n: len(mm) for n, mm in found.items()} == {1: 27, 2: 12}
@@ -130,7 +130,7 @@ def test_dcmqi_finds_every_voxel_in_its_place(name, tmp_path):
     for array, mm in made.values():
         for number in np.unique(array[array > 0]):
             sizes[int(number)] = int((array == number).sum())
-            true = where[finding.labels() == number]
+            true = where[finding.component_labels() == number]
             assert R.same_places(mm[array == number], true) < 0.01
     assert sizes == {1: 27, 2: 12}
 
@@ -230,7 +230,7 @@ def test_a_picture_gets_outlines_and_a_secondary_capture(name, tmp_path):
     centres = np.stack([column + 0.5, row + 0.5], axis=-1).reshape(-1, 2)
     for number, (group, part) in enumerate(zip(groups, finding.components(), strict=True), 1):
         inside = Polygon(group.roi.value).contains_points(centres).reshape(scan.shape)
-        np.testing.assert_array_equal(inside, finding.labels() == number)
+        np.testing.assert_array_equal(inside, finding.component_labels() == number)
         values = [m.value for m in group.get_measurements()]
         assert values == pytest.approx([part["peak"], part["area_mm2"]], rel=1e-8)
         source = group.roi.ContentSequence[0].ReferencedSOPSequence[0]
@@ -238,7 +238,7 @@ def test_a_picture_gets_outlines_and_a_secondary_capture(name, tmp_path):
         assert source.get("ReferencedFrameNumber") == (3 if name == "clip" else None)
     if name != "clip":
         stack = pydicom.dcmread(files["seg"]).pixel_array
-        np.testing.assert_array_equal(stack > 0, [finding.labels() == n for n in (1, 2)])
+        np.testing.assert_array_equal(stack > 0, [finding.component_labels() == n for n in (1, 2)])
     shown = pydicom.dcmread(files["sc"])
     assert shown.pixel_array.shape[2] == 3 and np.ptp(shown.pixel_array) > 100
 

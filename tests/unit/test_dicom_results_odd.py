@@ -76,7 +76,7 @@ def checked(scan, out):
     """Save a finding; look at the places of its segments and what the validator says."""
     finding = R.finding_on(scan, R.blocks(scan), 1.0)
     files = {p.stem.removeprefix("one_"): p for p in finding.save(out, "one", formats=["dicom"])}
-    where, labels = R.places(scan), finding.labels()
+    where, labels = R.places(scan), finding.component_labels()
     seg = pydicom.dcmread(files["seg"])
     for number, mm in R.segments(seg).items():
         assert R.same_places(mm, where[labels == number]) < 1e-3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from normscan.preprocess.foreground import bounding_box, foreground_mask
+from normscan.preprocess.foreground import _eroded, bounding_box, foreground_mask
 
 
 def disc(n=64, radius=0.6):
@@ -124,3 +124,12 @@ def test_a_round_field_of_view_keeps_its_rim(dims):
     axes = np.meshgrid(*[np.linspace(-1, 1, 48)] * dims, indexing="ij")
     round_field = sum(a**2 for a in axes) < 0.97
     np.testing.assert_array_equal(foreground_mask(np.where(round_field, 5.0, 0)[None]), round_field)
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (1, 7), (6, 5, 8)])
+def test_erosion_is_that_of_scipy(shape):
+    rng = np.random.default_rng(0)
+    for share in (0.5, 0.8, 0.97):
+        mask = rng.random(shape) < share
+        expected = ndimage.binary_erosion(mask, border_value=1)
+        np.testing.assert_array_equal(_eroded(mask), expected)

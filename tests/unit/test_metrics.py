@@ -236,16 +236,35 @@ def test_binned_metrics_are_within_a_thousandth(kind):
     weights = 1 / rng.integers(1, 500, positives.size)
     weights[:3] = 1.0
     both = []
-    for edges in (
-        curves.exact_edges(positives),
-        curves.quantile_edges(positives, negatives),
-    ):
+    exact = curves.exact_edges(positives)
+    mass = curves.cells(positives, exact), curves.cells(negatives, exact)
+    for edges in (exact, curves.coarse_edges(exact, *mass)):
         p, n = curves.cells(positives, edges), curves.cells(negatives, edges)
         regions = curves.cells(positives, edges, weights)
         values = [curves.auroc(p, n), curves.average_precision(p, n)]
         both.append([*values, curves.aupro(regions, n), curves.best_dice(p, n)[0]])
     assert edges.size <= 2 * 4096
     np.testing.assert_allclose(both[0], both[1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+def test_cumulated_metrics_are_the_plain_ones(limit):
+    rng = np.random.default_rng(3)
+    positives, negatives = rng.integers(0, 4, (2, 40, 30)).astype(float)
+    regions = positives * rng.uniform(0.1, 1, positives.shape)
+    positives[0] = regions[0] = negatives[1] = positives[2, 5:] = regions[2, 5:] = 0
+    negatives[3, 1:] = 0
+    found = curves.cumulated(
+        *(np.cumsum(m, axis=1) for m in (positives, negatives, regions)), limit
+    )
+    expected = {
+        "auroc": curves.auroc(positives, negatives),
+        "ap": curves.average_precision(positives, negatives),
+        "aupro": curves.aupro(regions, negatives, limit),
+        "best_dice": curves.best_dice(positives, negatives)[0],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-9, err_msg=name)
 
 
 def test_replicates_with_one_class_are_dropped_and_counted():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +14,17 @@ import pytest
 import normscan as ns
 from normscan import parallel
 from normscan.cohort import Opened
+from normscan.detector import fitting
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import BATCH, each_row, predict_rows
+from normscan.detector.survey import Survey
 from normscan.errors import ArgumentError, NormscanError, ScanError
 from normscan.evaluation.baselines import fit_baseline
 from normscan.evaluation.scoring import score_cohort, score_together
 from normscan.io import MaskReport
+from normscan.preprocess import Preprocess
+from normscan.preprocess.samples import Preparation, Sampling
+from normscan.quality import Gate
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +149,7 @@ def test_threads_change_no_bit(cohort, detector, workers):
 
 def test_a_bad_scan_is_reported_where_it_stands(cohort, detector, sizes, tmp_path):
     rows = list(cohort.part("test"))[:9]
-    missing = Opened.of(rows[4])
-    object.__setattr__(missing, "paths", (tmp_path / "gone.npy",))
+    missing = replace(rows[4], paths=(tmp_path / "gone.npy",))
     results = [
         found for _, found in detector.predict_cohort([*rows[:4], missing, *rows[5:]], force=True)
     ]
@@ -185,8 +191,7 @@ def test_an_odd_one_among_pictures_changes_nothing_for_them(toy, sizes, detector
     picture = ns.Cohort.read(toy(2)).part("test")[0]
     colours = np.stack([picture.load().data[0]] * 2)
     np.save(tmp_path / "two.npy", colours)
-    two = Opened.of(picture)
-    object.__setattr__(two, "paths", (tmp_path / "two.npy",))
+    two = replace(picture, paths=(tmp_path / "two.npy",))
     results = [r for _, r in detector.predict_cohort([picture, two, picture], force=True)]
     assert isinstance(results[0], Finding) and isinstance(results[2], Finding)
     assert results[0].score == results[2].score
@@ -194,8 +199,7 @@ def test_an_odd_one_among_pictures_changes_nothing_for_them(toy, sizes, detector
 
 def test_each_row_reads_ahead_and_reports(cohort, detector, tmp_path):
     rows = list(cohort.part("test"))[:4]
-    lost = Opened.of(rows[1])
-    object.__setattr__(lost, "paths", (tmp_path / "gone.npy",))
+    lost = replace(rows[1], paths=(tmp_path / "gone.npy",))
 
     def work(row, scan, foreground, companions):
         if row.scan == rows[2].scan:
@@ -243,6 +247,19 @@ def test_an_unfitted_detector_says_so_of_each_scan(cohort):
     assert all("not fitted" in str(found) for found in results) and len(results) == 2
 
 
+def test_a_fit_reads_a_scan_once_for_the_gate_and_the_training(toy, monkeypatch):
+    cohort, loads = ns.Cohort.read(toy(2)), []
+    load = type(cohort[0]).load
+    monkeypatch.setattr(type(cohort[0]), "load", lambda row: (loads.append(row.scan), load(row))[1])
+    monkeypatch.setattr(fitting, "survey", lambda *a: Survey(2, "keep", ("image",)))
+    made = ns.create("mean_image", size=32, calibration="split").fit(cohort)
+    counts = Counter(loads)
+    assert {counts[row.scan] for row in cohort.part("train")} == {1}
+    assert {counts[row.scan] for row in cohort.part("val")} == {2}  # and for the threshold
+    expected = Gate.of_cohort(list(cohort.part("train")), list(cohort.part("val")))
+    assert made.gate.to_dict() == expected.to_dict()
+
+
 # ---------------------------------------------------------------- baselines are kept
 
 
@@ -269,3 +286,53 @@ def test_a_baseline_is_fitted_once_for_a_cohort(toy, detector, tmp_path, monkeyp
     monkeypatch.setenv("NORMSCAN_CACHE", "off")
     fit_baseline("mean_image", detector, cohort)
     assert len(fits) == 6
+
+
+def test_prepared_scans_are_kept_by_content_and_settings(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMSCAN_CACHE", str(tmp_path / "kept"))
+    cohort, loads = ns.Cohort.read(toy(2)), []
+    load = type(cohort[0]).load
+    monkeypatch.setattr(type(cohort[0]), "load", lambda row: (loads.append(row.scan), load(row))[1])
+    options, scan = {"calibration": "split", "gate": False}, cohort[0].load()
+    loads.clear()
+
+    def prepared(size=32, **more):
+        made = ns.create("mean_image", size=size, **options, **more).fit(cohort)
+        count = len([scan for scan in loads if scan.startswith("train")])
+        loads.clear()
+        return count, made.predict(scan).map
+
+    few = prepared()[0] - 48  # the survey reads some, whatever is kept
+    assert few >= 0
+    again, map = prepared()
+    other, small = prepared(size=24)
+    off, same = prepared(cache=False)
+    assert (again, other, off) == (few, 48 + few, 48 + few)
+    np.testing.assert_array_equal(map, same)
+    assert not np.array_equal(map, small)
+    entries = list((tmp_path / "kept" / "prepared").glob("*.npz"))
+    assert len(entries) == 2 * 54 and not any(cohort[0].scan in e.name for e in entries)
+    for entry in entries:  # damaged: made anew
+        entry.write_bytes(entry.read_bytes()[:-200])
+    count, map = prepared()
+    assert count == 48 + few
+    np.testing.assert_array_equal(map, same)
+
+
+def test_volumes_and_what_stands_beside_are_kept_too(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMSCAN_CACHE", str(tmp_path / "kept"))
+    row = next(iter(ns.Cohort.read(toy(3)).part("train")))
+    row = replace(row, targets=row.paths)
+    prepare = Preparation(Preprocess(size=16), 2, ("image",), companions=("target",))
+    prepare = replace(prepare, channels=prepare.preprocess(row.load(), 2).image.shape[0] * ("c",))
+    sampling = Sampling(prepare, prepare.slices)
+    first, again = sampling(row), sampling(row)
+    assert len(first) > 3 and len(list((tmp_path / "kept" / "prepared").iterdir())) == 1
+    for one, other in zip(first, again, strict=True):
+        assert one.position == other.position
+        for a, b in ((one.image, other.image), (one.beside["target"], other.beside["target"])):
+            np.testing.assert_array_equal(a, b)
+    # Other content beside it, another entry.
+    np.save(tmp_path / "other.npy", row.load().data[0] * 2)
+    sampling(replace(row, targets=(tmp_path / "other.npy",)))
+    assert len(list((tmp_path / "kept" / "prepared").iterdir())) == 2

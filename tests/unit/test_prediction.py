@@ -178,7 +178,7 @@ def test_small_components_leave_the_segmentation():
     finding.smallest_component = 4
     assert finding.segmentation.sum() == 25
     (component,) = finding.components()
-    assert component == {"voxels": 25, "peak": 2, "peak_index": [12, 13]}
+    assert component == {"voxels": 25, "peak": 2, "peak_index": [12, 13], "box": [10, 10, 15, 15]}
     finding.scan = Scan.from_array(scan.data[0], spacing=(2.0, 3.0))
     (component,) = finding.components()
     assert component["voxels"] == 25 and component["area_mm2"] == 150

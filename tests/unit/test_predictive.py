@@ -108,3 +108,17 @@ def test_shifted_probabilities_keep_the_likelihood_ratio(p, prevalence, target):
     if 0.001 < p < 0.999:
         odds = (p / (1 - p)) / (prevalence / (1 - prevalence))
         assert moved / (1 - moved) == pytest.approx(odds * target / (1 - target), rel=1e-6)
+
+
+def test_nothing_flagged_in_several_scans_a_subject():
+    """The bound is that of the subjects; resamples alone would say 0 to 0."""
+    subjects = [f"s{i // 3}" for i in range(60)]
+    labels = np.array([i // 3 < 8 for i in range(60)], int)
+    found = decision_metrics(np.zeros(60), labels, subjects, replicates=50)
+    bounds = {"sensitivity": (0, 8), "specificity": (12, 12)}
+    for name, (successes, trials) in bounds.items():
+        interval = getattr(found, name)
+        expected = stats.binomtest(successes, trials).proportion_ci(0.95, "exact")
+        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+        assert interval.value == successes / trials and interval.n == trials and interval.reason
+    assert found.false_alarms.high == pytest.approx(1 - expected.low)

@@ -154,7 +154,7 @@ def part_of(tmp_path, name, images, masks=None, shape=(6, 5), slices=False):
         def load(self):
             return None
 
-        def load_mask(self, scan):
+        def load_mask(self, scan, *_):
             return masks.get(self.scan)
 
     made = [

@@ -73,6 +73,19 @@ def test_a_gaussian_at_each_position_against_numpy():
         np.testing.assert_allclose(density.mean[place], x[:, place].mean(0), rtol=1e-5)
 
 
+def test_each_member_without_a_fold_takes_the_vectors_in():
+    rng = np.random.default_rng(3)
+    folds, new = rng.normal(size=(3, 8, 1, 2)), rng.normal(size=(5, 1, 2)) + 4
+    density = PositionGaussians(2, ridge=0.1)
+    density.fit_folds([[torch.tensor(fold)] for fold in folds])
+    density.update([torch.tensor(new)])
+    for k in range(3):
+        known = np.concatenate([*np.delete(folds, k, 0), new])[:, 0]
+        covariance = density.factor[k, 0] @ density.factor[k, 0].T
+        np.testing.assert_allclose(covariance, np.cov(known.T) + 0.1 * np.eye(2), rtol=1e-4)
+        np.testing.assert_allclose(density.mean[k, 0], known.mean(0), rtol=1e-5)
+
+
 def test_shrinking_is_undone():
     values = np.random.default_rng(1).normal(size=(9, 8))
     method = ImageStatistics(0.3)
@@ -108,7 +121,7 @@ def test_a_full_bank_is_refused(scans):
         detector.update(scans / "later.csv")
 
 
-@pytest.mark.parametrize("method", ["mean_image", "patchcore"])
+@pytest.mark.parametrize("method", ["mean_image", "padim", "patchcore"])
 def test_a_cross_calibrated_detector(method, scans, tmp_path, capsys):
     """Every member takes the new scans in; stored and loaded it is the same."""
     run = tmp_path / "run"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.unit.test_report import FULL, HOSTILE, Page, write
 
 from normscan.evaluation.scoring import Scores
@@ -70,6 +71,31 @@ def test_perfect_scores_and_one_class():
     # Scans that a baseline could not score take no part.
     (fewer,) = verdicts(perfect, {"mean_image": Scores(perfect.rows[::2])})
     assert fewer["n"] == 40 and verdicts(perfect, {}) == []
+
+
+def test_pixels_are_compared_within_lesioned_scans():
+    rng, sets = np.random.default_rng(1), {"own": 3.0, "mean_image": 0.5}
+    masks = [rng.random((12, 12)) < 0.1 for _ in range(14)]
+    made, means = {}, {}
+    for name, shift in sets.items():
+        made[name], each = scored(np.zeros(80)), []
+        for i, mask in enumerate(masks):
+            values = (rng.normal(size=mask.shape) + shift * mask).astype(np.float32)
+            made[name].pixels.add(values, mask, f"p{i // 2}")
+            each.append(average_precision_score(mask.ravel(), values.ravel()))
+        made[name].pixels.add(rng.normal(size=(12, 12)), np.zeros((12, 12)), "healthy")
+        means[name] = np.array(each).reshape(7, 2).mean(axis=1)
+    (entry,) = [e for e in verdicts(made["own"], {"mean_image": made["mean_image"]})
+                if e["metric"] == "pixel_ap"]  # fmt: skip
+    assert entry["value"] == pytest.approx(means["own"].mean(), abs=1e-6)
+    assert entry["other"] == pytest.approx(means["mean_image"].mean(), abs=1e-6)
+    # All seven subjects are better: of 128 ways to swap them two are as extreme.
+    assert entry["n"] == 7 and entry["p_value"] == pytest.approx(2 / 128)
+    gap = means["own"] - means["mean_image"]
+    ends = stats.bootstrap((gap,), np.mean, method="percentile", random_state=0).confidence_interval
+    assert (entry["low"], entry["high"]) == pytest.approx((ends.low, ends.high), abs=0.03)
+    (said,) = verdict_sentences([entry])
+    assert said.startswith("In pixel AP within lesioned scans it is better than the mean image")
 
 
 def test_in_words(three):

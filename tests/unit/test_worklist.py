@@ -65,6 +65,40 @@ def test_the_rate_of_shared_healthy_scans(share):
     assert found > 0.3 * draws * ill
 
 
+def test_looks_that_depend_on_each_other_keep_the_rate():
+    """The same scans by five detectors whose scores are alike, each with its own healthy scans."""
+    rng, rate, m, ill, draws = np.random.default_rng(3), 0.3, 30, 10, 250
+    false, found = [], 0
+    for _ in range(draws):
+        shift, shared = np.where(np.arange(m) < ill, 5.0, 0), rng.normal(size=m)
+        looks = []
+        for _ in range(5):
+            threshold = ScanThreshold(rng.normal(size=199))
+            scores = 0.8 * shared + 0.6 * rng.normal(size=m) + shift
+            looks.append(threshold.p_values(scores))
+        listed = Worklist.of_looks(looks, rate)
+        chosen = np.array([listed.chosen(i) for i in range(m)])
+        false.append(chosen[ill:].sum() / max(1, chosen.sum()))
+        found += chosen[:ill].sum()
+    assert np.mean(false) <= rate + 3 * np.std(false) / np.sqrt(draws)
+    assert found > 0.5 * draws * ill
+
+
+def test_e_values_by_hand():
+    """Of p 0.01, 0.02, 0.9 at 5 % two are chosen, up to p 0.02: each has the e-value 50."""
+    look = Worklist.of([0.01, 0.02, 0.9], 0.05)
+    assert [look.e_value(i) for i in range(3)] == [50, 50, 0]
+    nothing = [0.9, 0.8, 0.7]
+    both = Worklist.of_looks([[0.01, 0.02, 0.9], nothing], 0.1, ["a", "b", "c"])
+    assert both.p_values == {"a": 1 / 25, "b": 1 / 25, "c": 1} and both.chosen("a")
+    assert both.q_values["a"] == pytest.approx(3 / (2 * 25))
+    alone = Worklist.of_looks([[0.01, 0.02, 0.9]], 0.1)
+    assert alone.count == 2 and Worklist.of_looks([nothing], 0.1).count == 0
+    for looks in ([], [[0.1], [0.1, 0.2]]):
+        with pytest.raises(ArgumentError, match="one or more, all of the same"):
+            Worklist.of_looks(looks, 0.1)
+
+
 def test_what_is_said_of_it():
     few, enough = ScanThreshold(np.arange(19.0)), ScanThreshold(np.arange(199.0))
     listed = Worklist.of([0.05] * 20, 0.1)

@@ -16,6 +16,7 @@ def calibrate(
     fpr: float | None = None,
     pixel_fpr: float | None = None,
     by: str | None = None,
+    without: list[str] | None = None,
     device: str = "auto",
 ) -> None:
     """Set the thresholds of a trained detector on healthy scans of another place, without training.
@@ -33,6 +34,8 @@ def calibrate(
         pixel_fpr: share of a healthy scan's pixels above the pixel threshold, likewise.
         by: column such as scanner, sex or site: groups with enough healthy subjects for fpr get
             thresholds of their own, smaller ones are put together.
+        without: channels that scans may lack from now on, such as '[flair]': 0 stands for them in
+            every scan, and the threshold is of healthy scans that were filled in so.
         device: auto, cpu or cuda.
     """
     from normscan.detector.elsewhere import calibrate_run
@@ -41,7 +44,9 @@ def calibrate(
     given = Path(run)
     folder = Path(out) if out else given.with_name(f"{given.name}_calibrated")
     with Progress() as bar:
-        state = calibrate_run(given, table, folder, (fpr, pixel_fpr), by, device, bar)
+        state = calibrate_run(
+            given, table, folder, (fpr, pixel_fpr), by, device, bar, without or ()
+        )
     before = state.training["earlier"][-1]["scan_threshold"]
     after = state.scan_threshold
     assert after is not None

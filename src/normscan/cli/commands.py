@@ -22,6 +22,7 @@ from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
 from normscan.cli.predict import predict as predict
+from normscan.cli.regions import regions as regions
 from normscan.cli.spelling import command_line
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from normscan.errors import ArgumentError
 from normscan.version import __version__
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+DECISION = ("sensitivity", "false_alarms", "specificity", "ppv", "npv")
 # Of an evaluation's metrics those that need maps and masks.
 PIXELS = (
     "pixel_auroc", "pixel_ap", "aupro", "dice", "subject_dice", "lesion_sensitivity",
@@ -30,7 +36,104 @@ class Block:
     title: str
     text: str
     head: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
+
+
+def decision_rows(
+    names: Sequence[str],
+    tables: Sequence[pd.DataFrame],
+    rates: Sequence[float | None],
+    prevalence: float | None,
+) -> list[dict[str, Any]]:
+    """Return for each run the estimates of its decision and of its ranking, by name.
+
+    Args:
+        names: of the runs.
+        tables: scores of each on the same scans in the same order.
+        rates: false-positive rate that each asked for; None where nobody wrote it.
+        prevalence: share of anomalous scans for predictive values; that of the scans by default.
+
+    Raises:
+        ArgumentError: a decision is open.
+    """
+    from normscan.metrics import oracle_sensitivity
+    from normscan.metrics.predictive import decision_metrics
+    from normscan.metrics.statistics import delong
+
+    rows = []
+    for name, table, rate in zip(names, tables, rates, strict=True):
+        if table["anomalous"].isna().all():
+            raise ArgumentError(
+                f"{name}: its decision is open, since it was not calibrated on healthy scans. "
+                "Calibrate it to compare decisions."
+            )
+        labels, subjects = table["label"].to_numpy(), table["subject"].tolist()
+        score = table["score"].to_numpy(float)
+        decided = decision_metrics(
+            table["anomalous"].to_numpy(), labels, subjects, prevalence=prevalence, method="exact"
+        )
+        kept = {k: getattr(decided, k) for k in DECISION}
+        oracle = None if rate is None else oracle_sensitivity(score, labels, subjects, fpr=rate)
+        auroc = delong([score], labels, subjects).interval()
+        rows.append({"run": name, **kept, "sensitivity_at_rate": oracle, "auroc": auroc})
+    return rows
+
+
+def tested_pairs(
+    names: Sequence[str], tables: Sequence[pd.DataFrame], seed: int
+) -> list[dict[str, Any]]:
+    """Return DeLong's and a permutation test of each pair of runs, with Holm's correction.
+
+    Args:
+        names: of the runs.
+        tables: scores of each on the same scans in the same order.
+        seed: of the permutations.
+    """
+    from normscan.metrics.comparisons import compare_scores, delong_test, holm
+
+    labels, subjects = tables[0]["label"].to_numpy(), tables[0]["subject"].tolist()
+    scores = {n: t["score"].to_numpy(float) for n, t in zip(names, tables, strict=True)}
+    pairs: list[dict[str, Any]] = []
+    for a, b in itertools.combinations(names, 2):
+        by_rank = delong_test(scores[a], scores[b], labels, subjects)
+        swapped = compare_scores(scores[a], scores[b], labels, subjects, seed=seed)
+        pairs.append({"a": a, "b": b, "delong": by_rank, "permutation": swapped})
+    for test in ("delong", "permutation"):
+        adjusted = holm([p[test].p_value for p in pairs])
+        for pair, value in zip(pairs, adjusted, strict=True):
+            pair[f"{test}_holm"] = float(value)
+    return pairs
+
+
+def decision_block(each: Sequence[dict[str, Any]], prevalence: float | None, share: float) -> Block:
+    """Return the table of decisions and ranking.
+
+    Args:
+        each: see ``decision_rows``.
+        prevalence: that the predictive values are for, or None.
+        share: of anomalous scans, which they are for then.
+    """
+    head = {
+        "run": "run", "sensitivity": "sensitivity", "false_alarms": "false alarms",
+        "sensitivity_at_rate": "at the wanted rate (oracle)", "auroc": "AUROC",
+        "ppv": f"PPV at {share if prevalence is None else prevalence:.3g}", "npv": "NPV",
+    }  # fmt: skip
+    cells = [[str(row[k] or "-") for k in head] for row in each]
+    text = "Sensitivity and false alarms as each decides, exact intervals; AUROC by DeLong."
+    return Block("Decisions and ranking", text, list(head.values()), cells)
+
+
+def pair_block(pairs: Sequence[dict[str, Any]]) -> Block:
+    """Return the table of differences; see ``tested_pairs``."""
+    rows = []
+    for p in pairs:
+        d, q = p["delong"], p["permutation"]
+        tests = (d.p_value, p["delong_holm"], q.p_value, p["permutation_holm"])
+        gap = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+        rows.append([f"{p['a']} - {p['b']}", gap, *(f"{value:.3g}" for value in tests)])
+    head = ("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")
+    text = "Image AUROC of the first minus the second, paired by subject; Holm over all pairs."
+    return Block("Differences", text, head, rows)
 
 
 def pixel_block(names: Sequence[str], metrics: Sequence[dict[str, Any]]) -> Block | None:

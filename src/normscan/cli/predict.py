@@ -18,6 +18,7 @@ from normscan.progress import Progress
 
 if TYPE_CHECKING:
     from normscan.detector.finding import Finding
+    from normscan.detector.regions import Regions
 
 SCORES = "scores.csv"
 
@@ -37,6 +38,7 @@ def predict(
     workers: int | None = None,
     threads: int | None = None,
     fdr: float | None = None,
+    regions: str | None = None,
     format: list[str] | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
@@ -53,13 +55,15 @@ def predict(
         force: score scans that the quality gate refuses, too.
         target: for methods that compare a scan with further ones of the same subject: these, one
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
-        structures: for methods that use them, label maps of the anatomy likewise.
-        overlay: draw a picture of each map over its scan; `--overlay no` saves the time.
+        structures: label maps of the anatomy likewise, for methods that use them; components are
+            named by their regions.
+        overlay: draw a picture of each map over its scan; `--overlay false` saves the time.
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
             The results are the same for any number.
         threads: of the arithmetic; by default the cores that this process may use.
         fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
             at most this share is expected to be healthy, such as 0.1.
+        regions: file of `normscan regions`, for the names, scores and p-values of the regions.
         format: what is written of each scan, joined by commas: nifti (map, mask, overlay; pictures
             as TIFF and PNG), dicom (parametric map, segmentation and structured report beside the
             source series), dicom-uint16 (the map in 16 bits); nifti by default.
@@ -71,6 +75,7 @@ def predict(
     from normscan.detector import load
     from normscan.detector.formats import checked_formats
     from normscan.detector.prediction import SEEN
+    from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
@@ -79,6 +84,7 @@ def predict(
     use_threads(threads)
     detector = load(run, device)
     check(detector, fdr)
+    healthy = None if regions is None else Regions.load(Path(regions), detector)
     for note in detector.out_of_date():
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "predictions"
@@ -95,9 +101,9 @@ def predict(
     lines, failures = [], 0
     listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
-    found = detector.predict_cohort(tracked, details=True, force=force, workers=workers)
+    found = detector.predict_cohort(tracked, force=force, workers=workers)
     writers = min(1, read_ahead() if workers is None else workers)
-    written = partial(_written, folder, overlay, formats)
+    written = partial(_written, folder, overlay, formats, healthy)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
         if isinstance(result, NormscanError):
             failures += 1
@@ -123,12 +129,21 @@ def predict(
 Found = tuple[CohortRow, "Finding | NormscanError"]
 
 
-def _written(folder: Path, overlay: bool, formats: tuple[str, ...], found: Found) -> Found:
+def _written(
+    folder: Path,
+    overlay: bool,
+    formats: tuple[str, ...],
+    healthy: Regions | None,
+    found: Found,
+) -> Found:
     """Write a finding, in any thread; return it, or what is wrong with it."""
+    from normscan.detector.regions import locate
+
     row, result = found
     if not isinstance(result, NormscanError):
         try:
             with of_scan(row.scan):
+                locate(result, row, healthy)
                 result.save(folder, row.scan, overlay, formats)
         except NormscanError as error:
             return row, error

@@ -17,7 +17,7 @@ SYNONYMS = {
     "train": "fit", "learn": "fit", "infer": "predict", "inference": "predict", "score": "predict",
     "segment": "predict", "apply": "predict", "eval": "evaluate", "test": "evaluate",
     "validate": "evaluate", "metrics": "evaluate", "report": "evaluate", "models": "methods",
-    "list": "methods", "info": "cohort", "inspect": "cohort", "check": "cohort",
+    "list": "methods", "info": "cohort", "inspect": "cohort",
     "dataset": "datasets", "download": "datasets", "simulate": "phantom", "groups": "subgroups",
 }  # fmt: skip
 

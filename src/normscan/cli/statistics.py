@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json as _json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscan.cli.compared import Block, long_rows, pair_rows, pixel_block, write_comparison
+from normscan.cli.compared import (
+    decision_block,
+    decision_rows,
+    long_rows,
+    pair_block,
+    pair_rows,
+    pixel_block,
+    tested_pairs,
+    write_comparison,
+)
 from normscan.cli.spelling import command_line
 from normscan.errors import ArgumentError, OutputError, nearest
 
@@ -42,92 +50,25 @@ def compare(
         seed: of the permutations.
         json: print JSON for machines.
     """
-    from normscan.metrics import oracle_sensitivity
-    from normscan.metrics.comparisons import compare_scores, delong_test, holm
-    from normscan.metrics.predictive import decision_metrics
-    from normscan.metrics.statistics import delong
-
     if len(runs) < 2:
         raise ArgumentError("name two runs or more to compare.")
     names = _names(runs)
     tables, dropped = _common([_table(run) for run in runs], runs)
-    labels, subjects = tables[0]["label"].to_numpy(), tables[0]["subject"].tolist()
-    scores = [t["score"].to_numpy(float) for t in tables]
-    for name, table in zip(names, tables, strict=True):
-        if table["anomalous"].isna().all():
-            raise ArgumentError(
-                f"{name}: its decision is open, since it was not calibrated on healthy scans. "
-                "Calibrate it to compare decisions."
-            )
-    each = []
-    for name, run, table, score in zip(names, runs, tables, scores, strict=True):
-        decided = decision_metrics(
-            table["anomalous"].to_numpy(), labels, subjects, prevalence=prevalence, method="exact"
-        )
-        fpr = _decision(run).get("fpr_wanted")
-        oracle = None if fpr is None else oracle_sensitivity(score, labels, subjects, fpr=fpr)
-        auroc = delong([score], labels, subjects).interval()
-        row = {"run": name, **_fields(decided), "sensitivity_at_rate": oracle, "auroc": auroc}
-        each.append(row)
-    pairs: list[dict[str, Any]] = []
-    for a, b in itertools.combinations(range(len(runs)), 2):
-        by_rank = delong_test(scores[a], scores[b], labels, subjects)
-        swapped = compare_scores(scores[a], scores[b], labels, subjects, seed=seed)
-        pairs.append({"a": names[a], "b": names[b], "delong": by_rank, "permutation": swapped})
-    for test in ("delong", "permutation"):
-        adjusted = holm([p[test].p_value for p in pairs])
-        for pair, value in zip(pairs, adjusted, strict=True):
-            pair[f"{test}_holm"] = float(value)
-    metrics = [_results(run).get("metrics", {}) for run in runs]
-    share = decided.prevalence
-    lead = []
-    for name, table in zip(names, tables, strict=True):
-        seen = int(table["seen"].notna().sum()) if "seen" in table else 0
-        if seen:
-            lead.append(
-                f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv"
-            )
-    people = len(set(subjects))
-    lead.append(f"{len(labels)} scans of {people} subjects, {int(labels.sum())} anomalous")
-    if dropped:
-        lead.append(f"left out: {dropped} scans that not all runs scored")
-    head = {
-        "run": "run", "sensitivity": "sensitivity", "false_alarms": "false alarms",
-        "sensitivity_at_rate": "at the wanted rate (oracle)", "auroc": "AUROC",
-        "ppv": f"PPV at {share:.3g}", "npv": "NPV",
-    }  # fmt: skip
-    rows = [[str(r[k] or "-") for k in head] for r in each]
-    text = (
-        "Sensitivity and false alarms as each detector decides, exact intervals; AUROC by DeLong."
-    )
-    blocks = [Block("Decisions and ranking", text, list(head.values()), rows)]
-    lines: list[Sequence[str]] = []
-    for p in pairs:
-        d, q = p["delong"], p["permutation"]
-        lines.append(
-            (
-                f"{p['a']} - {p['b']}",
-                f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
-                f"{d.p_value:.3g}",
-                f"{p['delong_holm']:.3g}",
-                f"{q.p_value:.3g}",
-                f"{p['permutation_holm']:.3g}",
-            )
-        )
-    names_of = ("pair", "AUROC difference", "DeLong p", "Holm", "permutation p", "Holm")
-    text = "Image AUROC of the first minus the second, paired by subject; Holm over all pairs."
-    blocks.append(Block("Differences", text, names_of, lines))
+    results = [_results(run) for run in runs]
+    rates = [found.get("decision", {}).get("fpr_wanted") for found in results]
+    metrics = [found.get("metrics", {}) for found in results]
+    each = decision_rows(names, tables, rates, prevalence)
+    pairs = tested_pairs(names, tables, seed)
+    lead = _lead(names, tables, dropped)
+    blocks = [decision_block(each, prevalence, tables[0]["label"].mean()), pair_block(pairs)]
     if (maps := pixel_block(names, metrics)) is not None:
         blocks.append(maps)
     if out is not None:
         figures = long_rows(names, each, metrics)
         write_comparison(Path(out), lead, blocks, figures, pair_rows(pairs), command_line())
     if json:
-        from normscan.metrics.estimates import to_json
-
-        rows = [{k: to_json(v) if hasattr(v, "low") else v for k, v in r.items()} for r in each]
-        plain = [{k: to_json(v) if hasattr(v, "low") else v for k, v in p.items()} for p in pairs]
-        print(_json.dumps({"runs": rows, "pairs": plain, "left_out": dropped}, indent=2))
+        told = {"runs": _plain(each), "pairs": _plain(pairs), "left_out": dropped}
+        print(_json.dumps(told, indent=2))
         return
     print("\n".join(lead))
     for number, block in enumerate(blocks):
@@ -137,6 +78,29 @@ def compare(
     if out is not None:
         print(f"\ntables: {Path(out) / 'compare.csv'} (pairs.csv, compare.tex)")
         print(f"page:   {Path(out) / 'compare.html'}")
+
+
+def _lead(names: Sequence[str], tables: Sequence[pd.DataFrame], dropped: int) -> list[str]:
+    """Say which scans are compared."""
+    lines = []
+    for name, table in zip(names, tables, strict=True):
+        seen = int(table["seen"].notna().sum()) if "seen" in table else 0
+        if seen:
+            lines.append(
+                f"{name}: {seen} of these scans trained it or set its threshold, see scans.csv"
+            )
+    one = tables[0]
+    people = one["subject"].nunique()
+    lines.append(f"{len(one)} scans of {people} subjects, {int(one['label'].sum())} anomalous")
+    if dropped:
+        lines.append(f"left out: {dropped} scans that not all runs scored")
+    return lines
+
+
+def _plain(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    from normscan.metrics.estimates import to_json
+
+    return [{k: to_json(v) if hasattr(v, "low") else v for k, v in row.items()} for row in rows]
 
 
 def subgroups(
@@ -190,11 +154,6 @@ def subgroups(
         beside = ("", "") if gap != gap else (f"{gap:+.3f}", f"{p:.3g}")
         lines.append((g.group, str(g.subjects), str(g.scans), str(g.anomalous), *metrics, *beside))
     _print(lines)
-
-
-def _fields(found: Any) -> dict[str, Any]:
-    names = ("sensitivity", "false_alarms", "specificity", "ppv", "npv")
-    return {k: getattr(found, k) for k in names}
 
 
 def _decision(run: str) -> dict[str, Any]:

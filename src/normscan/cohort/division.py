@@ -116,9 +116,19 @@ class Division:
         before = {(m.scan, m.split): m for m in self.members if m.split not in idle}
         return [m.scan for m in other.members if before.get((m.scan, m.split), m) != m]
 
-    def find(self, content: str) -> Member | None:
-        """Return the scan of the same content, or None."""
-        return self._by_content.get(content)
+    def find(self, content: str, partly: bool = False) -> Member | None:
+        """Return the scan of the same content, or None.
+
+        Args:
+            content: see ``Member``.
+            partly: one file in common is enough, as of a scan whose other channels are missing.
+        """
+        found = self._by_content.get(content)
+        if found is not None or not partly:
+            return found
+        files = set(content.split())
+        shared = [m for m in self.members if files & set(m.content.split())]
+        return min(shared, key=lambda m: _rank(m.split), default=None)
 
     def places(self, rows: Sequence[tuple[str, str, str]]) -> tuple[list[str | None], int]:
         """Return the split of each scan, None for those of subjects that nobody knows.

@@ -39,7 +39,10 @@ def as_cohort(
     if isinstance(data, Cohort):
         yield data
     elif isinstance(data, str | os.PathLike) or hasattr(data, "columns"):
-        yield Cohort.read(data, seed=seed, **({"fractions": fractions} if fractions else {}))
+        if fractions is None:
+            yield Cohort.read(data, seed=seed)
+        else:
+            yield Cohort.read(data, seed=seed, fractions=fractions)
     elif isinstance(data, np.ndarray):
         raise ArgumentError(
             f"an array of {data.shape} may be one scan or many: give a list of arrays, list(array)."

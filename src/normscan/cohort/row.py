@@ -60,8 +60,19 @@ class CohortRow:
         return tuple(name for name, value in there.items() if value)
 
     def content(self) -> list[str]:
-        """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``."""
+        """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``.
+
+        Raises:
+            ScanError: a file can't be read.
+        """
         return [content_hash(path) for path in self.paths]
+
+    def key(self) -> str:
+        """Return the hashes of its files, parted by spaces; an empty string if one can't be read."""
+        try:
+            return " ".join(self.content())
+        except ScanError:
+            return ""
 
     def load(self) -> Scan:
         """Read the scan.
@@ -153,35 +164,37 @@ class Opened(CohortRow):
     It holds what was read as long as it lives, so nobody should keep many of them.
 
     Attributes:
+        row: whose files they are.
         memo: what was read, and what others made of it.
     """
 
+    row: CohortRow = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     @classmethod
     def of(cls, row: CohortRow) -> Opened:
         """Return a row to be read once."""
-        return cls(**{f.name: getattr(row, f.name) for f in fields(CohortRow)})
+        return cls(**{f.name: getattr(row, f.name) for f in fields(CohortRow)}, row=row)
+
+    def content(self) -> list[str]:
+        return self.memo("content", self.row.content)
 
     def load(self) -> Scan:
-        return self.memo("scan", super().load)
+        return self.memo("scan", self.row.load)
 
     def load_mask(
         self, scan: Scan, threshold: float = 0.5, report: MaskReport | None = None
     ) -> np.ndarray | None:
         found = MaskReport()
-        read = super().load_mask
         mask, counted = self.memo(
-            ("mask", threshold), lambda: (read(scan, threshold, found), found)
+            ("mask", threshold), lambda: (self.row.load_mask(scan, threshold, found), found)
         )
         if report is not None:
             report.take(counted)
         return mask
 
     def load_companion(self, name: str, scan: Scan) -> np.ndarray | None:
-        read = super().load_companion
-        return self.memo(("companion", name), lambda: read(name, scan))
+        return self.memo(("companion", name), lambda: self.row.load_companion(name, scan))
 
     def load_foreground(self, scan: Scan) -> np.ndarray | None:
-        read = super().load_foreground
-        return self.memo("foreground", lambda: read(scan))
+        return self.memo("foreground", lambda: self.row.load_foreground(scan))

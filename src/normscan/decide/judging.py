@@ -176,6 +176,32 @@ def choose(judged: Sequence[Judged]) -> Judged:
     return max(level, key=lambda entry: (entry.worst, entry.auroc))
 
 
+def recorded(what: str, judged: Sequence[Judged], best: Judged, **more: Any) -> dict[str, Any]:
+    """Return what was chosen, why, and all figures, as JSON values.
+
+    Args:
+        what: was to be chosen: score, scaling.
+        judged: the usual one first.
+        best: that is taken.
+        more: values beside.
+    """
+    usual = judged[0]
+    if best is usual:
+        reason = (
+            f"the usual {what}, {usual.name}, stays: it finds {usual.sensitivity:.0%} of the planted "
+            "lesions, and no other finds more by over two standard errors."
+        )
+    else:
+        reason = (
+            f"{best.name} finds {best.sensitivity:.0%} of the planted lesions (worst kind "
+            f"{best.worst:.0%}), the usual {usual.name} {usual.sensitivity:.0%} ({usual.worst:.0%})."
+        )
+    return {
+        "chosen": best.name, "usual": usual.name, "reason": reason, **more,
+        "judged": [entry.to_dict() for entry in judged],
+    }  # fmt: skip
+
+
 def _auroc(healthy: Floats, lesioned: Floats) -> float:
     ordered = np.sort(healthy)
     below = np.searchsorted(ordered, lesioned, "left") + np.searchsorted(ordered, lesioned, "right")

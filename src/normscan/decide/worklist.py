@@ -65,6 +65,47 @@ class Worklist:
         adjusted = q_values(list(lowest.values())).tolist()
         return cls(wanted, lowest, dict(zip(lowest, adjusted, strict=True)))
 
+    @classmethod
+    def of_looks(
+        cls,
+        looks: Sequence[npt.ArrayLike],
+        wanted: float,
+        subjects: Sequence[Hashable] | None = None,
+        inner: float | None = None,
+    ) -> Worklist:
+        """Return one worklist of scans that were looked at several times.
+
+        Looks may be by detectors of other seeds or methods, or against other healthy scans; they may
+        depend on each other in any way, which p-values don't forgive. Each becomes an e-value: one
+        over the highest p-value that is chosen in its look at the rate ``inner``, for those that are
+        chosen there, else 0. Their mean over the looks is an e-value again, and Benjamini and
+        Hochberg's rule on one over it keeps the rate (e-BH: Wang and Ramdas, JRSS B 2022; such
+        e-values of conformal p-values: Bashari et al., NeurIPS 2023). ``p_values`` are then one over
+        the e-values, at most 1.
+
+        Args:
+            looks: p-values of the scans (n,), one array for each look.
+            wanted: false discovery rate in (0, 1).
+            subjects: of the scans; each its own by default.
+            inner: rate in (0, 1) within a look; half of ``wanted`` by default.
+
+        Raises:
+            ArgumentError: no look, a rate or a p-value outside its range, or lengths that differ.
+        """
+        rate = wanted / 2 if inner is None else check_rate(inner)
+        each = [cls.of(look, rate, subjects) for look in looks]
+        if not each or len({len(look.p_values) for look in each}) > 1:
+            raise ArgumentError("a worklist of looks needs one or more, all of the same scans.")
+        names = list(each[0].p_values)
+        means = np.mean([[look.e_value(name) for name in names] for look in each], axis=0)
+        return cls.of(1 / np.maximum(means, 1), wanted, names)
+
+    def e_value(self, subject: Hashable) -> float:
+        """Return an e-value of a subject: large where it is surely not healthy, 0 if not chosen."""
+        if not self.chosen(subject):
+            return 0.0
+        return 1 / max(p for name, p in self.p_values.items() if self.chosen(name))
+
     def chosen(self, subject: Hashable) -> bool:
         """Whether a subject is on the list."""
         return self.q_values[subject] <= self.wanted + ROUNDING

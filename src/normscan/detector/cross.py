@@ -122,10 +122,14 @@ def begin(
     drawn = fitting.checked(built, cohort, drawn)
     state, method = built.changed(preprocess=learnt), fitting.built(built)
     preparation = state.preparation()
-    sets = prepare_sets(folder / CACHE, drawn, preparation, asked.patch, method, workers, bar)
-    if asked.gated:
-        others = [row for part in parts[1:] for row in part]
-        asked = asked.changed(gate=Gate.of_cohort(others, list(parts[0]), workers))
+    others, first = [row for part in parts[1:] for row in part], list(parts[0])
+    aside = Gate.aside(others, first) if asked.gated else None
+    sets = prepare_sets(
+        folder / CACHE, drawn, preparation, asked.patch, method, workers, bar, aside
+    )
+    if aside is not None:
+        gate = Gate.of_cohort(others, first, workers, measured=aside.found)
+        asked = asked.changed(gate=gate)
     kept = Sheets.needed(asked, rows, folder / MAPS)
     asked = asked.changed(preprocess=learnt)
     return Work(asked, state, seen, parts, sets, folder, fabric, bar, kept)

@@ -16,7 +16,9 @@ from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
 from normscan.detector.elsewhere import calibrated
 from normscan.detector.exclude import Excluded, reasons_of
+from normscan.detector.filled import without as lacking
 from normscan.detector.finding import Finding
+from normscan.detector.patches import patches_like
 from normscan.detector.prediction import predict, predict_rows
 from normscan.detector.run import fit
 from normscan.detector.state import State, ask
@@ -136,7 +138,7 @@ class Detector(State):
             preprocess=self._asked[0], arguments=dict(self._asked[1]),
             calibration=self._asked[2], reduction=self._asked[3], replaces=self._asked[4],
             places=None, channels=(), method=None, scan_threshold=None,
-            pixel_threshold=None, gate=None, training={}, fingerprint="", division=None,
+            pixel_threshold=None, gate=None, training={}, fingerprint="", division=None, filled=(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------ fitting
@@ -204,6 +206,7 @@ class Detector(State):
         fpr: float | None = None,
         pixel_fpr: float | None = None,
         by: str | None = None,
+        without: Sequence[str] = (),
         progress: bool = False,
     ) -> Detector:
         """Set the thresholds anew on healthy scans that did not train, such as another site's.
@@ -218,6 +221,8 @@ class Detector(State):
             pixel_fpr: mean fraction of pixels of a healthy scan above the pixel threshold, likewise.
             by: column of the cohort, such as ``scanner``, whose groups get thresholds of their own
                 where they are large enough; ``columns`` of ``predict`` then names a scan's.
+            without: channels that scans may lack from now on: 0 stands for them, in these healthy
+                scans and in every other, so p-values stay valid; findings say so.
             progress: show progress on stderr.
 
         Returns:
@@ -230,7 +235,8 @@ class Detector(State):
         if not isinstance(healthy, Cohort):
             healthy = Cohort.read(healthy, fractions=(1.0, 0.0, 0.0))
         with Progress(progress) as bar:
-            self._take(calibrated(self, healthy, (fpr, pixel_fpr), by, bar)[0])
+            state = lacking(self, without) if without else self
+            self._take(calibrated(state, healthy, (fpr, pixel_fpr), by, bar)[0])
         return self
 
     def update(
@@ -314,6 +320,28 @@ class Detector(State):
                 number. 0 works without; two by default where there are two cores.
         """
         return predict_rows(self, rows, details, force, workers)
+
+    def patches_like(
+        self, finding: Finding, rows: Iterable[CohortRow], count: int = 3
+    ) -> list[dict[str, Any]]:
+        """Return where in healthy scans a patch looks most like the most anomalous one of a finding.
+
+        For methods that compare patches with those of training scans, such as ``patchcore``. Each
+        scan is read and its features are made again, so this takes as long as predicting them.
+
+        Args:
+            finding: of this detector.
+            rows: scans to look through, such as ``cohort.part("train")``.
+            count: how many, each of another scan.
+
+        Returns:
+            For each its ``scan``, the ``distance`` of the features, and the ``index`` of the patch's
+            middle in the scan's array, the nearest first. Scans that can't be read are passed over.
+
+        Raises:
+            ArgumentError: the method has no patches.
+        """
+        return patches_like(self, finding, rows, count)
 
     # ------------------------------------------------------------------ storage
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from normscan.cohort import Cohort, Division
 from normscan.cohort.division import CALIBRATION, EXCLUDED, content_of
 from normscan.decide import GroupedThreshold, ScanThreshold, promise
 from normscan.decide.groups import group_of
+from normscan.detector.filled import without
 from normscan.detector.healthy import Healthy, score_healthy, thresholded
 from normscan.detector.run import HEALTHY
 from normscan.detector.state import State
@@ -23,8 +25,9 @@ Rates = tuple[float | None, float | None]
 
 
 def calibrate_run(
-    run: Path, cohort: Cohort, out: Path, rates: Rates, by: str | None, device: str, bar: Progress
-) -> State:
+    run: Path, cohort: Cohort, out: Path, rates: Rates, by: str | None, device: str, bar: Progress,
+    lacking: Sequence[str] = (),
+) -> State:  # fmt: skip
     """Calibrate a stored detector and write it to a new folder, which is whole or not there.
 
     Args:
@@ -35,12 +38,17 @@ def calibrate_run(
         by: see ``calibrated``.
         device: that scores the scans.
         bar: shows progress.
+        lacking: channels to do without, see ``normscan.detector.filled``.
 
     Raises:
         OutputError: ``out`` exists, or there is no detector in ``run``.
+        ArgumentError: no such channel.
     """
     check_new(out)
-    return stored(*calibrated(read_state(run, device), cohort, rates, by, bar), out)
+    state = read_state(run, device)
+    if lacking:
+        state = without(state, lacking)
+    return stored(*calibrated(state, cohort, rates, by, bar), out)
 
 
 def check_new(out: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from normscan.decide import PixelThreshold
-from normscan.decide.judging import Judged, Trials, choose, judge, judging_rank
+from normscan.decide.judging import Trials, choose, judge, judging_rank, recorded
 from normscan.detector.sheets import Sheet
 from normscan.detector.state import EVIDENCE, State
 from normscan.errors import CohortError
@@ -177,7 +177,10 @@ def settle(state: State, maps: Maps) -> tuple[State, list[float]]:
         Trials.of(maps.subjects, owners, kinds, state.fpr), state.seed,
     )  # fmt: skip
     best = choose(judged)
-    record = _record(best, judged, state.fpr, subjects, maps, len(kinds))
+    record = recorded(
+        "score", judged, best, fpr=state.fpr, judged_at=judging_rank(subjects, state.fpr) / subjects,
+        subjects=subjects, lesions=len(kinds), unaligned=maps.unaligned,
+    )  # fmt: skip
     reduction = named[best.name]
     return _with(state, reduction, maps, record), table[best.name].healthy
 
@@ -217,26 +220,3 @@ def _with(state: State, reduction: Reduction | None, maps: Maps, record: dict[st
         places=maps.total.places() if reduction is not None and reduction.place else None,
         training={**state.training, "reduction": record},
     )
-
-
-def _record(
-    best: Judged, judged: Sequence[Judged], fpr: float, subjects: int, maps: Maps, lesions: int
-) -> dict[str, Any]:
-    """What was chosen, why, and all figures, as JSON values."""
-    usual = judged[0]
-    if best is usual:
-        reason = (
-            f"the usual score stays: it finds {usual.sensitivity:.0%} of the planted lesions, and "
-            "none finds more by over two standard errors."
-        )
-    else:
-        reason = (
-            f"{best.name} finds {best.sensitivity:.0%} of the planted lesions (worst kind "
-            f"{best.worst:.0%}), the usual {usual.name} {usual.sensitivity:.0%} ({usual.worst:.0%})."
-        )
-    return {
-        "chosen": best.name, "usual": usual.name, "reason": reason, "fpr": fpr,
-        "judged_at": judging_rank(subjects, fpr) / subjects, "subjects": subjects,
-        "lesions": lesions, "unaligned": maps.unaligned,
-        "judged": [entry.to_dict() for entry in judged],
-    }  # fmt: skip

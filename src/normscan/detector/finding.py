@@ -61,6 +61,10 @@ class Finding:
             restores.
         prepared: (C, *scan.shape) the prepared scan brought back, to compare the restoration with.
         foreground: (*scan.shape) bool.
+        labels: (*scan.shape) label map of the anatomy, 0 for none; components then name their
+            ``region``.
+        label_names: of the regions by label.
+        regions: how unusual each is, see ``normscan.detector.regions.Regions``.
         quality: what the quality gate says of the scan; None where the detector has no gate.
         notes: what the preprocessing steps found worth saying.
         facts: numbers that they measured.
@@ -86,6 +90,9 @@ class Finding:
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
     foreground: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    regions: list[dict[str, Any]] = field(default_factory=list)
     quality: Verdict | None = None
     notes: tuple[str, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
@@ -104,8 +111,14 @@ class Finding:
         """(*scan.shape) bool: the map above the pixel threshold, without small components."""
         if self.map is None or self.pixel_threshold is None:
             return None
-        above = np.asarray(self.map > self.pixel_threshold)
-        return drop_small(above, self.smallest_component) if self.smallest_component else above
+        asked = (self.map, self.pixel_threshold, self.smallest_component)
+        known = self.__dict__.get("_segmented")
+        if known is None or known[0] is not self.map or known[1:-1] != asked[1:]:
+            above = np.asarray(self.map > self.pixel_threshold)
+            if self.smallest_component:
+                above = drop_small(above, self.smallest_component)
+            known = self.__dict__["_segmented"] = (*asked, above)
+        return np.asarray(known[-1])
 
     @property
     def decision(self) -> str:
@@ -161,26 +174,30 @@ class Finding:
     def components(self) -> list[dict[str, Any]]:
         """Connected components of the segmentation, the highest peak first.
 
-        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map
-        and the place of that peak in RAS+ millimetres (of several equal ones the first in the
-        array); of a scan without a spacing, whose
-        millimetres nobody knows, the number of voxels, the peak and its ``peak_index``.
+        Each has its number of voxels, ``volume_mm3`` (``area_mm2`` in 2D), the ``peak`` of the map,
+        the ``peak_index`` in the array, the ``box`` around it (first index of each axis, then the
+        one after the last), and the place of the peak in RAS+ millimetres, ``peak_mm``. A scan
+        without a spacing has no millimetres. With a label map of the anatomy there is the
+        ``region`` that holds most of it, None outside all, and its ``share``.
         """
         return self._ranked()[2]
 
-    def labels(self) -> np.ndarray | None:
+    def component_labels(self) -> np.ndarray | None:
         """(*scan.shape) int32: 1 in the first of the ``components``, 2 in the second, 0 outside."""
         labels, rank, _ = self._ranked()
         return None if labels is None else rank[labels]
 
     def _ranked(self) -> tuple[np.ndarray | None, np.ndarray, list[dict[str, Any]]]:
         """Return labels in any order, the rank of each label, and the components by rank."""
+        from scipy import ndimage
+
         from normscan.metrics.pixels import connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
             return None, np.zeros(1, np.int32), []
         labels = connected(segmentation)
+        boxes = ndimage.find_objects(labels)
         # Of a large volume only few voxels have a label: no others are sorted.
         inside = np.flatnonzero(labels)
         numbers, values = labels.ravel()[inside], self.map.ravel()[inside]
@@ -194,14 +211,23 @@ class Finding:
             rank[known[i]] = number
             place = np.unravel_index(at[i], self.map.shape)
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
+            each["peak_index"] = [int(k) for k in place]
+            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
             if self.scan.measured:
                 index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
-            else:
-                each["peak_index"] = [int(n) for n in place]
+            if self.labels is not None:
+                each |= self._region(self.labels[labels == i + 1])
             found.append(each)
         return labels, rank, found
+
+    def _region(self, inside: np.ndarray) -> dict[str, Any]:
+        """The region that holds most of the voxels with these labels."""
+        counts = np.bincount(inside[inside > 0], minlength=1)
+        label = int(counts.argmax())
+        name = self.label_names.get(label, f"region {label}") if label else None
+        return {"region": name, "share": round(float(counts[label] / inside.size), 4)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON knows it."""
@@ -219,6 +245,7 @@ class Finding:
             "pixel_threshold": self.pixel_threshold,
             "pixel_rule": self.pixel_rule,
             "components": self.components(),
+            "regions": self.regions,
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
@@ -303,7 +330,7 @@ class Finding:
             self.scan.series,
             self.scan.affine,
             self.map,
-            self.labels(),
+            self.component_labels(),
             self.score,
             self.components(),
             p_value=self.p_value,

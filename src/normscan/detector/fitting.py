@@ -199,10 +199,12 @@ def prepare(
     parts = checked(state, cohort, {name: select_part(cohort, name) for name in parts_of(state)})
     state = state.changed(preprocess=state.preprocess.learn(train, workers, state.cache))
     preparation = state.preparation()
-    sets = prepare_sets(folder, parts, preparation, state.patch, method, workers, bar)
-    if state.gated and train:
+    aside = Gate.aside(train, val) if state.gated and train else None
+    sets = prepare_sets(folder, parts, preparation, state.patch, method, workers, bar, aside)
+    if aside is not None:
         track = partial(bar.track, name="quality gate")
-        state = state.changed(gate=Gate.of_cohort(train, val, workers, track))
+        gate = Gate.of_cohort(train, val, workers, track, measured=aside.found)
+        state = state.changed(gate=gate)
     return state, sets
 
 

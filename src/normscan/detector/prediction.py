@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ import numpy as np
 
 from normscan.cohort import CohortRow, Opened
 from normscan.cohort.row import Memo
+from normscan.detector.filled import filled_note
 from normscan.detector.finding import Finding
 from normscan.detector.predictor import Job, Predictor, Stitched
 from normscan.detector.state import State
@@ -112,24 +113,6 @@ def _observed(state: State, job: Job, members: list[Stitched]) -> Observed | Nor
     except NormscanError as error:
         return error
     return Observed(job.prepared, members)
-
-
-def observe(
-    state: State,
-    scan: Scan,
-    foreground: np.ndarray | None = None,
-    columns: Mapping[str, Any] | None = None,
-    companions: Mapping[str, Given] | None = None,
-) -> Observed:
-    """Prepare a scan, run the method over it and post-process its maps.
-
-    Raises:
-        ScanError: it doesn't fit the detector, or the map isn't finite.
-    """
-    (found,) = observe_all(state, [job_of(state, scan, foreground, columns, companions)])
-    if isinstance(found, NormscanError):
-        raise found
-    return found
 
 
 @dataclass
@@ -248,7 +231,7 @@ class Reader:
                     raise ArgumentError(UNFITTED)
                 with _timed(ready.stages, "read"):
                     scan, foreground, beside = opened(state, row)
-                    ready.seen = state.seen(row.paths)
+                    ready.seen = "" if state.division is None else state.known(row.key())
                 kept = row.memo if isinstance(row, Opened) else None
                 _fill(ready, state, scan, foreground, columns, beside, self.force, kept)
         except NormscanError as error:
@@ -258,6 +241,8 @@ class Reader:
 
 def opened(state: State, row: CohortRow) -> tuple[Scan, np.ndarray | None, dict[str, np.ndarray]]:
     """Read the scan of a row, its foreground, and what the method uses beside it."""
+    if row.missing and set(row.missing) <= set(state.filled):
+        row = replace(row, missing=())
     scan = row.load()
     foreground = row.load_foreground(scan)
     used = {} if state.method is None else state.method.uses
@@ -404,6 +389,8 @@ def found_in(
     if prepared.working is not None:
         finding.notes += prepared.working.notes
         finding.facts = prepared.working.facts
+    if state.filled:
+        finding.notes += (filled_note(state),)
     finding.provenance = state.provenance()
     return finding
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
-from normscan.decide.judging import Judged, Trials, choose, judge
+from normscan.decide.judging import Trials, choose, judge, recorded
 from normscan.detector.state import EVIDENCE, State
 from normscan.errors import CohortError, NormscanError
 from normscan.planting.kinds import dealt, plant
@@ -125,7 +125,9 @@ def settle_scaling(asked: State, cohort: Cohort, bar: Progress) -> Choice | None
         trials, asked.seed,
     )  # fmt: skip
     best = choose(results)
-    record = _record(best, results, reasons, len(owners), len(planted))
+    record = recorded(
+        "scaling", results, best, subjects=len(owners), lesions=len(planted), left_out=reasons
+    )
     return Choice(named[best.name], record)
 
 
@@ -244,23 +246,3 @@ def _twins(row: CohortRow, lesions: dict[str, Any], seed: int) -> Iterator[tuple
 def _kept(base: Preprocess, usual: str, reason: str) -> Choice:
     record = {"chosen": usual, "reason": f"{reason}: the method's usual scaling, {usual}, stays."}
     return Choice(replace(base, scaling=usual), record)  # type: ignore[arg-type]
-
-
-def _record(
-    best: Judged, judged: Sequence[Judged], left_out: dict[str, str], subjects: int, lesions: int
-) -> dict[str, Any]:
-    usual = judged[0]
-    if best is usual:
-        reason = (
-            f"the usual scaling, {usual.name}, stays: it finds {usual.sensitivity:.0%} of the planted "
-            "lesions, and no other finds more by over two standard errors."
-        )
-    else:
-        reason = (
-            f"{best.name} finds {best.sensitivity:.0%} of the planted lesions, the usual "
-            f"{usual.name} {usual.sensitivity:.0%}."
-        )
-    return {
-        "chosen": best.name, "usual": usual.name, "reason": reason, "subjects": subjects,
-        "lesions": lesions, "left_out": left_out, "judged": [entry.to_dict() for entry in judged],
-    }  # fmt: skip

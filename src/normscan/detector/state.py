@@ -73,6 +73,7 @@ class State:
         training: what it was trained on and how long.
         fingerprint: SHA-256 of the stored weights, or an empty string.
         division: of the scans that it was fitted with; None where an earlier version fitted it.
+        filled: channels that scans may lack, since it was calibrated without them.
     """
 
     card: Card
@@ -100,6 +101,7 @@ class State:
     training: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     division: Division | None = None
+    filled: tuple[str, ...] = ()
 
     def changed(self, **changes: Any) -> State:
         """Return the state with other values; it shares the rest."""
@@ -158,19 +160,29 @@ class State:
 
     def seen(self, paths: Iterable[Path]) -> str:
         """What a scan was for the detector, by the content of its files: see ``role_of``."""
-        if self.division is None:
-            return ""
-        member = self.division.find(content_of(paths))
+        return "" if self.division is None else self.known(content_of(paths))
+
+    def known(self, content: str) -> str:
+        """What a scan was for the detector, by the hashes of its files: see ``CohortRow.key``."""
+        member = (
+            None if self.division is None else self.division.find(content, partly=bool(self.filled))
+        )
         return self.role_of(member.split) if member else ""
 
-    def doubts(self, rows: Sequence[CohortRow], split: str) -> tuple[str, ...]:
+    def doubts(
+        self, rows: Sequence[CohortRow], split: str, content: Sequence[str] | None = None
+    ) -> tuple[str, ...]:
         """Say which scans trained or calibrated the detector, so that figures on them are too good.
 
         Args:
             rows: scans to be scored.
             split: that they lie in; all that is known of a detector without a division.
+            content: hashes of the files of each, where they were read already.
         """
-        roles = [self.seen(row.paths) for row in rows]
+        if content is not None:
+            roles = [self.known(hashes) for hashes in content]
+        else:
+            roles = [self.seen(row.paths) for row in rows]
         if self.division is None:
             roles = [self.role_of(split)] * len(rows)
         notes = []
@@ -228,7 +240,7 @@ class State:
         """What prepares its scans, in any process."""
         return Preparation(
             self.preprocess, self.arguments["dims"], self.channels, self.cache,
-            targets=self.arguments.get("targets"),
+            targets=self.arguments.get("targets"), filled=self.filled,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

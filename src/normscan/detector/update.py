@@ -142,5 +142,5 @@ def stale(state: State) -> State:
 def _stale_line(scans: int) -> str:
     return (
         f"Stale: {scans} healthy scans joined after the thresholds were set, so the rate isn't known; "
-        "normscan calibrate sets them anew. "
+        "normscan calibrate sets them anew. Before: "
     )

@@ -14,10 +14,9 @@ from pathlib import Path
 from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, load
 from normscan.errors import CohortError, NormscanError, OutputError
-from normscan.io.cache import cache_folder, trim
+from normscan.io.cache import cache_folder, code_digest, trim
 from normscan.preprocess.cache import describe, enabled
 from normscan.progress import Progress
-from normscan.version import __version__
 
 BASELINES = ("mean_image", "image_statistics")
 
@@ -59,12 +58,12 @@ def fit_baseline(name: str, detector: Detector, cohort: Cohort) -> Detector:
 
 
 def _key(baseline: Detector, cohort: Cohort) -> str:
-    """Hash what a fit depends on: settings, scans and what stands beside them, version, device."""
+    """Hash what a fit depends on: settings, scans and what stands beside them, code, device."""
     from torch import cuda
 
     learnt = Division.of(row for row in cohort if row.split in ("train", "val"))
     about = [
-        __version__, cuda.is_available(), baseline.configuration(), asdict(baseline.calibration),
+        code_digest(), cuda.is_available(), baseline.configuration(), asdict(baseline.calibration),
         describe(baseline.preprocess.steps), cohort.digest(), sorted(learnt.members),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:40]
@@ -89,6 +88,10 @@ def fit_baselines(
 ) -> dict[str, Detector]:
     """Fit baselines by name; none where the cohort has no healthy training scans."""
     found: dict[str, Detector] = {}
+    names = list(names)
+    if names and not len(cohort.part("train")):  # a table of test scans alone
+        bar.say("no baselines: the cohort has no healthy scans in train that they could learn from")
+        return found
     for name in names:
         if name != detector.card.id:
             try:

@@ -78,7 +78,8 @@ def evaluate(
     group = group or group_column(rows)
     out = Path(out)
     check_folder(out)
-    scanned = Division.of(rows).digest()
+    division = Division.of(rows)
+    scanned = division.digest()
     if not overwrite:
         _refuse_other(out, scanned, split)
     with Progress(progress) as bar:
@@ -88,7 +89,8 @@ def evaluate(
             raise CohortError(
                 f"none of the {len(rows)} scans could be predicted: {scores.failures[0]['reason']}"
             )
-        doubts = detector.doubts(list(rows), split)
+        content = [member.content for member in division.members]
+        doubts = detector.doubts(list(rows), split, content)
         doubts += detector.left_out()
         for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
@@ -160,6 +162,7 @@ def _results(
         "metrics": metrics,
         "decision": _decision(detector, scores),
         "pixels": pixels,
+        "boxes": scores.boxes.evaluate(0).to_dict() if len(scores.boxes) else None,
         "quality_gate": _gate_counts(scores),
         "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,

@@ -14,16 +14,18 @@ from normscan.detector import Detector
 from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
 from normscan.evaluation.columns import column_name
+from normscan.evaluation.detection import add_boxes, has_boxes
 from normscan.io import MaskReport, probe
 from normscan.metrics import PixelScores
+from normscan.metrics.boxes import BoxScores
 from normscan.metrics.segmentation import SegmentationScores
 from normscan.progress import Progress
 
 Region = Literal["whole", "foreground"]
 
 MOST_GROUPS = 12
-# Of all scans and detectors, that are scored in one pass over the files: 1 GiB of float32.
-MOST_PIXELS = 2**28
+# Of all scans and detectors, that are scored in one pass over the files: 512 MiB of float32.
+MOST_PIXELS = 2**27
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Scores:
         masks: how the masks were read.
         accepted: the same of the scans that the quality gate lets pass; None where it refuses none.
         seconds: of each stage, summed over the scans.
+        boxes: found and true ones, where the cohort has boxes or points.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -63,12 +66,15 @@ class Scores:
         """Return the mean seconds of each stage of a prediction."""
         return {name: total / len(self.rows) for name, total in self.seconds.items()}
 
+    boxes: BoxScores = field(default_factory=BoxScores)
+
     def join(self, other: Scores) -> Scores:
         """Return both together, the rows of this one first."""
         both = Scores(
             self.rows + other.rows, self.failures + other.failures, self.pixels.join(other.pixels),
             self.segmentations.join(other.segmentations), dict(self.groups),
             self.masked + other.masked, self.unmasked + other.unmasked, self.masks,
+            boxes=self.boxes.join(other.boxes),
         )  # fmt: skip
         both.took(self.seconds)
         both.took(other.seconds)
@@ -187,18 +193,22 @@ def _scored(
     several = len(detectors) > 1
     opened = map(Opened.of, tracked) if several else tracked
     copies = itertools.tee(opened, len(detectors))
-    details = region == "foreground"
-    found = [
+    details, boxed = region == "foreground", name == "predict" and has_boxes(rows)
+    predicted = [
         detector.predict_cohort(copy, details=details, force=True)
         for detector, copy in zip(detectors, copies, strict=True)
     ]
-    for results in zip(*found, strict=True):
+    for results in zip(*predicted, strict=True):
         for i, (row, result) in enumerate(results):
             try:
                 if isinstance(result, NormscanError):
                     raise result
                 no = result.quality is not None and not result.quality.passed
-                (refused if no else scores)[i].add(row, result, region, groups[i], result.seen)
+                taken, found = (refused if no else scores)[i], BoxScores()
+                if boxed and i == 0:
+                    add_boxes(found, row, result)
+                taken.add(row, result, region, groups[i], result.seen)
+                taken.boxes.take(found)
             except NormscanError as error:
                 # Results and reports travel: they name files as the table does, not where they lie.
                 reason = str(error).replace(f"{rows.root}{os.sep}", "")

@@ -34,6 +34,11 @@ METRICS: dict[str, tuple[str, str, bool]] = {
     "lesion_precision": ("Lesion precision", "segmented components that touch a lesion", False),
     "lesion_f1": ("Lesion F1", "of lesion sensitivity and precision", False),
     "hd95": ("HD95", "95 % Hausdorff distance, mean over segmented scans", False),
+    "box_ap30": ("Box AP at IoU 0.3", "boxes around the segmentation's components", False),
+    "box_ap50": ("Box AP at IoU 0.5", "the same", False),
+    "box_map": ("Box mAP", "mean over IoU 0.5 to 0.95", False),
+    "hit_rate": ("Hit rate", "scans whose highest map value lies in a box or at a point", False),
+    "boxes_found": ("Boxes found", "boxes and points with the peak of a component", False),
     "best_dice": ("Best Dice", "pooled, at the best of all thresholds", True),
     "image_f1_max": ("Image F1-max", "at the best of all thresholds", True),
     "image_sensitivity_at_95_specificity": (
@@ -86,6 +91,10 @@ def summarise(
             found |= {"lesion_sensitivity": parts.lesions.sensitivity, "hd95": parts.hd95}
             found |= {"lesion_precision": parts.lesions.precision, "lesion_f1": parts.lesions.f1}
             pixels["segmentation"] = parts.to_dict()
+    if len(scores.boxes):
+        boxes = scores.boxes.evaluate(seed=seed)
+        found |= {"box_ap30": boxes.ap30, "box_ap50": boxes.ap50, "box_map": boxes.map}
+        found |= {"hit_rate": boxes.hit_rate, "boxes_found": boxes.found}
     metrics = {}
     for name, (title, description, oracle) in METRICS.items():
         if name in found:

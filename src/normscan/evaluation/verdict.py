@@ -5,27 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from normscan.evaluation.scoring import Scores
 
 # A difference with a larger p-value is none that can be claimed.
 LEVEL = 0.05
+DRAWS = 2000  # of the subjects, for the interval of the pixel AP
 
 
 def verdicts(own: Scores, baselines: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Compare the image AUROC with each baseline's on the scans that both scored.
+    """Compare image AUROC and pixel AP with each baseline's on the scans that both scored.
 
-    The interval and the p-value are DeLong's, paired and by subject; over the baselines the
-    p-values are corrected after Holm. Where DeLong's variance is zero, a permutation test gives the
-    p-value, and there is no interval.
+    Image AUROC: interval and p-value are DeLong's, paired and by subject; where DeLong's variance is
+    zero, a permutation test gives the p-value, and there is no interval. Pixel AP: the mean over the
+    subjects of that within their lesioned scans, with a bootstrap interval and a permutation test.
+    Over the baselines the p-values of each are corrected after Holm.
 
     Returns:
-        For each baseline ``baseline``, ``metric``, ``value`` and ``other`` (the AUROCs),
+        For each baseline and metric ``baseline``, ``metric``, ``value`` and ``other`` (of the two),
         ``difference`` with ``low`` and ``high``, ``p_value`` (corrected), ``n`` (subjects), ``test``
         and ``verdict``: better, worse, unclear or undefined.
     """
+    images = [_compared(own, name, scores) for name, scores in baselines.items()]
+    pixels = [_mapped(own, name, scores) for name, scores in baselines.items()]
+    return _judged(images) + _judged([entry for entry in pixels if entry["n"]])
+
+
+def _judged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from normscan.metrics.comparisons import holm
 
-    found = [_compared(own, name, scores) for name, scores in baselines.items()]
     for entry, p in zip(found, holm([e["p_value"] for e in found]), strict=True):
         entry["p_value"] = float(p)
         entry["verdict"] = "undefined"
@@ -58,4 +67,24 @@ def _compared(own: Scores, name: str, other: Scores) -> dict[str, Any]:
     return entry | {
         "value": values[0], "other": values[1], "difference": tested.difference, "low": tested.low,
         "high": tested.high, "p_value": p_value, "test": test,
+    }  # fmt: skip
+
+
+def _mapped(own: Scores, name: str, other: Scores) -> dict[str, Any]:
+    from normscan.metrics.comparisons import permutation_test
+
+    mine, theirs = own.pixels.subject_ap(), other.pixels.subject_ap()
+    pairs = np.array([(mine[s], theirs[s]) for s in mine if s in theirs]).reshape(-1, 2)
+    n = len(pairs)
+    entry: dict[str, Any] = {"baseline": name, "metric": "pixel_ap", "n": n}
+    if not n:
+        return entry
+    gap = pairs[:, 0] - pairs[:, 1]
+    tested = permutation_test(lambda swap: float(np.where(swap, -gap, gap).mean()), n)
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS) @ gap / n
+    low, high = np.quantile(draws, [0.025, 0.975]) if n > 1 else (float("nan"), float("nan"))
+    return entry | {
+        "value": float(pairs[:, 0].mean()), "other": float(pairs[:, 1].mean()),
+        "difference": tested.difference, "low": float(low), "high": float(high),
+        "p_value": tested.p_value, "test": tested.test,
     }  # fmt: skip

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +28,15 @@ def cache_folder(kind: str) -> Path:
         return Path(named) / kind
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "normscan" / kind
+
+
+@cache
+def code_digest() -> str:
+    """Return a hash of this package's code: what another state of it kept is not taken over."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def limit_bytes() -> int:

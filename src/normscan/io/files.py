@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -267,12 +268,20 @@ def _refuse_missing(path: Path) -> NoReturn:
 def sniff(path: Path) -> str:
     """Return in words what the first bytes of a file say it is."""
     try:
-        with path.open("rb") as file:
-            head = file.read(512)
+        state = path.stat()
+        changed = state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+        return _sniffed(path, changed)
     except OSError as error:
         raise ScanError(
             f"{path}: can't be opened ({error.strerror}). Check the rights of the file."
         ) from error
+
+
+@lru_cache(maxsize=64)
+def _sniffed(path: Path, changed: tuple[int, ...]) -> str:
+    """Look into a file once for all who ask on its way through the readers."""
+    with path.open("rb") as file:
+        head = file.read(512)
     if not head:
         return "empty"
     if head[:2] == b"\x1f\x8b":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -359,7 +359,19 @@ class LesionScores:
         )
 
 
-def froc(matches: Sequence[Match], rates: Sequence[float] = FROC_RATES) -> dict[str, float]:
+class Ranked(Protocol):
+    """What an FROC curve needs of a scan."""
+
+    @property
+    def peaks(self) -> Floats:
+        """Highest score of a hit of each lesion, -inf of one that isn't found."""
+
+    @property
+    def alarms(self) -> Floats:
+        """Scores of what hits no lesion."""
+
+
+def froc(matches: Sequence[Ranked], rates: Sequence[float] = FROC_RATES) -> dict[str, float]:
     """Return the highest sensitivity at or below each rate of false positives per scan.
 
     Args:

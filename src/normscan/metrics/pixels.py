@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,9 @@ from normscan.metrics import counting, curves
 from normscan.metrics.curves import Floats
 from normscan.metrics.estimates import Estimate, bootstrap, to_json
 from normscan.metrics.maps import Mask, Singles, checked_map, checked_mask
+
+# Resamples are worked on in smaller chunks than memory would allow, so that they stay in the cache.
+IN_CACHE = 16
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,20 @@ class PixelScores:
             )
         )
 
+    def subject_ap(self) -> dict[Hashable, float]:
+        """Return the mean average precision within each lesioned scan, by subject.
+
+        Pooled figures can't be paired by subject; these can. Scans without healthy pixels are left
+        out.
+        """
+        names, found = list(self._subjects), defaultdict(list)
+        for scan in self._scans:
+            if scan.positives.size and scan.negatives.size:
+                edges = curves.exact_edges(scan.positives)
+                masses = [curves.cells(np.sort(x), edges) for x in (scan.positives, scan.negatives)]
+                found[names[scan.subject]].append(float(curves.average_precision(*masses)))
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
     def evaluate(
         self,
         threshold: float | None = None,
@@ -150,7 +168,7 @@ class PixelScores:
         """Return all pixel-level metrics with bootstrap intervals by subject.
 
         The values are exact. The intervals of Dice at the threshold are exact too; those of the
-        other metrics come from per-subject histograms over `curves.quantile_edges` (within 1e-3).
+        other metrics come from per-subject histograms over `curves.coarse_edges` (within 1e-3).
 
         Args:
             threshold: where `map > threshold` is a lesion; None leaves `dice` out.
@@ -208,14 +226,16 @@ class PixelScores:
         if math.isnan(point["best_dice"]):
             best = math.nan
 
-        tables, cells = [], len(self._subjects)
-        if options["replicates"]:
-            coarse = curves.quantile_edges(positives, np.sort(np.concatenate(healthy)), limit)
-            tables, cells = self._histograms(coarse), max(coarse.size, cells)
+        tables, cells = [], 1
+        if options["replicates"] and len(self._subjects) > 1:
+            coarse = curves.coarse_edges(edges, *counts, limit)
+            tables = [np.cumsum(table, axis=1) for table in self._histograms(coarse)]
+            cells = IN_CACHE * coarse.size
 
         def metrics(subjects: Floats) -> dict[str, Floats]:
-            positives, negatives, regions = (subjects @ table for table in tables)
-            return _ranking_metrics(positives, negatives, regions, limit)
+            true, false, overlap = (subjects @ table for table in tables)
+            found = curves.cumulated(true, false, overlap, limit)
+            return found | {"best_iou": _iou(found["best_dice"])}
 
         exact = {name: float(value) for name, value in point.items()}
         estimates = bootstrap(metrics, exact, len(self._subjects), cells=cells, **options)
@@ -307,5 +327,10 @@ def _ranking_metrics(
         "ap": curves.average_precision(positives, negatives),
         "aupro": curves.aupro(regions, negatives, limit),
         "best_dice": best,
-        "best_iou": best / (2 - best),  # grows with Dice, so the same threshold is the best
+        "best_iou": _iou(best),
     }
+
+
+def _iou(dice: Floats) -> Floats:
+    """It grows with Dice, so the same threshold is the best."""
+    return dice / (2 - dice)

@@ -17,6 +17,8 @@ from normscan.metrics.statistics import Interval, bca
 
 NAMES = ("sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative", "flagged")
 
+ALIKE = "all scans alike: the bound of as many subjects with one scan each"
+
 
 @dataclasses.dataclass(frozen=True)
 class DecisionMetrics:
@@ -106,7 +108,9 @@ def decision_metrics(
     proportion; on the logit scale for PPV and NPV, with the adjusted counts where a cell is empty
     (Mercaldo et al., Statistics in Medicine 26, 2007); on the log scale for likelihood ratios
     (Simel et al., Journal of Clinical Epidemiology 44, 1991). With several scans a subject all of
-    them come from the BCa bootstrap over subjects.
+    them come from the BCa bootstrap over subjects. Where no scan of a class is flagged, or every one,
+    resampling knows nothing: sensitivity and specificity then have the exact bound for the subjects,
+    of whom none (or each) had such a scan, which is wider than that of the scans.
 
     Args:
         decisions: True or 1 where a scan was flagged (n,).
@@ -149,6 +153,11 @@ def decision_metrics(
         intervals = bca(
             statistics, point, count, replicates=replicates, seed=seed, confidence=confidence
         )
+        for name, places in (("sensitivity", (0, 2)), ("specificity", (3, 1))):
+            if point[name] in (0.0, 1.0):  # in every resample, too
+                n = int((table[:, places].sum(axis=1) > 0).sum())
+                bound = proportion(round(point[name]) * n, n, "exact", confidence)
+                intervals[name] = dataclasses.replace(bound, reason=ALIKE)
     else:
         intervals = _closed_forms(point, (tp, fp, fn, tn), share, method, confidence)
     return DecisionMetrics(**intervals, prevalence=share, counts=(tp, fp, fn, tn), subjects=count)

@@ -104,9 +104,8 @@ class Placed(nn.Module):
 
     def places(self, spatial: tuple[int, ...]) -> Tensor:
         """(1, extra, *spatial)."""
-        to = {"dtype": self.vectors.dtype, "device": self.vectors.device}
-        lines = [torch.linspace(-1, 1, n, **to) for n in spatial]  # type: ignore[arg-type]
-        shares = [torch.arange(n, **to) / n for n in spatial]  # type: ignore[arg-type]
+        lines = [torch.linspace(-1, 1, n).to(self.vectors) for n in spatial]
+        shares = [torch.arange(n).to(self.vectors) / n for n in spatial]
         ends = torch.stack(torch.meshgrid(*lines, indexing="ij"))
         inside = torch.stack(torch.meshgrid(*shares, indexing="ij"))
         turns = 2 * math.pi * torch.einsum("ci,i...->c...", self.vectors, inside)

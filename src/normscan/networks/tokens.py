@@ -35,7 +35,7 @@ class TokenMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to the same."""
-        places = self.places
+        places: Tensor = self.places
         if places.shape[2:] != x.shape[2:]:
             places = F.interpolate(places, x.shape[2:], mode="bilinear", align_corners=False)
         x = self.enter(x) + places

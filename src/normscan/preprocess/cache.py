@@ -170,12 +170,12 @@ def _store(entry: Path, working: Working) -> None:
             (folder / DESCRIPTION).write_text(text, encoding="utf-8")
             size = sum(file.stat().st_size for file in folder.iterdir())
             folder.rename(entry)  # fails where another process was faster: its entry is as good
-        _tidy(entry, size)
+        tidy(entry, size)
     except OSError:
         return
 
 
-def _tidy(entry: Path, size: int) -> None:
+def tidy(entry: Path, size: int) -> None:
     """Keep the folder below its limit; looking at all entries is dear, so not at every one."""
     _written[0] += size
     if _written[0] < limit_bytes() / 50:

@@ -38,9 +38,7 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
 
     image = data.mean(axis=0)
     low = float(image.min())
-    border = np.concatenate(
-        [np.take(image, i, axis).ravel() for axis in range(image.ndim) for i in (0, -1)]
-    )
+    border = _border(image)
     values, counts = np.unique(border, return_counts=True)
     common = values[counts.argmax()]
     if counts.max() > 0.9 * border.size and (image == common).mean() > 0.2:
@@ -60,6 +58,25 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
     if mask.mean() < MINIMUM_FRACTION:
         return np.ones(image.shape, bool)
     return np.asarray(mask)
+
+
+def _border(array: np.ndarray) -> np.ndarray:
+    """Return the values of the first and the last plane along each axis."""
+    planes = [np.moveaxis(array, axis, 0)[i] for axis in range(array.ndim) for i in (0, -1)]
+    return np.concatenate([plane.ravel() for plane in planes])
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """Erode booleans by a cross; beyond the border all is true.
+
+    The same as ``scipy.ndimage.binary_erosion(mask, border_value=1)``, several times as fast.
+    """
+    eroded = mask.copy()
+    for axis in range(mask.ndim):
+        inner, whole = np.moveaxis(eroded, axis, 0), np.moveaxis(mask, axis, 0)
+        inner[1:] &= whole[:-1]
+        inner[:-1] &= whole[1:]
+    return eroded
 
 
 def _without_markers(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -93,10 +110,9 @@ def _cut_rim(filled: np.ndarray) -> np.ndarray:
     if not LEAST_PIECE <= filled.mean() < 1:
         return pieces
     # Triangles at two corners may touch by their tips.
-    labels, _ = ndimage.label(ndimage.binary_erosion(filled, border_value=1))
+    labels, _ = ndimage.label(_eroded(filled))
     sizes = np.bincount(labels.ravel())
-    ends = [np.take(labels, i, axis).ravel() for axis in range(filled.ndim) for i in (0, -1)]
-    touching = np.setdiff1d(np.unique(np.concatenate(ends)), [0])
+    touching = np.setdiff1d(np.unique(_border(labels)), [0])
     shares = sizes[touching] / filled.size
     touching = touching[(shares >= LEAST_PIECE) & (shares <= LARGEST_PIECE)]
     step = 1 if filled.ndim == 2 else max(1, min(filled.shape) // 64)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from normscan.cohort.division import content_of
+from normscan.cohort.row import Opened
 from normscan.errors import NormscanError, ScanError
+from normscan.preprocess.cache import describe, enabled
+from normscan.preprocess.kept import kept_arrays
 from normscan.preprocess.pipeline import Prepared, Preprocess
 
 if TYPE_CHECKING:
@@ -56,6 +60,7 @@ class Preparation:
         cache: keep the results of steps on disk.
         companions: names of what a row must have beside its scan.
         targets: number of channels of the target; None for any.
+        filled: channels that are left out of every scan, or may be missing: 0 stands for them.
     """
 
     preprocess: Preprocess
@@ -64,12 +69,27 @@ class Preparation:
     cache: bool = True
     companions: tuple[str, ...] = ()
     targets: int | None = None
+    filled: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """What the prepared scan depends on beside the scan, as text."""
-        about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets]
+        about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets, self.filled]
         return json.dumps(about, sort_keys=True, default=str)
+
+    def about(self, row: CohortRow) -> list[Any]:
+        """Return what the prepared scan depends on, as plain values to find it by.
+
+        Empty where it is not to be kept, or a file can't be read.
+        """
+        if not (self.cache and enabled()):
+            return []
+        beside = {"target": row.targets, "structures": [row.structures] if row.structures else []}
+        paths = [[row.foreground] if row.foreground else [], *(beside[n] for n in self.companions)]
+        files = [row.key(), *(content_of(some) if some else "none" for some in paths)]
+        steps = describe(self.preprocess.steps)
+        names = [row.channels, row.target_channels, row.missing, self.companions]
+        return [self.key, steps, names, files] if all(files) else []
 
     def __call__(self, row: CohortRow) -> Prepared:
         """Read and prepare a scan of a cohort and what must stand beside it.
@@ -103,7 +123,11 @@ class Preparation:
             ScanError: as ``Preprocess``; another number of channels than the detector's, or the
                 same ones in another order.
         """
+        if self.filled:
+            scan = self._kept(scan)
         prepared = self.preprocess(scan, self.dims or scan.dims, foreground, self.cache)
+        if self.filled:
+            prepared = self._filled(prepared)
         if len(prepared.image) != len(self.channels):
             told = set(scan.channels) & set(self.channels)
             missing = [name for name in self.channels if name not in told] if told else []
@@ -122,6 +146,28 @@ class Preparation:
             name: self._beside(name, array, prepared) for name, array in (companions or {}).items()
         }
         return replace(prepared, companions=beside) if beside else prepared
+
+    def _kept(self, scan: Scan) -> Scan:
+        """Return a scan without the channels that are filled in."""
+        kept = [name for name in self.channels if name not in self.filled]
+        if len(scan.channels) == len(kept) and not set(scan.channels) & set(self.filled):
+            return scan
+        if missing := [name for name in kept if name not in scan.channels]:
+            raise ScanError(
+                f"{scan.name}: it has the channels {', '.join(scan.channels)}. Missing: "
+                f"{', '.join(missing)}; only {', '.join(self.filled)} may be."
+            )
+        places = [scan.channels.index(name) for name in kept]
+        return scan.with_data(scan.data[places], tuple(kept))
+
+    def _filled(self, prepared: Prepared) -> Prepared:
+        """Return a prepared scan with 0 in the channels that were left out."""
+        kept = [i for i, name in enumerate(self.channels) if name not in self.filled]
+        if len(prepared.image) != len(kept):
+            return prepared
+        image = np.zeros((len(self.channels), *prepared.image.shape[1:]), np.float32)
+        image[kept] = prepared.image
+        return replace(prepared, image=image)
 
     def _beside(self, name: str, array: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Bring a companion onto the grid of its scan; targets are scaled as the scan was.
@@ -160,10 +206,18 @@ class Sampling:
     def __call__(self, row: CohortRow) -> list[Sample] | NormscanError | OSError:
         """Return the samples of a scan, or why there are none."""
         try:
-            prepared = self.prepare(row)
-            mask = row.load_mask(row.load()) if self.lesions else None
+            prepare = self.prepare
+            about = prepare.about(row) if isinstance(prepare, Preparation) else []
+            if self.lesions or not about:
+                return self._made(row)
+            return _unpacked(kept_arrays(about, lambda: _packed(self._made(row))))
         except (NormscanError, OSError) as error:
             return error
+
+    def _made(self, row: CohortRow) -> list[Sample]:
+        row = Opened.of(row) if self.lesions and not isinstance(row, Opened) else row
+        prepared = self.prepare(row)
+        mask = row.load_mask(row.load()) if self.lesions else None
         image, foreground = prepared.image, prepared.foreground
         beside = dict(prepared.companions)
         if self.lesions:
@@ -178,3 +232,60 @@ class Sampling:
             )
             for k, position in split_slices(prepared)
         ]  # fmt: skip
+
+
+BESIDE = "beside_"
+
+
+def _packed(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    beside = {BESIDE + name: np.stack([s.beside[name] for s in samples]) for name in samples[0][3]}
+    named = {
+        name: np.stack([getattr(s, name) for s in samples])
+        for name in ("image", "foreground", "position")
+    }
+    return named | beside
+
+
+def _unpacked(arrays: Mapping[str, np.ndarray]) -> list[Sample]:
+    beside = {k.removeprefix(BESIDE): a for k, a in arrays.items() if k.startswith(BESIDE)}
+    named = zip(arrays["image"], arrays["foreground"], arrays["position"], strict=True)
+    return [
+        Sample(image, foreground, float(position), {name: a[i] for name, a in beside.items()})
+        for i, (image, foreground, position) in enumerate(named)
+    ]
+
+
+@dataclass
+class Aside:
+    """What else is to be found out about some scans while they are open.
+
+    Attributes:
+        look: takes a row; in any process.
+        scans: ids of those to look at.
+        found: by id.
+    """
+
+    look: Callable[[CohortRow], Any]
+    scans: frozenset[str]
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Samples a scan and looks at it, with one reading for both.
+
+    Attributes:
+        sampling: cuts it into samples.
+        look: see ``Aside``.
+    """
+
+    sampling: Sampling
+    look: Callable[[CohortRow], Any] | None = None
+
+    def __call__(self, item: tuple[CohortRow, bool]) -> tuple[Any, Any]:
+        """Return the samples of a row or why there are none, and what was seen if it is to be."""
+        row, wanted = item
+        if self.look is None or not wanted:
+            return self.sampling(row), None
+        row = Opened.of(row)
+        return self.sampling(row), self.look(row)

@@ -13,6 +13,7 @@ import numpy as np
 from normscan.cohort import CohortRow
 from normscan.errors import ArgumentError, CohortError, NormscanError
 from normscan.parallel import each
+from normscan.preprocess.samples import Aside
 from normscan.quality import kinds, measures, rules, slices
 from normscan.quality.features import describe
 from normscan.quality.nearest import Nearest
@@ -71,6 +72,11 @@ def profile_of(row: CohortRow) -> Profile | None:
     except (NormscanError, OSError):
         return None
     return None if damage(scan) else replace(Profile.of(scan), scan=row.scan)
+
+
+def looked_at(part: Sequence[CohortRow], most: int = MOST_SCANS) -> list[CohortRow]:
+    """Return the rows of a part that a gate measures, evenly taken."""
+    return list(part)[:: -(-len(part) // most) or 1]
 
 
 class Thinned:
@@ -204,6 +210,7 @@ class Gate:
         workers: int = 1,
         track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
         most: int = MOST_SCANS,
+        measured: Mapping[str, Profile | None] | None = None,
     ) -> Gate:
         """Learn from the healthy rows of a cohort; what can't be read is passed over.
 
@@ -213,18 +220,28 @@ class Gate:
             workers: processes that read and measure; the gate is the same for any number.
             track: passes results on as they are done and shows their number.
             most: scans of each part, evenly taken.
+            measured: by id what ``profile_of`` said of scans that were read already.
 
         Raises:
             CohortError: no training scan can be measured.
         """
-        parts = [(list(part)[:: -(-len(part) // most) or 1], part is val) for part in (train, val)]
-        rows = [(row, held_out) for part, held_out in parts for row in part]
+        known = measured or {}
+        rows = [(row, part is val) for part in (train, val) for row in looked_at(part, most)]
+        left = [row for row, _ in rows if row.scan not in known]
+        read = iter(track(each(profile_of, left, workers)))
         builder = GateBuilder(most)
-        profiles = track(each(profile_of, [row for row, _ in rows], workers))
-        for (row, held_out), profile in zip(rows, profiles, strict=True):
+        for row, held_out in rows:
+            profile = known[row.scan] if row.scan in known else next(read)
             if profile is not None:
                 builder.add_profile(profile, row.subject, held_out)
+        next(read, None)  # the last one is shown as done
         return builder.build()
+
+    @staticmethod
+    def aside(train: Sequence[CohortRow], val: Sequence[CohortRow]) -> Aside:
+        """Return what measures the scans of ``of_cohort`` while they are read for something else."""
+        rows = [row for part in (train, val) for row in looked_at(part)]
+        return Aside(profile_of, frozenset(row.scan for row in rows))
 
     def check(self, scan: Scan) -> Verdict:
         """Judge a scan as read; every scan gets a verdict, none raises.

@@ -134,6 +134,7 @@ def sentences(outcome: Outcome, decision: Mapping[str, Any]) -> list[str]:
     return said
 
 
+METRICS = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP within lesioned scans"}
 BASELINES = {"mean_image": "the mean image", "image_statistics": "image statistics"}
 _SAID = {"better": "better than", "worse": "worse than", "unclear": "not clearly better than"}
 
@@ -142,8 +143,16 @@ def verdict_sentences(verdicts: Iterable[Mapping[str, Any]]) -> list[str]:
     """Say whether the scans are ranked better than by the baselines, by how much and how surely.
 
     Args:
-        verdicts: of ``normscan.evaluation``, one for each baseline.
+        verdicts: of ``normscan.evaluation``, one for each baseline and metric.
     """
+    given = list(verdicts)
+    said = []
+    for metric, name in METRICS.items():
+        said += _said([v for v in given if v.get("metric", "image_auroc") == metric], name)
+    return said
+
+
+def _said(verdicts: list[Mapping[str, Any]], metric: str) -> list[str]:
     parts, undefined = [], []
     for entry in verdicts:
         name = BASELINES.get(entry["baseline"], entry["baseline"].replace("_", " "))
@@ -156,7 +165,7 @@ def verdict_sentences(verdicts: Iterable[Mapping[str, Any]]) -> list[str]:
         parts.append(f"{text}, p {p_value(entry['p_value'])})")
     said = []
     if parts:
-        first = f"In image AUROC it is {' and '.join(parts)}"
+        first = f"In {metric} it is {' and '.join(parts)}"
         holm = ", p corrected after Holm" if len(parts) > 1 else ""
         said.append(f"{first}; paired by subject{holm}.")
     if undefined:

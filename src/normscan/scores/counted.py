@@ -13,30 +13,34 @@ from normscan.errors import ArgumentError
 class Counted(nn.Module):
     """A module with the buffer ``count``, which detectors of earlier versions were stored without.
 
-    It is one number, or one for each fold that is left out.
+    It holds a number for each member: one, or after ``fit_folds`` one without each fold.
     """
 
     count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("count", torch.zeros(1, dtype=torch.long))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **named: Any
     ) -> None:
-        state_dict.setdefault(f"{prefix}count", torch.zeros((), dtype=torch.long))
+        state_dict.setdefault(f"{prefix}count", torch.zeros(1, dtype=torch.long))
         super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
-    def counted(self) -> Tensor:
-        """The number of samples (K,), one for each fold that is left out, else a single one.
+    def counted(self) -> list[int]:
+        """The number of samples of each member.
 
         Raises:
             ArgumentError: nobody knows it.
         """
-        if not bool(self.count.all()):
+        if not self.count.all():
             raise ArgumentError(
                 "this detector doesn't say how many images it was fitted to: an earlier version "
                 "stored it. Fit it anew."
             )
-        return self.count.reshape(-1)
+        return [int(n) for n in self.count]
+
+    def count_as(self, *numbers: int) -> None:
+        """Keep the number of samples of each member."""
+        self.count = torch.tensor(numbers)

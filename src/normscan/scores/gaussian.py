@@ -42,17 +42,13 @@ class Sums:
             if found is None:  # from its own mean, so that no large number is left to cancel
                 dim = x.shape[2]
                 found = cls(0, x.mean(1), torch.zeros(len(x), dim, dim, device=x.device))
-            found.add(x)
+            found.n += x.shape[1]
+            before = x - found.mean[:, None]
+            found.mean = found.mean + before.sum(1) / found.n
+            found.scatter.baddbmm_(before.transpose(1, 2), x - found.mean[:, None])
         if found is None:
             raise ArgumentError("a Gaussian at each position needs at least one training image.")
         return found
-
-    def add(self, x: Tensor) -> None:
-        """Take in vectors (positions, B, dim)."""
-        self.n += x.shape[1]
-        before = x - self.mean[:, None]
-        self.mean = self.mean + before.sum(1) / self.n
-        self.scatter.baddbmm_(before.transpose(1, 2), x - self.mean[:, None])
 
     def join(self, other: Sums) -> None:
         """Take in the vectors of another."""
@@ -104,7 +100,43 @@ class PositionGaussians(Counted):
         Raises:
             ArgumentError: there are none.
         """
-        self._keep(Sums.of(batches))
+        sums = Sums.of(batches)
+        self.mean, self.factor = sums.mean, self._factored(sums)
+        self.count_as(sums.n)
+
+    def update(self, batches: Iterable[Tensor]) -> None:
+        """Add vectors to those that it was fitted to, as if all had come at once.
+
+        After ``fit_folds`` they belong to no fold and join what each member knows.
+
+        Raises:
+            ArgumentError: there are none, or it doesn't say how many it was fitted to.
+        """
+        numbers, new = self.counted(), Sums.of(batches)
+        several = self.mean.ndim == 3
+        means, factors = [], []
+        for n, mean, factor in zip(
+            numbers,
+            self.mean if several else self.mean[None],
+            self.factor if several else self.factor[None],
+            strict=True,
+        ):
+            sums = Sums(n, mean, self._scatter(factor, n))
+            sums.join(new)
+            means.append(sums.mean)
+            factors.append(self._factored(sums))
+        self.mean = torch.stack(means) if several else means[0]
+        self.factor = torch.stack(factors) if several else factors[0]
+        self.count_as(*(n + new.n for n in numbers))
+
+    def _scatter(self, factor: Tensor, n: int) -> Tensor:
+        """What ``_factored`` made the factors (positions, dim, dim) of."""
+        ridge = self.ridge * torch.eye(self.dim, device=factor.device)
+        scatter = torch.empty_like(factor)
+        rows = self._rows()
+        for part, own in zip(scatter.split(rows), factor.split(rows), strict=True):
+            part.copy_((own @ own.transpose(1, 2) - ridge) * max(1, n - 1))
+        return scatter
 
     def fit_folds(self, folds: Sequence[Iterable[Tensor]]) -> None:
         """Fit without each fold of the vectors in turn, which are read once.
@@ -119,47 +151,9 @@ class PositionGaussians(Counted):
         for part in parts:
             part.leave_out(total)
         del total
-        self._keep_folds(parts)
-
-    def update(self, batches: Iterable[Tensor]) -> None:
-        """Add vectors to those that it was fitted to, as if all had come at once.
-
-        Raises:
-            ArgumentError: it doesn't say how many these were.
-        """
-        folds = self.mean.ndim == 3
-        means, factors = (t if folds else t[None] for t in (self.mean, self.factor))
-        counts = self.counted().tolist()
-        kept = [
-            Sums(n, mean, self._scatter(factor, n))
-            for n, mean, factor in zip(counts, means, factors, strict=True)
-        ]
-        for batch in batches:
-            x = batch.detach().float().transpose(0, 1)
-            for one in kept:
-                one.add(x)
-        if folds:
-            self._keep_folds(kept)
-        else:
-            self._keep(kept[0])
-
-    def _keep(self, sums: Sums) -> None:
-        self.mean, self.factor = sums.mean, self._factored(sums)
-        self.count = torch.tensor(sums.n)
-
-    def _keep_folds(self, parts: Sequence[Sums]) -> None:
         self.mean = torch.stack([part.mean for part in parts])
         self.factor = torch.stack([self._factored(part) for part in parts])
-        self.count = torch.tensor([part.n for part in parts])
-
-    def _scatter(self, factor: Tensor, n: int) -> Tensor:
-        """The sums (positions, dim, dim) that gave these factors."""
-        ridge = self.ridge * torch.eye(self.dim, device=factor.device)
-        scatter = torch.empty_like(factor)
-        rows = self._rows()
-        for part, own in zip(scatter.split(rows), factor.split(rows), strict=True):
-            part.copy_((own @ own.transpose(1, 2) - ridge) * max(1, n - 1))
-        return scatter
+        self.count_as(*(part.n for part in parts))
 
     def _factored(self, sums: Sums) -> Tensor:
         """The Cholesky factors (positions, dim, dim) of the covariances, in place of the sums."""

@@ -6,6 +6,7 @@ goes back to the scan's own grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -153,8 +154,12 @@ def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     from scipy import ndimage
 
     touching = np.ones((3,) * segmentation.ndim)
-    labels, n = ndimage.label(segmentation, touching)
-    keep = np.zeros(n + 1, bool)
+    labels, _ = ndimage.label(segmentation, touching)
+    keep = np.bincount(labels.ravel()) > smallest
+    keep[0] = False
     for i, box in enumerate(ndimage.find_objects(labels), start=1):
-        keep[i] = ndimage.binary_fill_holes(labels[box] == i, touching).sum() > smallest
+        # A component that is large without its holes needs no filling, nor one that can't get large.
+        room = math.prod(axis.stop - axis.start for axis in box)
+        if not keep[i] and room > smallest:
+            keep[i] = ndimage.binary_fill_holes(labels[box] == i, touching).sum() > smallest
     return keep[labels]

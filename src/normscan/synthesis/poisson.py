@@ -37,13 +37,15 @@ def _neighbours(x: Tensor) -> Tensor:
     return total
 
 
-def guidance(host: Tensor, donor: Tensor, rule: Rule) -> Tensor:
+def guidance(host: Tensor, donor: Tensor, rule: Rule, mask: Tensor | None = None) -> Tensor:
     """Right-hand side b of a guidance field that is chosen for each pair of neighbours.
 
     Args:
         host: x, (B, C, *spatial).
         donor: s, of the same shape.
         rule: differences x_p - x_q and s_p - s_q to the wanted f_p - f_q; odd in both.
+        mask: (B, 1, *spatial) bool; a pair whose first pixel lies outside keeps the host's
+            difference. None for the rule everywhere.
 
     Returns:
         (B, C, *spatial), the wanted differences summed over the neighbours.
@@ -52,7 +54,10 @@ def guidance(host: Tensor, donor: Tensor, rule: Rule) -> Tensor:
     for axis in range(2, host.ndim):
         n = host.shape[axis]
         # What p wants of q is the negative of what q wants of p.
-        wanted = rule(host.diff(dim=axis), donor.diff(dim=axis))
+        own = host.diff(dim=axis)
+        wanted = rule(own, donor.diff(dim=axis))
+        if mask is not None:
+            wanted = torch.where(mask.narrow(axis, 0, n - 1), wanted, own)
         total.narrow(axis, 1, n - 1).add_(wanted)
         total.narrow(axis, 0, n - 1).sub_(wanted)
     return total

@@ -181,8 +181,8 @@ def five_tasks(unit: float = 0.2, push: tuple[float, float] = (0.5, 5.0)) -> dic
         )
 
     return {
-        "poisson_intra": made(donors.resampled(), blends.poisson("mixed")),
-        "poisson_inter": made(donors.tiles, blends.poisson("mixed")),
+        "poisson_intra": made(donors.resampled(), blends.boxed_poisson),
+        "poisson_inter": made(donors.tiles, blends.boxed_poisson),
         "sink": made(donors.host, blends.radial("pull", push)),
         "source": made(donors.host, blends.radial("push", push)),
         "intensity": made(donors.host, blends.smooth_shift(unit)),

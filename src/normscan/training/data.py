@@ -19,7 +19,14 @@ from normscan.io.companions import MEANINGS
 from normscan.methods.base import Batch, Method
 from normscan.parallel import each
 from normscan.preprocess import Prepared
-from normscan.preprocess.samples import EMPTY_SLICE, Preparation, Sampling, split_slices
+from normscan.preprocess.samples import (
+    EMPTY_SLICE,
+    Aside,
+    Looking,
+    Preparation,
+    Sampling,
+    split_slices,
+)
 from normscan.progress import Progress
 from normscan.rng import Rng, derive_seed
 
@@ -103,6 +110,7 @@ class PreparedSet:
         track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
         part: str = "healthy",
         context: int = 0,
+        aside: Aside | None = None,
     ) -> PreparedSet:
         """Prepare scans and write them one at a time; a bad scan is noted and passed over.
 
@@ -116,6 +124,7 @@ class PreparedSet:
             track: passes scans on as they are done and shows their number.
             part: what the rows are, see ``Phase.part``; ``anomalous`` ones bring their lesions.
             context: see the attribute.
+            aside: what else is to be found out about the scans while they are open.
 
         Raises:
             ScanError: none of the scans could be prepared.
@@ -131,8 +140,12 @@ class PreparedSet:
             files = {
                 name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in TYPES
             }
-            results = track(each(Sampling(prepare, slices, drawn), rows, workers))
-            for row, samples in zip(rows, results, strict=True):
+            look = Looking(Sampling(prepare, slices, drawn), aside.look if aside else None)
+            items = [(row, aside is not None and row.scan in aside.scans) for row in rows]
+            results = track(each(look, items, workers))
+            for (row, wanted), (samples, seen) in zip(items, results, strict=True):
+                if aside is not None and wanted:
+                    aside.found[row.scan] = seen
                 if isinstance(samples, Exception):
                     index["failures"].append((row.scan, str(samples)))
                     continue
@@ -360,6 +373,7 @@ def prepare_sets(
     method: Method,
     workers: int,
     bar: Progress,
+    aside: Aside | None = None,
 ) -> dict[str, PreparedSet]:
     """Prepare parts of a cohort, each in its folder under ``folder``; see ``PreparedSet.create``."""
     sets = {}
@@ -369,7 +383,7 @@ def prepare_sets(
         prepare = replace(preparation, companions=method.companions(like(name)))
         made = PreparedSet.create(
             folder / name, part, prepare, prepare.slices, patch, workers, track, kind,
-            method.context,
+            method.context, aside,
         )  # fmt: skip
         sets[name] = made
         for scan, reason in made.failures:

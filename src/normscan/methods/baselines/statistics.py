@@ -24,13 +24,14 @@ class MeanImage(Counted, Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         total, n = _sum(batches)
         if n:
-            self.mean, self.count = (total / n).float(), torch.tensor(n)
+            self.mean = (total / n).float()
+            self.count_as(n)
 
     def update(self, batches: Iterable[Batch]) -> None:
-        n = self.counted().reshape(-1, *[1] * (self.mean.ndim - 1))
-        more, m = _sum(batches)
-        self.mean = ((self.mean.double() * n + more) / (n + m)).float()
-        self.count = self.count + m
+        numbers, (total, n) = self.counted(), _sum(batches)
+        means = zip(self.mean.double().split(1), numbers, strict=True)
+        self.mean = torch.cat([(mean * k + total) / (k + n) for mean, k in means]).float()
+        self.count_as(*(k + n for k in numbers))
 
     @property
     def leaves_out(self) -> bool:
@@ -39,9 +40,9 @@ class MeanImage(Counted, Method):
     def fit_folds(self, folds: Sequence[Iterable[Batch]]) -> None:
         sums = [_sum(fold) for fold in folds]
         total = torch.stack([part for part, _ in sums]).sum(0)
-        self.count = sum(n for _, n in sums) - torch.tensor([n for _, n in sums])
-        left = zip((part for part, _ in sums), self.count, strict=True)
-        self.mean = torch.cat([((total - part) / n).float() for part, n in left])
+        n = sum(count for _, count in sums)
+        self.mean = torch.cat([((total - part) / (n - count)).float() for part, count in sums])
+        self.count_as(*(n - count for _, count in sums))
 
     def each(self, batch: Batch) -> list[Maps]:
         restored = [mean.expand_as(batch.image) for mean in self.mean.split(1)]
@@ -90,7 +91,7 @@ class ImageStatistics(Counted, Method):
         return self.shrinkage < 1  # else the covariance is gone
 
     def update(self, batches: Iterable[Batch]) -> None:
-        n = int(self.counted())
+        n = self.counted()[0]
         values = torch.cat([self.describe(batch) for batch in batches])
         m, step = len(values), values.mean(0) - self.mean
         centred = values - values.mean(0)
@@ -105,8 +106,8 @@ class ImageStatistics(Counted, Method):
         spread = covariance.diagonal().mean().clamp_min(1e-12)
         covariance = (1 - self.shrinkage) * covariance
         covariance += self.shrinkage * spread * torch.eye(len(covariance)).to(covariance)
-        self.mean, self.count = mean, torch.tensor(n)
-        self.precision = torch.linalg.inv(covariance)
+        self.mean, self.precision = mean, torch.linalg.inv(covariance)
+        self.count_as(n)
 
     def _scatter(self, n: int) -> Tensor:
         """The summed squares of deviations of n samples: shrinking keeps the mean variance."""

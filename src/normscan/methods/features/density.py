@@ -52,6 +52,9 @@ class PaDiM(Method):
     def fit(self, batches: Iterable[Batch]) -> None:
         self.gaussians.fit(vectors(self.features(batch.image)) for batch in batches)
 
+    def update(self, batches: Iterable[Batch]) -> None:
+        self.gaussians.update(vectors(self.features(batch.image)) for batch in batches)
+
     @property
     def leaves_out(self) -> bool:
         return True
@@ -60,9 +63,6 @@ class PaDiM(Method):
         self.gaussians.fit_folds(
             [(vectors(self.features(batch.image)) for batch in fold) for fold in folds]
         )
-
-    def update(self, batches: Iterable[Batch]) -> None:
-        self.gaussians.update(vectors(self.features(batch.image)) for batch in batches)
 
     @torch.no_grad()
     def each(self, batch: Batch) -> list[Maps]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase
-from normscan.synthesis.corruption import Corrupted, Corruption
+from normscan.synthesis.corruption import Corrupted, Corruption, Mixture
 from normscan.synthesis.donors import partners
 from normscan.synthesis.draws import between, rotations, spread_out, taken_from
 
@@ -71,7 +71,7 @@ class Segmenter(Method):
     def __init__(
         self,
         network: nn.Module,
-        corrupt: Corruption,
+        corrupt: Corruption | Mixture,
         phases: Callable[[nn.Module], list[Phase]],
         loss: Loss = cross_entropy,
         prepare: Callable[[Tensor], Tensor] | None = None,

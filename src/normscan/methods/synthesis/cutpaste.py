@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack, get_type_hints
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from normscan.methods.synthesis.nsa import cosine
 from normscan.networks.resnet import ResNetEncoder
 from normscan.registry import register
 from normscan.scores.shrunken import ShrunkenGaussian
+from normscan.signatures import Options
 from normscan.synthesis import tasks
 from normscan.synthesis.corruption import Corrupt
 from normscan.synthesis.draws import between, spread_out
@@ -140,6 +141,51 @@ class TwoStage(Method):
         return Maps(score=self.gaussian(F.normalize(self.features(batch.image))))
 
 
+class TwoStaged(TypedDict):
+    """The arguments of ``two_staged``, for ``**options: Unpack[TwoStaged]`` in a signature."""
+
+    width: int
+    pool: bool
+    head: tuple[int, ...]
+    lr: float
+    weight_decay: float
+    batch_size: int
+    steps: int
+
+
+two_staged = Options(
+    get_type_hints(TwoStaged),
+    {
+        "width": 64,
+        "pool": True,
+        "head": (512, 128),
+        "lr": 0.03,
+        "weight_decay": 3e-5,
+        "batch_size": 32,
+        "steps": 65_536,
+    },
+    {
+        "width": "channels of the first convolution.",
+        "pool": "halve the grid behind it, as ResNet does; off for small images.",
+        "head": "widths of the layers before the classes.",
+        "lr": "learning rate at the start.",
+        "weight_decay": "of all weights.",
+        "batch_size": "source images in an update; each gives one of every class.",
+        "steps": "updates.",
+    },
+)
+
+
+def _two_stage(
+    channels: int, kinds: Sequence[Corrupt], anatomy: Anatomy, options: TwoStaged
+) -> Method:
+    updates = Updates(
+        options["lr"], options["weight_decay"], options["batch_size"], options["steps"]
+    )
+    encoder = ResNetEncoder(channels, options["width"], options["pool"])
+    return TwoStage(encoder, list(kinds), anatomy, list(options["head"]), updates)
+
+
 _PICTURE = {"scaling": "minmax", "crop": "none"}
 _LAPTOP = {"size": 64, "width": 16, "pool": False, "steps": 400, "batch_size": 16}
 _TINY = {
@@ -153,19 +199,14 @@ _TINY = {
     presets={"code": {"steps": 256, "batch_size": 64}, "laptop": _LAPTOP},
     preprocess=_PICTURE,
     tiny=_TINY,
+    options=two_staged,
 )
 def cutpaste(
     dims: int = 2,
     channels: int = 1,
     size: int = 256,
     variant: Variant = "3way",
-    width: int = 64,
-    pool: bool = True,
-    head: tuple[int, ...] = (512, 128),
-    lr: float = 0.03,
-    weight_decay: float = 3e-5,
-    batch_size: int = 32,
-    steps: int = 65_536,
+    **options: Unpack[TwoStaged],
 ) -> Method:
     """CutPaste: a classifier of cut-and-pasted images whose features of healthy ones get a Gaussian.
 
@@ -186,22 +227,13 @@ def cutpaste(
 
     Args:
         variant: what is told from healthy images: ``normal``, ``scar``, or both (``3way``).
-        width: channels of the first convolution.
-        pool: halve the grid behind it, as ResNet does; off for small images.
-        head: widths of the layers before the classes.
-        lr: learning rate at the start.
-        weight_decay: of all weights.
-        batch_size: source images in an update; each gives two or three.
-        steps: updates.
     """
     made: dict[Variant, list[Corrupt]] = {
         "normal": [tasks.cutpaste()],
         "scar": [tasks.scar()],
         "3way": [tasks.cutpaste(), tasks.scar()],
     }
-    updates = Updates(lr, weight_decay, batch_size, steps)
-    encoder = ResNetEncoder(channels, width, pool)
-    return TwoStage(encoder, made[variant], _whole, list(head), updates)
+    return _two_stage(channels, made[variant], _whole, options)
 
 
 @register(
@@ -210,19 +242,14 @@ def cutpaste(
     presets={"laptop": _LAPTOP},
     preprocess=_PICTURE,
     tiny={**_TINY, "anatomy": "foreground"},
+    options=two_staged,
 )
 def anatpaste(
     dims: int = 2,
     channels: int = 1,
     size: int = 256,
     anatomy: Literal["lungs", "foreground"] = "lungs",
-    width: int = 64,
-    pool: bool = True,
-    head: tuple[int, ...] = (512, 128),
-    lr: float = 0.03,
-    weight_decay: float = 3e-5,
-    batch_size: int = 32,
-    steps: int = 65_536,
+    **options: Unpack[TwoStaged],
 ) -> Method:
     """AnatPaste: CutPaste on the anatomy alone, with translucent soft patches.
 
@@ -243,15 +270,6 @@ def anatpaste(
 
     Args:
         anatomy: ``lungs`` as in the article, or the detector's ``foreground``.
-        width: channels of the first convolution.
-        pool: halve the grid behind it, as ResNet does; off for small images.
-        head: widths of the layers before the classes.
-        lr: learning rate at the start.
-        weight_decay: of all weights.
-        batch_size: source images in an update; each gives two.
-        steps: updates.
     """
-    updates = Updates(lr, weight_decay, batch_size, steps)
     where = lung_masks if anatomy == "lungs" else (lambda batch: batch.foreground)
-    encoder = ResNetEncoder(channels, width, pool)
-    return TwoStage(encoder, [tasks.anatpaste()], where, list(head), updates)
+    return _two_stage(channels, [tasks.anatpaste()], where, options)

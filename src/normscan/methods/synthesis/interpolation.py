@@ -73,6 +73,7 @@ def foreign_patch_interpolation(
             host and donor after cutting both to multiples of 1e-3.
         image score: the mean of the map; the release smooths the slices' means and averages the
             highest quarter of them.
+        third axis: none, as in the article and the release, which cut volumes into slices.
 
     Args:
         width: channels of the first convolution; the widest has 16 times as many.
@@ -120,6 +121,7 @@ def poisson_image_interpolation(
         kept weights: the last, or with ``steps`` the best of the validation loss on these patches;
             the release keeps the best of one on FPI's.
         labelled pixels: changes above 1e-3; the release compares values cut to multiples of it.
+        third axis: none, as in the article.
 
     Args:
         width: channels of the first convolution; the widest has 16 times as many.

@@ -97,12 +97,12 @@ class ManyTasks(Method):
     dims=(2, 3),
     presets={
         "radiograph": {
-            "size": 256, "levels": 7, "furthest": 10.0, "unit": 0.1, "lr": 5e-3, "batch_size": 50,
+            "dims": 2, "size": 256, "levels": 7, "furthest": 10.0, "unit": 0.1, "lr": 5e-3, "batch_size": 50,
             "preprocess": {"scaling": "equalise", "crop": "none"},
         },
         "laptop": {
-            "size": 64, "width": 8, "levels": 4, "steps": 300, "batch_size": 8, "lr": 2e-3,
-            "warm_up": 20,
+            "dims": 2, "size": 64, "width": 8, "levels": 4, "steps": 300, "batch_size": 8,
+            "lr": 2e-3, "warm_up": 20,
         },
     },
     reduction="mean",
@@ -139,13 +139,16 @@ def many_tasks(
     healthy images; the map is the mean of them all, cut to 0..1. The article reports 1 to 4. AdamW
     1e-3, 100 updates of warm-up, slowly down to a twentieth, batches of 8, up to 2,000 passes or
     until 5,000 updates bring no gain. Scans of 80 x 112 x 80 voxels, mean 0 and deviation 1;
-    ``preset=radiograph`` has the settings for chest radiographs.
+    ``preset=radiograph`` has the settings for chest radiographs; ``preset=laptop`` takes slices too.
 
     Departures:
         scans: all training scans for each network and the detector's validation scans for its
             choice; the release parts the scans into five as it parts the tasks.
         other data set: the textures of other training scans, in another order; the release takes
             abdominal CT for brains and photographs for radiographs.
+        donors: any place of them, read linearly between pixels, as deformed tissue is; in the
+            release the middle of a patch lies on anatomy, and cubic splines read it.
+        grid: cubes of ``size``; the release keeps the shape of its scans.
         patience: looks, one a pass, as many as make 5,000 updates in the release's cohort.
         heads: the network has its last output alone; the release's holds unused ones of deeper
             levels.

@@ -81,7 +81,9 @@ class MetaDetector(Method):
         objects = torch.ones_like(hosts[:, :1], dtype=torch.bool)
         made = self._corrupt(hosts, query.expand_as(hosts), rng, objects)
         deep = self.network.training and torch.is_grad_enabled()
-        weights = {n: w for n, w in self.network.named_parameters() if n.startswith(self._adapted)}
+        weights: Weights = {
+            n: w for n, w in self.network.named_parameters() if n.startswith(self._adapted)
+        }
         if not deep:
             weights = {n: w.detach().clone().requires_grad_() for n, w in weights.items()}
         points = [weights]
