@@ -1,6 +1,6 @@
 """Result objects of every kind of DICOM series, read by others: errors of a validator, millimetres.
 
-    python benchmarks/dicom_results.py --data ../shared/data/dicom_series
+    python benchmarks/dicom_results.py --data ../shared/data/dicom_series --dciodvfy VERSION
 
 Maps whose value is a patient coordinate are written as Parametric Map of every kind of series that
 the tests know, and of real ones, and read back by pydicom (frame by frame, by the formula of PS3.3
@@ -41,10 +41,11 @@ COLUMNS = (
 )  # fmt: skip
 HEAD = """# Result objects of DICOM series
 
-`python benchmarks/dicom_results.py --data ../shared/data/dicom_series` ({versions})
+`python benchmarks/dicom_results.py --data ../shared/data/dicom_series --dciodvfy {dciodvfy}`
+({versions})
 
 Maps, segmentations, reports and secondary captures of series of every kind. Errors: of dciodvfy
-(Debian's dicom3tools {dciodvfy}), summed over the objects. Maps: largest distance in
+(Debian's dicom3tools), summed over the objects. Maps: largest distance in
 mm between the coordinate that a voxel of the float32 map holds and where the reader puts it, over
 three maps (x, y, z). Segments: largest distance between the voxels of a component and where they
 were in the map. kB and s: all objects of one finding with two components, written to disk. "-":
@@ -152,7 +153,7 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of real series")
-    parser.add_argument("--dciodvfy", default="1.00~20220618093127-2", help="its version")
+    parser.add_argument("--dciodvfy", default="?", help="version of dicom3tools, for the record")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []

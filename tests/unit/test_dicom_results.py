@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -135,6 +137,28 @@ def test_dcmqi_finds_every_voxel_in_its_place(name, tmp_path):
             true = where[finding.component_labels() == number]
             assert R.same_places(mm[array == number], true) < 0.01
     assert sizes == {1: 27, 2: 12}
+
+
+@quantitative
+def test_dcmqi_reads_the_report(tmp_path):
+    """Its reader of TID 1500 finds the groups of the scan and of each component."""
+    scan = series("CT axial", tmp_path)
+    files = saved(R.finding_on(scan, R.blocks(scan), 1.0), tmp_path / "out")
+    out = tmp_path / "report.json"
+    command = [R.dcmqi("tid1500reader"), "--inputDICOM", files["sr"], "--outputMetadata", out]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    groups = {g["TrackingIdentifier"]: g for g in json.loads(out.read_text())["Measurements"]}
+    assert set(groups) == {"Scan", "Finding 1", "Finding 2"}
+    values = {
+        item["quantity"]["CodeValue"]: float(item["value"])
+        for item in groups["Scan"]["measurementItems"]
+    }
+    assert values["anomaly-score"] == 3.25 and values["rate-expected"] == 0.0476
+    assert groups["Finding 2"]["ReferencedSegment"] == 2
+    assert (
+        groups["Finding 2"]["segmentationSOPInstanceUID"]
+        == pydicom.dcmread(files["seg"]).SOPInstanceUID
+    )
 
 
 @validator

@@ -59,7 +59,15 @@ def mosaic(folder):
     shutil.rmtree(folder / "one")
 
 
+def two_enhanced(folder):
+    for number, part in enumerate((slice(0, 4), slice(4, 9))):
+        path = folder / f"{number}.dcm"
+        D.write_enhanced(path, PLANES.take(part), VALUES[part])
+        D.edit(path, SOPInstanceUID=generate_uid(), InstanceNumber=number + 1)
+
+
 ODD = {
+    "planes in two enhanced files": two_enhanced,
     "UIDs of their own": own_uids,
     "blank UIDs": blank_uids,
     "orientations that differ in the 6th digit": turned,

@@ -8,7 +8,7 @@ import numpy as np
 
 from normscan.dicom.codes import own, region
 from normscan.dicom.identity import Identity
-from normscan.dicom.sources import Planes, as_planes
+from normscan.dicom.sources import Planes, as_arguments, as_planes
 
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
@@ -53,8 +53,8 @@ def parametric_map(
         quantity_definition=own("anomaly-score"),
     )
     made = hd.pm.ParametricMap(
-        images,
-        values,
+        pixel_array=values,
+        **as_arguments(images),
         **identity.of("map"),
         **identity.equipment,
         **Planes.of(results).arguments(),

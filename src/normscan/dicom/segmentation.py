@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.dicom.identity import MAKER, Identity
-from normscan.dicom.sources import Planes, as_planes
+from normscan.dicom.sources import Planes, as_arguments, as_planes
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation
@@ -31,10 +31,12 @@ def segmentation(identity: Identity, images: list[Dataset]) -> Segmentation:
     assert segments is not None
     place = Planes.of(results).arguments() if results.series.placed else {}
     made = hd.seg.Segmentation(
-        images,
-        as_planes(np.asarray(segments)),
-        "BINARY",
-        [_described(identity, number, spot) for number, spot in enumerate(results.spots, 1)],
+        pixel_array=as_planes(np.asarray(segments)),
+        segmentation_type="BINARY",
+        segment_descriptions=[
+            _described(identity, number, spot) for number, spot in enumerate(results.spots, 1)
+        ],
+        **as_arguments(images),
         **identity.of("findings"),
         **identity.equipment,
         **place,

@@ -91,6 +91,13 @@ def rounded(values: Any) -> list[float]:
     return [float(format_number_as_ds(float(v))) for v in values]
 
 
+def as_arguments(images: list[Dataset]) -> dict[str, Any]:
+    """Return the source images as the constructors of images take them: of multi-frame files one."""
+    if "PerFrameFunctionalGroupsSequence" not in images[0]:
+        return {"source_images": images}
+    return {"source_images": images[:1], "further_source_images": images[1:]}
+
+
 @dataclass(frozen=True, eq=False)
 class Planes:
     """Parallel planes in the patient, in LPS millimetres.
@@ -184,4 +191,5 @@ def name_frames(made: Dataset, series: Series) -> None:
         place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
         nearest = int(np.argmin(np.linalg.norm(series.positions - place, axis=1)))
         source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        source.ReferencedSOPInstanceUID = series.uids[nearest]
         source.ReferencedFrameNumber = series.frames[nearest]
