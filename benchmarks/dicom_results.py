@@ -48,7 +48,8 @@ Maps, segmentations, reports and secondary captures of series of every kind. Err
 (Debian's dicom3tools), summed over the objects. Maps: largest distance in
 mm between the coordinate that a voxel of the float32 map holds and where the reader puts it, over
 three maps (x, y, z). Segments: largest distance between the voxels of a component and where they
-were in the map. kB and s: all objects of one finding with two components, written to disk. "-":
+were in the map. The place of a voxel is that by the affine of the scan, which `dicom_geometry.md`
+measures. kB and s: all objects of one finding with two components, written to disk. "-":
 there is no such object, or the reader isn't installed.
 
 """

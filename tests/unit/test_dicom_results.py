@@ -75,6 +75,9 @@ def test_every_value_and_component_lies_in_its_place(name, tmp_path):
         assert values.shape == (scan.shape[2], scan.shape[1], scan.shape[0])
         for plane, (mm, _) in zip(values, R.frames(data), strict=True):
             assert np.abs(mm[..., axis] - plane).max() < 1e-3
+        if kind.regular:  # on the planes as they were made, in the order of the normal
+            made = np.stack([mm for mm, _ in R.frames(data)])
+            np.testing.assert_allclose(made, kind.planes.points, atol=1e-4)
         read = hd.imread(path).get_volume(apply_real_world_transform=True)
         index = np.indices(read.spatial_shape).reshape(3, -1).T
         mm = read.map_indices_to_reference(index)[:, axis]
