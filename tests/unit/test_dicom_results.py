@@ -172,7 +172,8 @@ def test_the_validator_finds_no_error(name, tmp_path):
     files = saved(R.finding_on(scan, R.blocks(scan), 1.0), tmp_path / "out")
     assert set(files) == {"seg", "sr", "finding", "map" if placed else "sc"}
     if name == "MR oblique":
-        more = R.finding_on(scan, R.blocks(scan), 1.0)
+        more = R.finding_on(scan, R.blocks(scan) / 1000, 0.001)
+        files |= {"small": saved(more, tmp_path / "small")["map"]}
         files |= {"16": saved(more, tmp_path / "16", "dicom-uint16")["map"]}
         nothing = R.finding_on(scan, R.blocks(scan), 9.0, anomalous=None, p_value=None)
         files |= {"nothing": saved(nothing, tmp_path / "nothing")["sr"]}
@@ -282,10 +283,19 @@ def test_sixteen_bits_keep_values_to_half_a_step(tmp_path):
     assert data.PixelData and data.BitsStored == 16
     step = (map.max() - map.min()) / 65535
     assert np.abs(R.map_values(data) - map.transpose(2, 1, 0)).max() <= 0.5001 * step
-    flat = pydicom.dcmread(
-        saved(R.finding_on(scan, map * 0 + 2, None), tmp_path / "f", "dicom-uint16")["map"]
-    )
-    assert (R.map_values(flat) == 2).all()
+
+
+@pytest.mark.parametrize("form", ["dicom", "dicom-uint16"])
+def test_a_flat_map_and_a_threshold_below_everything(form, tmp_path):
+    """Such a threshold makes all of it one component; it has no decimal string."""
+    scan = series("CT axial", tmp_path)
+    flat = np.full(scan.shape, 2, np.float32)
+    files = saved(R.finding_on(scan, flat, -np.inf), tmp_path / "out", form)
+    assert (R.map_values(pydicom.dcmread(files["map"])) == 2).all()
+    assert len(R.segments(pydicom.dcmread(files["seg"]))[1]) == flat.size
+    assert "pixel-threshold" not in read_report(files["sr"])[1]
+    if shutil.which("dciodvfy"):
+        assert not [e for path in files.values() if path.suffix == ".dcm" for e in R.errors(path)]
 
 
 def test_the_same_finding_gives_the_same_objects(tmp_path):

@@ -43,6 +43,7 @@ def parametric_map(
         slope, intercept, bounds = (high - low) / 65535 or 1.0, low, (0, 65535)
         values = np.rint((values.astype(np.float64) - low) / slope).astype(np.uint16)
         shown = ((shown[0] - low) / slope, shown[1] / slope)
+    centre, width = map(_short, shown)
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="ANOMALY",
         lut_explanation="Anomaly score",
@@ -60,7 +61,8 @@ def parametric_map(
         **Planes.of(results).arguments(),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[hd.VOILUTTransformation(*map(_short, shown))],
+        # Of the linear functions it alone may be narrower than 1.
+        voi_lut_transformations=[hd.VOILUTTransformation(centre, width, None, "LINEAR_EXACT")],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="HEATMAP",
         content_description="Anomaly map: higher is more anomalous",
@@ -72,7 +74,8 @@ def parametric_map(
 
 def _window(values: np.ndarray, threshold: float | None, high: float) -> tuple[float, float]:
     """Return centre and width: from the threshold, or the median where nothing is above, up."""
-    low = threshold if threshold is not None and threshold < high else float(np.median(values))
+    low = threshold if threshold is not None and -np.inf < threshold < high else None
+    low = float(np.median(values)) if low is None else low
     return (low + high) / 2, max(high - low, 1e-6)
 
 
