@@ -285,6 +285,25 @@ def test_sixteen_bits_keep_values_to_half_a_step(tmp_path):
     assert np.abs(R.map_values(data) - map.transpose(2, 1, 0)).max() <= 0.5001 * step
 
 
+@pytest.mark.parametrize(
+    ("part", "side", "expected"),
+    [
+        ("BRAIN", None, ("12738006", "U")), ("CHEST", "", ("816094009", "U")),
+        ("KNEE", "L", ("72696002", "L")), ("QUUX", None, ("38266002", "U")),
+        (None, None, ("38266002", "U")),
+    ],
+)  # fmt: skip
+def test_the_part_of_the_body_is_that_of_the_source(part, side, expected, tmp_path):
+    planes = KINDS["CT axial"].planes
+    header = {"BodyPartExamined": part, "Laterality": side}
+    D.write_series(tmp_path / "x", planes, planes.points[..., 0], header=header)
+    scan = read_dicom(tmp_path / "x")
+    data = pydicom.dcmread(saved(R.finding_on(scan, R.blocks(scan), None), tmp_path / "o")["map"])
+    anatomy = data.SharedFunctionalGroupsSequence[0].FrameAnatomySequence[0]
+    region = anatomy.AnatomicRegionSequence[0]
+    assert (region.CodeValue, anatomy.FrameLaterality) == expected
+
+
 @pytest.mark.parametrize("form", ["dicom", "dicom-uint16"])
 def test_a_flat_map_and_a_threshold_below_everything(form, tmp_path):
     """Such a threshold makes all of it one component; it has no decimal string."""

@@ -32,6 +32,15 @@ OWN = {
 }
 
 
+REGIONS = {
+    "BRAIN": ("12738006", "Brain"),
+    "CSPINE": ("122494005", "Cervical spine"),
+    "TSPINE": ("122495006", "Thoracic spine"),
+    "LSPINE": ("122496007", "Lumbar spine"),
+}
+"""Parts of the body that Body Part Examined calls otherwise than CID 4031, or that it lacks."""
+
+
 def own(value: str) -> CodedConcept:
     """Return a word of the private scheme."""
     from highdicom.sr import CodedConcept
@@ -53,10 +62,10 @@ def region(part: str) -> CodedConcept:
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes
 
-    for name in (part.title(), ""):
-        try:
-            found = getattr(codes.CID4031, name)
-        except AttributeError:
-            continue
-        return CodedConcept.from_code(found)
-    return CodedConcept("38266002", "SCT", "Entire body")
+    if part in REGIONS:
+        value, meaning = REGIONS[part]
+        return CodedConcept(value, "SCT", meaning)
+    try:
+        return CodedConcept.from_code(getattr(codes.CID4031, part.title()))
+    except AttributeError:
+        return CodedConcept("38266002", "SCT", "Entire body")

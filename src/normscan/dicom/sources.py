@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.dicom.identity import Identity
+from normscan.dicom.results import Results
 from normscan.errors import OutputError
 from normscan.series import LPS_TO_RAS, Series
 
@@ -115,12 +116,12 @@ class Planes:
     step: float
 
     @classmethod
-    def of(cls, results: Any) -> Planes:
+    def of(cls, results: Results) -> Planes:
         """Return the planes of a series, or of the regular grid onto which an uneven one was read.
 
         On such a grid a map lies right in every viewer, on the uneven planes only in some.
         """
-        series: Series = results.series
+        series = results.series
         if series.regular:
             step = float(np.mean(series.steps)) if len(series.steps) else 0.0
             return cls(series.positions, series.orientations[0], series.spacings[0], step)
