@@ -129,3 +129,17 @@ def test_each_echo_of_an_enhanced_file_refers_to_its_own_frames(tmp_path):
             assert frame // 9 == number
             np.testing.assert_allclose(mm[0, 0], twice.positions[frame], atol=1e-3)
     assert len(uids) == 2
+
+
+def test_results_beside_their_source_are_never_scans(tmp_path):
+    D.write_series(tmp_path / "x", PLANES, VALUES)
+    rng = np.random.default_rng(0)
+    D.write_image(tmp_path / "x" / "cr", rng.integers(0, 255, (24, 31)).astype(np.uint8), "CR")
+    before = [series for series in find_series(tmp_path / "x") if series.usable]
+    for number, series in enumerate(before):
+        scan = read_dicom(tmp_path / "x", series=series.label)
+        finding = R.finding_on(scan, R.blocks(scan), 1.0)
+        assert len(finding.save(tmp_path / "x" / f"out{number}", formats=["dicom"])) == 4
+    after = [series for series in find_series(tmp_path / "x") if series.usable]
+    assert len(before) == 2
+    assert [series.uid for series in after] == [series.uid for series in before]
