@@ -10,6 +10,7 @@ those that scikit-image and scikit-learn bring along. Writes ``benchmarks/result
 from __future__ import annotations
 
 import argparse
+import runpy
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +23,11 @@ from normscan.io import read_scan
 from normscan.phantom import simulate
 from normscan.quality import Gate, GateBuilder
 from normscan.scan import Scan, colour_first
-from quality_gate import MASKS, PHANTOMS, REAL, RESULTS, rates, thinned
+
+_OTHER = runpy.run_path(str(Path(__file__).with_name("quality_gate.py")))
+MASKS, PHANTOMS, REAL, RESULTS, rates, thinned = (
+    _OTHER[name] for name in ("MASKS", "PHANTOMS", "REAL", "RESULTS", "rates", "thinned")
+)
 
 MOST = {"train": 300, "val": 100, "test": 60}
 HEADS = ("brain_mri_kaggle", "lgg_flair_slices")  # pictures of heads from MR

@@ -22,6 +22,8 @@ LEAST_FAR, FAR_OF_FEW = 1.5, 25.0
 # Chance that a healthy scan is beyond the limit of all views together, and the least such limit: a
 # lesion moves one view or two, another kind of scan all of them.
 TOGETHER_RATE, LEAST_TOGETHER = 1e-3, 0.8
+# Fewer subjects say nothing of one scan in a thousand: there is no limit of all views together.
+FEWEST_TOGETHER = 30
 # Prior of the spread of log distances, with the weight of so many subjects.
 PRIOR_SPREAD, PRIOR_WEIGHT = 0.25, 2
 # Distances are in robust standard deviations; below this one they mean nothing.
@@ -142,7 +144,10 @@ class Nearest:
         far = np.array([upper_limit(column, count, FAR_RATE) for column in table.T]) / limits
         far = np.maximum(far, LEAST_FAR + FAR_OF_FEW / count)
         limits *= common_factor((table / limits).max(axis=1), count)
-        means = np.exp(np.log(table / limits).mean(axis=1))
+        together = math.inf
+        if count >= FEWEST_TOGETHER:
+            means = np.exp(np.log(table / limits).mean(axis=1))
+            together = max(LEAST_TOGETHER, upper_limit(means, count, TOGETHER_RATE))
         some = compared[:: -(-len(compared) // TURNED_SCANS)]
         turns = np.array([blank.turn(v, others)[1] for v, others in some])
         return cls(
@@ -153,7 +158,7 @@ class Nearest:
             {v: float(f"{f:.4g}") for v, f in zip(views, far, strict=True)},
             float(f"{max(SMALLEST_TURN, upper_limit(turns, min(count, len(turns)))):.4g}"),
             dims,
-            float(f"{max(LEAST_TOGETHER, upper_limit(means, count, TOGETHER_RATE)):.4g}"),
+            float(f"{together:.4g}"),
             tuple(scans) if all(scans) else (),
         )
 

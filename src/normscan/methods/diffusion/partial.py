@@ -156,7 +156,7 @@ class PartialDiffusion(Method):
     tiny={
         "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 1, "attention": (8,),
         "noise": "simplex", "frequency": 4.0, "octaves": 3, "timesteps": 10, "level": 4,
-        "train_level": 6, "steps": 100,
+        "train_level": 6, "steps": 60,
         "batch_size": 4, "lr": 2e-3, "ema": 0.95,
     },
 )  # fmt: skip

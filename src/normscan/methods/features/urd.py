@@ -265,7 +265,8 @@ class ExpertTeacherStudent(Method):
     reduction="max",
     preprocess=PICTURE,
     tiny={
-        **TINY_SMOOTH, "backbone": TEST_RESNET, "batch_size": 8, "steps": 60, "teacher_lr": 3e-3,
+        **TINY_SMOOTH, "backbone": TEST_RESNET, "batch_size": 8, "steps": 40, "lr": 1e-2,
+        "teacher_lr": 3e-3,
         "batch_norm": "frozen",
     },
     options=tapped | RATES,
