@@ -81,9 +81,7 @@ def test_gradients_are_those_of_finite_differences(dims, part):
         step[(1, 0, *place)] = 1e-4
         rise = (method.terms(x + step)[part] - method.terms(x - step)[part]).detach()
         assert float(rise[0]) == 0, "another image has a say"
-        torch.testing.assert_close(
-            slope[(1, 0, *place)], rise[1] / 2e-4, rtol=1e-4, atol=1e-9
-        )
+        torch.testing.assert_close(slope[(1, 0, *place)], rise[1] / 2e-4, rtol=1e-4, atol=1e-9)
 
 
 def test_combined_map_by_hand():
