@@ -47,7 +47,8 @@ def test_bound_of_kl_grad_is_that_of_distributions():
     method, b = create("vae_kl_grad", kl_weight=0.3), batch()
     q = posterior(method, b.image)
     density = torch.distributions.Normal(method.network.decode(q.loc).detach(), 1.0)
-    expected = -density.log_prob(b.image).sum((1, 2, 3)) + 0.3 * prior_distance(q).sum(1)
+    surprise = -density.log_prob(b.image) - 0.5 * np.log(2 * np.pi)  # less its constant
+    expected = surprise.sum((1, 2, 3)) + 0.3 * prior_distance(q).sum(1)
     torch.testing.assert_close(method.maps(b).score, expected)
 
 
@@ -156,3 +157,33 @@ def test_blur_of_volumes_is_that_of_scipy():
 def test_a_size_that_cannot_be_halved_is_refused():
     with pytest.raises(ArgumentError, match="multiple of 16 from 32 on"):
         PointCode(2, 1, 40, 8, (4, 4, 4, 4))
+
+
+# --- two levels
+
+
+def test_two_levels_sum_errors_and_divergences_of_distributions():
+    method, b = create("high_low_vae", kl_weight=0.3), batch()
+    x = 2 * b.image - 1
+    network, normal = method.network, torch.distributions.Normal
+    with torch.no_grad():
+        small = torch.nn.functional.avg_pool2d(x, 2)
+        mean, log_std = network.high.encode(small)
+        coarse = network.high.decode(mean)
+        low, expected = network.details(x, coarse), network.expected(coarse)
+        restored = network.decode(low.mean, coarse)
+    between = torch.distributions.kl_divergence(
+        normal(low.mean, low.log_std.exp()), normal(expected.mean, expected.log_std.exp())
+    )
+    errors = (x - restored).abs().sum((1, 2, 3)) + (small - coarse).abs().sum((1, 2, 3))
+    kl = prior_distance(normal(mean, log_std.exp())).sum(1) + between.sum((1, 2, 3))
+    maps = method.maps(b)
+    torch.testing.assert_close(maps.score, errors + 0.3 * kl)
+    torch.testing.assert_close(maps.reconstruction, (restored + 1) / 2)
+
+
+def test_two_levels_draw_both_codes_in_training():
+    method, b = create("high_low_vae", kl_weight=0.3), batch()
+    once, again = method.loss(b, "", ""), method.loss(b, "", "")
+    assert once["error"] != again["error"] and once["high_error"] != again["high_error"]
+    assert once["high_kl"] == again["high_kl"] and once["low_kl"] != again["low_kl"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscan.methods.autoencoders.plain import OWN_RANGE
 from normscan.methods.base import Batch, Maps, Method
@@ -77,14 +77,14 @@ def absolute_error(x: Tensor, restored: Tensor) -> Tensor:
     return (x - restored).abs()
 
 
-def gaussian_surprise(x: Tensor, restored: Tensor) -> Tensor:
-    """-log N(x; x^, 1) of each value: half the square and a constant of 0.919."""
-    return 0.5 * (x - restored).square() + 0.5 * math.log(2 * math.pi)
+def half_square(x: Tensor, restored: Tensor) -> Tensor:
+    """-log N(x; x^, 1) of each value, less its constant."""
+    return 0.5 * (x - restored).square()
 
 
 def mean_surprise(x: Tensor, restored: Tensor) -> Tensor:
-    """``gaussian_surprise`` averaged over the channels, (B, 1, *spatial)."""
-    return gaussian_surprise(x, restored).mean(1, keepdim=True)
+    """-log N(x; x^, 1) averaged over the channels, (B, 1, *spatial); its constant is 0.919."""
+    return half_square(x, restored).mean(1, keepdim=True) + 0.5 * math.log(2 * math.pi)
 
 
 def per_image(values: Tensor, summed: bool) -> Tensor:
@@ -146,7 +146,7 @@ class GradientScored(VariationalReconstruction):
     At test the code is its mean.
 
     Args:
-        network: with a code of two heads, mean and log sigma.
+        network: with ``encode`` to mean and log sigma, and ``decode``.
         bound: error, weight of the divergence, reduction.
         look: what the map is made of.
         training: of ``Reconstruction``.
@@ -156,7 +156,7 @@ class GradientScored(VariationalReconstruction):
     needs_grad = True
 
     def __init__(
-        self, network: PointCode, bound: Bound, look: Look, training: Any, **options: Any
+        self, network: nn.Module, bound: Bound, look: Look, training: Any, **options: Any
     ) -> None:
         def named(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
             return {"error": per_image(bound.error(batch.image, restored), bound.summed).mean()}
@@ -324,7 +324,7 @@ class Augmented(GradientScored):
     dims=(2, 3),
     presets={
         "code": {"exponent_twice": True},
-        "laptop": {**LAPTOP, **SHARPER, "noise": 0.05},
+        "laptop": {name: value for name, value in LAPTOP.items() if name != "preprocess"},
     },
     preprocess={
         "steps": [{"zscore": {"outside": 0.0}}],
@@ -358,7 +358,8 @@ def kl_gradient_vae(
             codes are drawn with the right one.
         normalisation: of each image's gradient; over a batch of 64 slices in the release.
         augmentation: no crop by part of a pixel.
-        score: the bound, as the release's slices; a volume's is its worst slice, ours.
+        score: the bound less its constant, as the release's slices; a volume's is its worst slice,
+            ours. The loss, too, goes without the constant.
         third axis: ours.
 
     Args:
@@ -370,6 +371,6 @@ def kl_gradient_vae(
             of its parts, ``divergence`` and ``error``.
     """
     network = PointCode(dims, channels, options["size"], options["latent"], options["widths"])
-    bound = Bound(gaussian_surprise, kl_weight)
+    bound = Bound(half_square, kl_weight)
     return Augmented(network, bound, Look(predictor, mean_surprise), options, noise=noise,
                      twice=exponent_twice)  # fmt: skip
