@@ -122,3 +122,11 @@ def test_nothing_flagged_in_several_scans_a_subject():
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
         assert interval.value == successes / trials and interval.n == trials and interval.reason
     assert found.false_alarms.high == pytest.approx(1 - expected.low)
+
+
+def test_an_interval_holds_its_value_where_a_cell_is_empty():
+    found = decision_metrics([1] * 8 + [0] * 12, [1] * 8 + [0] * 12)
+    for name in ("ppv", "npv", "lr_negative"):
+        interval = getattr(found, name)
+        assert interval.low <= interval.value <= interval.high
+    assert found.ppv.value == 1 and found.ppv.low < 0.8

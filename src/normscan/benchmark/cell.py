@@ -215,7 +215,9 @@ def fail(job: Job, name: str, error: BaseException | str) -> None:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is gone: its end of the pipe then closes."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock the interpreter wants when it ends.
+    while os.read(0, 1024):
+        pass
     os._exit(1)
 
 

@@ -39,6 +39,7 @@ def predict(
     threads: int | None = None,
     fdr: float | None = None,
     regions: str | None = None,
+    format: list[str] | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -63,18 +64,23 @@ def predict(
         fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
             at most this share is expected to be healthy, such as 0.1.
         regions: file of `normscan regions`, for the names, scores and p-values of the regions.
+        format: what is written of each scan, joined by commas: nifti (map, mask, overlay; pictures
+            as TIFF and PNG), dicom (parametric map, segmentation and structured report beside the
+            source series), dicom-uint16 (the map in 16 bits); nifti by default.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
     """
     from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
+    from normscan.detector.formats import checked_formats
     from normscan.detector.prediction import SEEN
     from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
+    formats = checked_formats(["nifti"] if format is None else format)
     use_threads(threads)
     detector = load(run, device)
     check(detector, fdr)
@@ -97,7 +103,7 @@ def predict(
     tracked = Progress().track(rows, "predict", len(rows))
     found = detector.predict_cohort(tracked, force=force, workers=workers)
     writers = min(1, read_ahead() if workers is None else workers)
-    written = partial(_written, folder, overlay, healthy)
+    written = partial(_written, folder, overlay, formats, healthy)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
         if isinstance(result, NormscanError):
             failures += 1
@@ -123,7 +129,13 @@ def predict(
 Found = tuple[CohortRow, "Finding | NormscanError"]
 
 
-def _written(folder: Path, overlay: bool, healthy: Regions | None, found: Found) -> Found:
+def _written(
+    folder: Path,
+    overlay: bool,
+    formats: tuple[str, ...],
+    healthy: Regions | None,
+    found: Found,
+) -> Found:
     """Write a finding, in any thread; return it, or what is wrong with it."""
     from normscan.detector.regions import locate
 
@@ -132,7 +144,7 @@ def _written(folder: Path, overlay: bool, healthy: Regions | None, found: Found)
         try:
             with of_scan(row.scan):
                 locate(result, row, healthy)
-                result.save(folder, row.scan, overlay)
+                result.save(folder, row.scan, overlay, formats)
         except NormscanError as error:
             return row, error
     return found

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan.errors import OutputError
 from normscan.io import atomic_path, extension, stem, write_map
 from normscan.io.values import finite
 from normscan.scan import Scan
 from normscan.scores.postprocess import drop_small
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from normscan.dicom import Results
     from normscan.quality import Verdict
 
 RASTER_MAP = ".tif"
+NOTICE = "Research use. Not for diagnosis."
 
 UNDECIDED = (
     "Not calibrated: there were no healthy scans to set a threshold, so the decision is left open. "
@@ -175,24 +180,35 @@ class Finding:
         without a spacing has no millimetres. With a label map of the anatomy there is the
         ``region`` that holds most of it, None outside all, and its ``share``.
         """
+        return self._ranked()[2]
+
+    def component_labels(self) -> np.ndarray | None:
+        """(*scan.shape) int32: 1 in the first of the ``components``, 2 in the second, 0 outside."""
+        labels, rank, _ = self._ranked()
+        return None if labels is None else rank[labels]
+
+    def _ranked(self) -> tuple[np.ndarray | None, np.ndarray, list[dict[str, Any]]]:
+        """Return labels in any order, the rank of each label, and the components by rank."""
         from scipy import ndimage
 
         from normscan.metrics.pixels import connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
-            return []
-        found_labels = connected(segmentation)
-        boxes, labels = ndimage.find_objects(found_labels), found_labels.ravel()
+            return None, np.zeros(1, np.int32), []
+        labels = connected(segmentation)
+        boxes = ndimage.find_objects(labels)
         # Of a large volume only few voxels have a label: no others are sorted.
         inside = np.flatnonzero(labels)
-        numbers, values = labels[inside], self.map.ravel()[inside]
+        numbers, values = labels.ravel()[inside], self.map.ravel()[inside]
         order = np.lexsort((-values, numbers))  # the highest of each first, of equal ones the first
-        _, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
+        known, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
         peaks, at = values[order][first], inside[order][first]
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
+        rank = np.zeros(int(known.max(initial=0)) + 1, np.int32)
         found = []
-        for i in np.lexsort((at, -peaks)):
+        for number, i in enumerate(np.lexsort((at, -peaks)), 1):
+            rank[known[i]] = number
             place = np.unravel_index(at[i], self.map.shape)
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
             each["peak_index"] = [int(k) for k in place]
@@ -202,9 +218,9 @@ class Finding:
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
             if self.labels is not None:
-                each |= self._region(self.labels[found_labels == i + 1])
+                each |= self._region(self.labels[labels == i + 1])
             found.append(each)
-        return found
+        return labels, rank, found
 
     def _region(self, inside: np.ndarray) -> dict[str, Any]:
         """The region that holds most of the voxels with these labels."""
@@ -235,28 +251,58 @@ class Finding:
             "seconds": round(self.seconds, 4),
             "stages": {name: round(seconds, 4) for name, seconds in self.stages.items()},
             "provenance": self.provenance,
-            "notice": "Research use. Not for diagnosis.",
+            "notice": NOTICE,
         }
 
     def save(
-        self, folder: str | os.PathLike[str], name: str | None = None, overlay: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        name: str | None = None,
+        overlay: bool = True,
+        formats: Sequence[str] = ("nifti",),
     ) -> list[Path]:
         """Write map, segmentation, an overlay picture and ``*_finding.json``.
 
         NIfTI scans get NIfTI maps with the same affine; pictures get a 32-bit TIFF map and a PNG
-        mask.
+        mask. A scan from DICOM may get DICOM objects beside them or instead, see
+        ``normscan.dicom.write_dicom``.
 
         Args:
             folder: made if missing.
             name: start of the file names; the scan's file name by default.
             overlay: draw the picture, too.
+            formats: ``nifti`` for map, segmentation and picture; ``dicom`` for objects of the
+                archive, with the map in float32, or ``dicom-uint16`` with it in 16 bits. The JSON
+                file is always written.
 
         Returns:
             The files written.
+
+        Raises:
+            ArgumentError: an unknown format, or DICOM without highdicom.
+            OutputError: DICOM for a scan that doesn't come from DICOM.
         """
+        from normscan.detector.formats import checked_formats, dicom_stored
+
         folder = Path(folder)
         source = self.scan.source
         name = name or (stem(source) if source else "scan")
+        formats = checked_formats(formats)
+        written = []
+        if stored := dicom_stored(formats):
+            from normscan.dicom import write_dicom
+
+            written += write_dicom(folder, name, self._results(name), stored)
+        if "nifti" in formats:
+            written += self._write_files(folder, name, overlay)
+        path = folder / f"{name}_finding.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        return [*written, path]
+
+    def _write_files(self, folder: Path, name: str, overlay: bool) -> list[Path]:
+        """Write map, picture and mask."""
+        source = self.scan.source
         nifti = self.scan.dims == 3 or (source is not None and extension(source).startswith(".nii"))
         written = []
         if self.map is not None:
@@ -268,15 +314,46 @@ class Finding:
         if segmentation is not None:
             path = folder / f"{name}_mask{'.nii.gz' if nifti else '.png'}"
             written.append(write_map(path, segmentation.astype(np.uint8), self.scan))
-        path = folder / f"{name}_finding.json"
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        return [*written, path]
+        return written
 
-    def _write_overlay(self, path: Path) -> Path:
+    def _results(self, name: str) -> Results:
+        """Return what the writer of DICOM takes."""
+        from normscan.dicom import Results
+
+        if self.scan.series is None:
+            raise OutputError(
+                f"{name}: DICOM results stand beside a DICOM series, and this scan isn't one as a "
+                "whole. Give the series itself, or leave 'dicom' out of the formats."
+            )
+        rates, made_by = self.false_alarms or {}, self.provenance
+        return Results(
+            self.scan.series,
+            self.scan.affine,
+            self.map,
+            self.component_labels(),
+            self.score,
+            self.components(),
+            p_value=self.p_value,
+            anomalous=self.anomalous,
+            threshold=self.threshold,
+            wanted=rates.get("wanted"),
+            expected=rates.get("expected"),
+            pixel_threshold=self.pixel_threshold,
+            quality=None if self.quality is None else self.quality.status,
+            method=str(made_by.get("method", "")),
+            version=str(made_by.get("normscan", "")),
+            detector=str(made_by.get("detector_sha256", "")),
+            # The name of the scan stays out: it may be anything.
+            picture=None if self.map is None else lambda: np.asarray(self._overlay(NOTICE)),
+        )
+
+    def _overlay(self, title: str = "") -> Image:
         from normscan.report.overlay import overlay_image
 
-        drawn = overlay_image(self.picture(), self.pixel_threshold)
+        return overlay_image(self.picture(title=title), self.pixel_threshold)
+
+    def _write_overlay(self, path: Path) -> Path:
+        drawn = self._overlay()
         with atomic_path(path) as temporary:
             drawn.save(temporary, "PNG")
         return path

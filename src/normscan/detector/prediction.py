@@ -115,24 +115,6 @@ def _observed(state: State, job: Job, members: list[Stitched]) -> Observed | Nor
     return Observed(job.prepared, members)
 
 
-def observe(
-    state: State,
-    scan: Scan,
-    foreground: np.ndarray | None = None,
-    columns: Mapping[str, Any] | None = None,
-    companions: Mapping[str, Given] | None = None,
-) -> Observed:
-    """Prepare a scan, run the method over it and post-process its maps.
-
-    Raises:
-        ScanError: it doesn't fit the detector, or the map isn't finite.
-    """
-    (found,) = observe_all(state, [job_of(state, scan, foreground, columns, companions)])
-    if isinstance(found, NormscanError):
-        raise found
-    return found
-
-
 @dataclass
 class Ready:
     """A scan that was read, checked and prepared.

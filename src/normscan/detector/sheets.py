@@ -12,9 +12,16 @@ import torch
 
 from normscan.cohort import CohortRow
 from normscan.detector.finding import Finding
-from normscan.detector.prediction import Observed, averaged, found_in, observe, own_score
+from normscan.detector.prediction import (
+    Observed,
+    averaged,
+    found_in,
+    job_of,
+    observe_all,
+    own_score,
+)
 from normscan.detector.state import EVIDENCE, State
-from normscan.errors import ScanError
+from normscan.errors import NormscanError, ScanError
 from normscan.io.companions import Given
 from normscan.planting.kinds import Cell, dealt, plant
 from normscan.rng import derive_seed
@@ -100,13 +107,16 @@ class Sheets:
             The finding of the plain scan, with the score of the method's usual reduction.
         """
         usual = state.changed(reduction=state.usual_reduction, replaces=False)
-        plain = observe(state, scan, foreground, row.columns, companions)
-        seen, kinds = [plain], []
-        for kind, lesion in self._planted(row, scan, foreground):
-            seen.append(observe(state, lesion, foreground, row.columns, companions))
-            kinds.append(kind)
-        _sheet(seen, kinds).save(self.path(row.scan))
-        return found_in(usual, scan, plain)
+        planted = list(self._planted(row, scan, foreground))
+        scans = [scan, *(lesion for _, lesion in planted)]
+        jobs = [job_of(state, one, foreground, row.columns, companions) for one in scans]
+        seen = []
+        for result in observe_all(state, jobs):
+            if isinstance(result, NormscanError):
+                raise result
+            seen.append(result)
+        _sheet(seen, [kind for kind, _ in planted]).save(self.path(row.scan))
+        return found_in(usual, scan, seen[0])
 
     def _planted(
         self, row: CohortRow, scan: Scan, foreground: np.ndarray | None

@@ -24,8 +24,8 @@ from normscan.progress import Progress
 Region = Literal["whole", "foreground"]
 
 MOST_GROUPS = 12
-# Of all scans and detectors, that are scored in one pass over the files: 1 GiB of float32.
-MOST_PIXELS = 2**28
+# Of all scans and detectors, that are scored in one pass over the files: 512 MiB of float32.
+MOST_PIXELS = 2**27
 
 
 @dataclass

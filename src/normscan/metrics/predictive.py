@@ -251,6 +251,11 @@ def _closed_forms(
         "lr_negative": centre["lr_negative"] * np.exp(half * clear),
         "flagged": np.clip(centre["flagged"] + half * work, 0, 1),
     }
+    if reason:  # the adjusted counts have another centre: an interval holds its value
+        ends = {
+            name: (np.fmin(low, point[name]), np.fmax(high, point[name]))
+            for name, (low, high) in ends.items()
+        }
     methods = {"ppv": "logit", "npv": "logit", "flagged": "wald"}
     return both | {
         name: Interval(point[name], float(low), float(high), n, 0, methods.get(name, "log"), reason)

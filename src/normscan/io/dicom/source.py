@@ -111,8 +111,11 @@ class _Clamped:
         self.close()
 
 
+_TALKERS = ("pydicom", "highdicom")
+
+
 class _Quiet:
-    """pydicom neither warns nor logs while any thread is within: its words repeat the values."""
+    """pydicom and highdicom neither warn nor log while any thread is within: they repeat values."""
 
     def __init__(self) -> None:
         self.lock, self.depth = threading.Lock(), 0
@@ -127,15 +130,14 @@ class _Quiet:
             if self.depth == 1:
                 self.mode = config.settings._reading_validation_mode
                 config.settings.reading_validation_mode = config.IGNORE
-                self.level = logging.getLogger("pydicom").level
-                logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+                self.levels = {log: log.level for log in map(logging.getLogger, _TALKERS)}
+                for log in self.levels:
+                    log.setLevel(logging.CRITICAL + 1)
                 self.caught = warnings.catch_warnings()
                 self.caught.__enter__()
                 warnings.simplefilter("ignore")
 
     def __exit__(self, *_: object) -> None:
-        import logging
-
         import pydicom.config as config
 
         with self.lock:
@@ -143,7 +145,8 @@ class _Quiet:
             if self.depth == 0:
                 self.caught.__exit__(None, None, None)
                 config.settings._reading_validation_mode = self.mode
-                logging.getLogger("pydicom").setLevel(self.level)
+                for log, level in self.levels.items():
+                    log.setLevel(level)
 
 
 quiet = _Quiet()
