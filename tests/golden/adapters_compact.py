@@ -21,7 +21,7 @@ class Drawn:
         return wave(tuple(shape)).float()
 
 
-def _drawn_batch(check: Check) -> Batch:
+def drawn_batch(check: Check) -> Batch:
     batch = batch_of(check)
     batch.rng = Drawn()  # type: ignore[assignment]
     return batch
@@ -63,7 +63,7 @@ def _one_layer_for_both_heads(method: Any) -> None:
 
 def drawn_map(method: Method, check: Check) -> Tensor:
     _one_layer_for_both_heads(method)
-    return method.maps(_drawn_batch(check)).map
+    return method.maps(drawn_batch(check)).map
 
 
 def drawn_score(method: Method, check: Check) -> Tensor:
@@ -72,7 +72,7 @@ def drawn_score(method: Method, check: Check) -> Tensor:
 
 def drawn_loss(method: Method, check: Check) -> Tensor:
     _one_layer_for_both_heads(method)
-    terms = method.train().loss(_drawn_batch(check), "", "")
+    terms = method.train().loss(drawn_batch(check), "", "")
     return sum(terms.values()).detach().reshape(1)
 
 
@@ -173,7 +173,7 @@ def game_of_a_pair(method: Any, check: Check) -> Tensor:
 
 def divergence(method: Any, check: Check) -> Tensor:
     """The divergence of codes with this mean and raw second head."""
-    batch = _drawn_batch(check)
+    batch = drawn_batch(check)
     heads = [wave((2, 8)).float(), 0.5 * wave((2, 8)).float().flip(1)]
     with (
         patch.object(method.network, "encode", lambda _: heads),

@@ -86,6 +86,27 @@ def turned(x: Tensor, rng: Rng) -> Tensor:
     return taken_from(x, middle, middle, matrix=rotations(rng, len(x), 2, torch.pi / 4))
 
 
+def scanned_again(x: Tensor, rng: Rng, noise: float) -> Tensor:
+    """The same head in another scan: half of them mirrored, turned, resized, brighter, noisier.
+
+    As Zimmerer et al. train: mirrored along the last axis; up to 0.1 rad; 0.9 to 1.2 times the size,
+    half of them smaller; intensity times 0.95 to 1.1.
+
+    Args:
+        x: (B, C, *spatial), about 0.
+        rng: source of randomness.
+        noise: largest deviation of normal noise; each image's own is uniform below it.
+    """
+    n, dims = len(x), x.ndim - 2
+    middle = ((torch.tensor(x.shape[2:]) - 1) / 2).expand(n, -1)
+    larger, share = rng.uniform((n, 1)) < 0.5, rng.uniform((n, 1))
+    scale = torch.where(larger, 1 + 0.2 * share, 1 - 0.1 * share)
+    x = torch.where(_drawn(x, rng, 0, 1) < 0.5, x.flip(-1), x)
+    x = taken_from(x, middle, middle, scale, rotations(rng, n, dims, 0.1))
+    x = x * _drawn(x, rng, 0.95, 1.1)
+    return x + _drawn(x, rng, 0, noise) * rng.normal(tuple(x.shape)).to(x)
+
+
 TEN: tuple[Augment, ...] = (
     gamma, brightness, sharpness, hue_and_saturation, solarised, posterised, inverted, stretched,
     equalised, turned,

@@ -12,24 +12,23 @@ from torch.nn import functional as F
 def gaussian_blur(
     x: Tensor,
     sigma: Tensor,
-    kernel: tuple[int, int],
+    kernel: tuple[int, ...],
     border: Literal["reflect", "constant"] = "reflect",
 ) -> Tensor:
     """Blur images with Gaussians cut to a small window.
 
     Args:
-        x: (B, C, H, W).
+        x: (B, C, *spatial).
         sigma: (B,) standard deviation in pixels, above 0.
-        kernel: odd height and width of the window; each axis is longer than half of it.
+        kernel: odd length of the window along each axis, which is longer than half of it.
         border: ``reflect``, or ``constant`` for zeros.
     """
-    batch, channels = x.shape[:2]
-    for axis, n in zip((2, 3), kernel, strict=True):
+    for axis, n in zip(range(2, x.ndim), kernel, strict=True):
         at = torch.arange(n, device=x.device, dtype=x.dtype) - n // 2
         weights = torch.softmax(-at.square() / (2 * sigma.to(x)[:, None].square()), dim=1)
-        shape = (batch, 1, n, 1) if axis == 2 else (batch, 1, 1, n)
-        weights = weights.reshape(shape).repeat_interleave(channels, dim=0)
-        pads = (0, 0, n // 2, n // 2) if axis == 2 else (n // 2, n // 2, 0, 0)
-        folded = F.pad(x, pads, mode=border).flatten(0, 1)[None]
-        x = F.conv2d(folded, weights, groups=batch * channels)[0].unflatten(0, (batch, channels))
+        lines = x.movedim(axis, -1)
+        padded = F.pad(lines.flatten(1, -2), (n // 2, n // 2), mode=border)
+        # Images stand as channels, so that each has its own filter; its lines are the batch.
+        smooth = F.conv1d(padded.transpose(0, 1), weights[:, None], groups=len(x)).transpose(0, 1)
+        x = smooth.reshape(lines.shape).movedim(-1, axis)
     return x

@@ -53,6 +53,32 @@ def rectangles(
     return mask
 
 
+def context_square(image: Tensor, rng: Rng, most: float = 0.5, share: float = 2 / 3) -> Tensor:
+    """Hide one square of some images under one grey value (context encoding).
+
+    Its side is uniform from 0 to ``most`` of the longest axis, its value uniform in the range of all
+    images. It never touches the last pixel of an axis, as in Zimmerer's release.
+
+    Args:
+        image: (B, C, *spatial).
+        rng: source of randomness.
+        most: upper end of the side, as a share of the longest axis, excluded.
+        share: of the images that have a square.
+    """
+    n, _, *spatial = image.shape
+    ones = [1] * len(spatial)
+    side = (rng.uniform((n, 1)) * int(most * max(spatial))).long()
+    mask = (rng.uniform((n, 1)) < share).reshape(n, 1, *ones)
+    for axis, size in enumerate(spatial):
+        start = (rng.uniform((n, 1)) * (size - side)).long()
+        at = torch.arange(size)
+        shape = [n, 1, *ones]
+        shape[axis + 2] = size
+        mask = mask & ((at >= start) & (at < start + side)).reshape(shape)
+    value = torch.lerp(image.min(), image.max(), rng.uniform((n, 1)).to(image))
+    return torch.where(mask.to(image.device), value.reshape(n, 1, *ones), image)
+
+
 def bright_values(image: Tensor, rng: Rng, most: int = 3) -> Tensor:
     """Draw the intensity of each rectangle among the image's bright ones.
 

@@ -29,6 +29,7 @@ from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.networks.backbones import Backbone
 from normscan.networks.cloner import Cloner
 from normscan.objectives.cosine import point_distance
+from normscan.objectives.gradients import input_gradient
 from normscan.registry import register
 from normscan.signatures import Options
 
@@ -205,11 +206,12 @@ class Cloning(Method):
 
     def gradient(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The discrepancy (B,) of the scored levels and its gradient, of the image's shape."""
-        x = image.detach().requires_grad_()
-        cosine, error = self.terms(x, self.look.scored)
-        discrepancy = cosine + error
-        (slope,) = torch.autograd.grad(discrepancy.sum(), x)
-        return discrepancy.detach(), slope
+
+        def discrepancy(x: Tensor) -> Tensor:
+            cosine, error = self.terms(x, self.look.scored)
+            return cosine + error
+
+        return input_gradient(discrepancy, image)
 
     def maps(self, batch: Batch) -> Maps:
         x = batch.image

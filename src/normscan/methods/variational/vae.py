@@ -63,11 +63,15 @@ class VariationalReconstruction(Reconstruction):
         """A code (B, latent)."""
         return mean + log_std.exp() * batch.rng.normal(mean.shape).to(mean)
 
+    def divergence(self, mean: Tensor, log_std: Tensor) -> Tensor:
+        """From the standard normal, of each number of the code."""
+        return kl_standard_normal(mean, log_std)
+
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         batch = self.scaled(batch)
         mean, log_std = self.encode(batch.image)
         restored = self.network.decode(self.draw(mean, log_std, batch))
-        kl = kl_standard_normal(mean, log_std)
+        kl = self.divergence(mean, log_std)
         kl = per_image_sum(kl) if self.kl_sum else kl.mean()
         return {**self._loss(restored, batch), "kl": self.kl_weight * kl}
 

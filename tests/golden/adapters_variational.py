@@ -1,0 +1,27 @@
+"""What the records of the variational autoencoders compare beside maps, losses and parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+
+from normscan.methods.variational import gradients
+from tests.golden.adapters_compact import drawn_batch
+from tests.golden.records import Check
+
+
+def drawn_map(method: Any, check: Check) -> Tensor:
+    return method.maps(drawn_batch(check)).map
+
+
+def drawn_loss(method: Any, check: Check) -> Tensor:
+    terms = method.train().loss(drawn_batch(check), "", "")
+    return sum(terms.values()).detach().reshape(1)
+
+
+def loss_with_mirrored_context(method: Any, check: Check) -> Tensor:
+    """The mirrored image stands for the one with hidden squares."""
+    with patch.object(gradients, "context_square", lambda x, rng: x.flip(-1)):
+        return drawn_loss(method, check)
