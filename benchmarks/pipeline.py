@@ -306,7 +306,7 @@ def table(work: Path) -> None:
         "Written by `python benchmarks/pipeline.py --table`; the command of each column is "
         "`OMP_NUM_THREADS=1 python benchmarks/pipeline.py --data ../shared/data --weights FILE.pth "
         "--work WORK --name NAME`. CPU is in seconds (ms a picture under `predict`), medians of three "
-        "interleaved rounds; wall times depend on who else used the machine: several sessions did. "
+        "interleaved rounds; wall times depend on other work on the machine, of which there was much. "
         "`opened in ...` are the lowest and highest numbers of times that a file was opened; stages of "
         "a volume are wall seconds of threads that overlap, but for `save`. "
         f"Machine: {runs[names[-1]]['about']['machine']}.", "",

@@ -33,7 +33,10 @@ KNOWN = [f"--{name}" for name in command.__annotations__ if name != "return"] + 
         ("--fractions [0.4,0.3,0.3]", "--fractions=[0.4,0.3,0.3]"),
         ("--batch-size 4", "--batch_size=4"),
         ("--seed=3 --resume", "--seed=3|--resume=true"),
-        ("--resume false x", "--resume|false|x"),
+        ("--resume false x", "--resume=false|x"),
+        ("--resume no --seed 3", "--resume=false|--seed=3"),
+        ("--resume=Off on", "--resume=false|on"),
+        ("--resume nothing.nii", "--resume=true|nothing.nii"),
         (
             "--preprocess preset=brain-mri,size=64",
             '--preprocess={"preset": "brain-mri", "size": 64}',

@@ -57,7 +57,7 @@ def predict(
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: label maps of the anatomy likewise, for methods that use them; components are
             named by their regions.
-        overlay: draw a picture of each map over its scan; `--overlay false` saves the time.
+        overlay: draw a picture of each map over its scan; `--overlay no` saves the time.
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
             The results are the same for any number.
         threads: of the arithmetic; by default the cores that this process may use.

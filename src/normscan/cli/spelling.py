@@ -21,6 +21,10 @@ SYNONYMS = {
     "dataset": "datasets", "download": "datasets", "simulate": "phantom", "groups": "subgroups",
 }  # fmt: skip
 
+YES_OR_NO = {
+    "true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false",
+}  # fmt: skip
+
 _NUMBERS = re.compile(r"[-+.,\deE\s]+")
 _PAIRS = re.compile(r"\w+=[^{\[]*")
 _OWN_COMMAS = ("target", "structures")  # commas in them part the channels of a scan
@@ -34,9 +38,9 @@ def command_line() -> str:
 def spelled(arguments: list[str], known: Iterable[str], function: Callable[..., Any]) -> list[str]:
     """Return the arguments as the parser takes them.
 
-    Dashes stand for underscores (``--batch-size``), ``--resume`` for ``--resume=true``, ``a,b`` for a
-    list and ``key=value,key=value`` for a table. Beginnings of options are refused: which one was
-    meant may change with the next version.
+    Dashes stand for underscores (``--batch-size``), ``--resume`` for ``--resume=true``, ``yes`` and
+    ``on`` for ``true``, ``a,b`` for a list and ``key=value,key=value`` for a table. Beginnings of
+    options are refused: which one was meant may change with the next version.
 
     Args:
         arguments: as given.
@@ -65,7 +69,10 @@ def _spelled(arguments: list[str], known: set[str], kinds: dict[str, str]) -> It
         name = _option(name, known)
         kind = kinds.get(name, "")
         if kind in ("bool", "<class 'bool'>"):
-            yield text if equals or after in ("true", "false") else f"{name}=true"
+            said = value if equals else after
+            yield f"{name}={YES_OR_NO.get(said.lower(), said if equals else 'true')}"
+            if not equals and said.lower() in YES_OR_NO:
+                following = next(rest)
         elif equals:
             yield f"{name}={_value(value, name, kind)}"
         elif kind and after and not after.startswith("--"):
