@@ -10,6 +10,7 @@ from tests.conftest import settled as choose
 
 import normscan as ns
 from normscan.decide import Calibration, CrossThreshold, ScanThreshold, promise
+from normscan.decide.calibration import nearby
 from normscan.detector import cross
 from normscan.errors import ArgumentError
 from normscan.training.data import healthy_folds
@@ -118,6 +119,18 @@ def test_what_can_not_be_had_is_refused():
     assert choose(Calibration("cross", 9), 0, 4, 0.05).folds == 4
     assert promise(62, 0.05) == "4.8%, set by the 3 highest of 62 scores"
     assert promise(12, 0.05) == "7.7%, set by the highest of 12 scores"
+
+
+def test_a_rate_that_is_nearer_is_named():
+    for n in range(1, 200):
+        near = nearby(n, 0.05)
+        promised = ScanThreshold(np.arange(n), 0.05)
+        if near is None:
+            continue
+        other = ScanThreshold(np.arange(n), near)
+        assert other.rank == promised.rank + 1 <= 3 and other.certified
+        assert 0 < other.expected_fpr - 0.05 < 0.05 - promised.expected_fpr
+    assert [nearby(n, 0.05) for n in (12, 19, 37, 39)] == [None, None, 0.0527, None]
 
 
 def fitted(cohort, method="mean_image", out=None, **options):

@@ -92,3 +92,17 @@ def promise(n: int, fpr: float) -> str:
     k = rank(n, fpr)
     what = "the highest of" if k == 1 else f"the {k} highest of"
     return f"{k / (n + 1):.1%}, set by {what} {n} score{'' if n == 1 else 's'}"
+
+
+def nearby(n: int, fpr: float) -> float | None:
+    """Return a rate nearer to the wanted one than what n healthy scores promise, a little above it.
+
+    Few scores promise far less than is wanted, and the fewer set the threshold the more it hangs on
+    an odd scan: of 37 the highest promises 2.6 % where 5 % are wanted, the second 5.3 %. None where
+    no such rate is nearer, or more than two scores set the threshold already.
+    """
+    k = rank(n, fpr)
+    above = (k + 1) / (n + 1)
+    if k > 2 or k >= n or not 0 < above - fpr < fpr - k / (n + 1):
+        return None
+    return math.ceil(1e4 * above) / 1e4

@@ -13,7 +13,7 @@ from typing import Any
 from normscan.cohort import Cohort, Division
 from normscan.cohort.division import EXCLUDED
 from normscan.decide import promise
-from normscan.decide.calibration import SPLIT
+from normscan.decide.calibration import SPLIT, nearby
 from normscan.detector import cross, fitting
 from normscan.detector.exclude import without
 from normscan.detector.review import review
@@ -175,6 +175,9 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
         bar.say(f"{wanted}; {split}; taken: {both}. The method is fitted {times} times.")
     else:
         bar.say(f"{wanted}; taken: {split}; with --calibration cross, {both}.")
+    n = ranked[chosen.kind == "cross"]
+    if (more := nearby(n, asked.fpr)) is not None:
+        bar.say(f"--fpr {more:g} is as near, and one more score would set it: {promise(n, more)}")
     if chosen.trim:
         bar.say(
             f"left out of the rank: the highest healthy subjects, {chosen.trim} of them; if they are "
