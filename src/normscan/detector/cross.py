@@ -82,7 +82,14 @@ def fit(
         The fitted state, the out-of-fold scores, and which member scored which scans.
     """
     work = begin(asked, cohort, folder, fabric, workers, bar)
-    way = together if fitting.built(work.built).leaves_out else one_by_one
+    one, again = fitting.built(work.built).leaves_out, asked.calibration.refit
+    fits = 1 + again if one else len(work.parts) + again
+    bar.say(
+        "the method is fitted once, and each fold is left out of that in turn"
+        if fits == 1
+        else f"the method is fitted {fits} times"
+    )
+    way = together if one else one_by_one
     method, healthy, seconds = way(work)
     apart = (
         list(method)

@@ -171,8 +171,7 @@ def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State
             "scores, and no decision"
         )
     elif chosen.kind == "cross":
-        times = chosen.folds + chosen.refit
-        bar.say(f"{wanted}; {split}; taken: {both}. The method is fitted {times} times.")
+        bar.say(f"{wanted}; {split}; taken: {both}")
     else:
         bar.say(f"{wanted}; taken: {split}; with --calibration cross, {both}.")
     n = ranked[chosen.kind == "cross"]
