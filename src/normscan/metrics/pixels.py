@@ -8,7 +8,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +16,7 @@ from normscan.metrics import counting, curves
 from normscan.metrics.curves import Floats
 from normscan.metrics.estimates import Estimate, bootstrap, to_json
 from normscan.metrics.maps import Mask, Singles, checked_map, checked_mask
+from normscan.scores.components import connected
 
 # Resamples are worked on in smaller chunks than memory would allow, so that they stay in the cache.
 IN_CACHE = 8
@@ -315,13 +315,6 @@ def split_scores(
             area = np.bincount(member.ravel())
             return values[inside & ~lesion], values[shown], 1 / area[member], int((area > 0).sum())
     return values[inside], np.empty(0, np.float32), np.empty(0), 0
-
-
-def connected(mask: Mask) -> npt.NDArray[Any]:
-    """Return connected component labels, 0 outside: 8-connected in 2D, 26-connected in 3D."""
-    # cc3d 4.1.1 splits components of booleans in 2D, and of views into larger arrays.
-    plain = np.ascontiguousarray(mask, bool).view(np.uint8)
-    return cc3d.connected_components(plain, connectivity=8 if mask.ndim == 2 else 26)
 
 
 def _ranking_metrics(
