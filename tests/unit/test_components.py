@@ -13,7 +13,7 @@ from normscan.decide import ComponentThreshold
 from normscan.decide.components import MOST, component_levels
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError
-from normscan.metrics.pixels import connected
+from normscan.scores.components import connected
 from normscan.scan import Scan
 
 

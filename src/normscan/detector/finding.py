@@ -180,47 +180,56 @@ class Finding:
         without a spacing has no millimetres. With a label map of the anatomy there is the
         ``region`` that holds most of it, None outside all, and its ``share``.
         """
-        return self._ranked()[2]
+        return self._ranked()[-1]
 
     def component_labels(self) -> np.ndarray | None:
         """(*scan.shape) int32: 1 in the first of the ``components``, 2 in the second, 0 outside."""
-        labels, rank, _ = self._ranked()
-        return None if labels is None else rank[labels]
+        box, labels, rank, _ = self._ranked()
+        if labels is None or self.map is None:
+            return None
+        whole = np.zeros(self.map.shape, np.int32)
+        whole[box] = rank[labels]
+        return whole
 
-    def _ranked(self) -> tuple[np.ndarray | None, np.ndarray, list[dict[str, Any]]]:
-        """Return labels in any order, the rank of each label, and the components by rank."""
+    def _ranked(self) -> tuple[Any, np.ndarray | None, np.ndarray, list[dict[str, Any]]]:
+        """Return the box around all components, labels within, their ranks, components by rank."""
         from scipy import ndimage
 
-        from normscan.metrics.pixels import connected
+        from normscan.scores.components import box_of, connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
-            return None, np.zeros(1, np.int32), []
-        labels = connected(segmentation)
-        boxes = ndimage.find_objects(labels)
-        # Of a large volume only few voxels have a label: no others are sorted.
+            return (), None, np.zeros(1, np.int32), []
+        # Of a large volume only few voxels have a label: no others are looked at.
+        box = box_of(segmentation)
+        corner = np.array([side.start for side in box])
+        labels = connected(segmentation[box])
+        boxes = ndimage.find_objects(labels) if labels.size else []
         inside = np.flatnonzero(labels)
-        numbers, values = labels.ravel()[inside], self.map.ravel()[inside]
-        order = np.lexsort((-values, numbers))  # the highest of each first, of equal ones the first
-        known, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
-        peaks, at = values[order][first], inside[order][first]
+        numbers, values = labels.ravel()[inside], self.map[box].ravel()[inside]
+        peaks = np.full(len(boxes) + 1, -np.inf, np.float32)
+        np.maximum.at(peaks, numbers, values)
+        highest = np.flatnonzero(values == peaks[numbers])
+        known, first = np.unique(numbers[highest], return_index=True)  # of equal ones the first
+        peaks, at, voxels = peaks[known], inside[highest[first]], np.bincount(numbers)[known]
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
         rank = np.zeros(int(known.max(initial=0)) + 1, np.int32)
         found = []
         for number, i in enumerate(np.lexsort((at, -peaks)), 1):
             rank[known[i]] = number
-            place = np.unravel_index(at[i], self.map.shape)
+            place = np.array(np.unravel_index(at[i], labels.shape)) + corner
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
             each["peak_index"] = [int(k) for k in place]
-            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
+            ends = np.array([(s.start, s.stop) for s in boxes[i]]).T + corner
+            each["box"] = ends.ravel().tolist()
             if self.scan.measured:
                 index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
             if self.labels is not None:
-                each |= self._region(self.labels[labels == i + 1])
+                each |= self._region(self.labels[box][labels == i + 1])
             found.append(each)
-        return labels, rank, found
+        return box, labels, rank, found
 
     def _region(self, inside: np.ndarray) -> dict[str, Any]:
         """The region that holds most of the voxels with these labels."""

@@ -124,6 +124,9 @@ def _best_index(map: np.ndarray, mask: np.ndarray | None) -> int:
     if not finite.any():
         return map.shape[-1] // 2
     # The plain sum would choose the slice with most tissue; only the hottest voxels count.
-    floor = np.percentile(map[finite], 99)
+    values = map.ravel(order="K") if finite.all() else map[finite]
+    positive = values[values > 0]
+    among = positive if positive.size > values.size / 100 else values
+    floor = np.quantile(among, 1 - values.size / 100 / among.size)
     content = np.where(finite, np.maximum(map - floor, 0), 0).sum(axis=(0, 1))
     return int(content.argmax()) if content.any() else map.shape[-1] // 2

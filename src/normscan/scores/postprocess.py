@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from normscan.errors import ArgumentError, nearest
+from normscan.scores.components import box_of, connected
 
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 _STEPS: dict[str, tuple[Step, float]] = {}
@@ -154,12 +155,14 @@ def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     from scipy import ndimage
 
     touching = np.ones((3,) * segmentation.ndim)
-    labels, _ = ndimage.label(segmentation, touching)
-    keep = np.bincount(labels.ravel()) > smallest
-    keep[0] = False
-    for i, box in enumerate(ndimage.find_objects(labels), start=1):
+    kept = segmentation.copy(order="K")
+    whole = box_of(segmentation)
+    inside, labels = kept[whole], connected(segmentation[whole])
+    for i, box in enumerate(ndimage.find_objects(labels) if labels.size else [], start=1):
         # A component that is large without its holes needs no filling, nor one that can't get large.
-        room = math.prod(axis.stop - axis.start for axis in box)
-        if not keep[i] and room > smallest:
-            keep[i] = ndimage.binary_fill_holes(labels[box] == i, touching).sum() > smallest
-    return keep[labels]
+        room, part = math.prod(axis.stop - axis.start for axis in box), labels[box] == i
+        if np.count_nonzero(part) > smallest:
+            continue
+        if room <= smallest or ndimage.binary_fill_holes(part, touching).sum() <= smallest:
+            inside[box] &= ~part
+    return kept
