@@ -12,7 +12,6 @@ of the test. ``table`` writes ``benchmarks/results/calibration.md``.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from _options import cell_options, parsed, write_below
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import NormscanError
@@ -140,20 +140,12 @@ def table(work: Path) -> str:
 
 def main() -> None:
     """Run cells, or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("run", "table"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights", default="random")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", default=["brain_mri_kaggle", "head_ct_kaggle"])
-    parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"])
+    parser = cell_options(__doc__, ("brain_mri_kaggle", "head_ct_kaggle"))
     parser.add_argument("--kinds", nargs="+", default=["split", "cross"], choices=KINDS)
     parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser)
     if options.step == "table":
-        head, _, _ = RESULTS.read_text().partition("| set |") if RESULTS.exists() else ("", "", "")
-        RESULTS.write_text(head + table(options.work))
+        write_below(RESULTS, table(options.work))
         return
     for seed in range(options.seeds):
         for name in options.sets:

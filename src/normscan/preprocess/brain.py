@@ -1,4 +1,4 @@
-"""Brain extraction: by the MNI152 mask and the scan's own edges, or by HD-BET or SynthStrip.
+"""Brain extraction: by MNI152 and the scan's own edges, or by HD-BET, SynthStrip or deepbet.
 
 The atlas method registers MNI152 to the scan, carries its brain mask over, and moves the border to
 where the scan's own intensities change. It needs no weights and no contrast in particular.
@@ -127,7 +127,7 @@ def atlas_brain(working: Working, channel: int = 0) -> tuple[np.ndarray, Working
 @step("brain_extraction")
 def brain_extraction(
     working: Working,
-    method: Literal["atlas", "hd-bet", "synthstrip"] = "atlas",
+    method: Literal["atlas", "hd-bet", "synthstrip", "deepbet"] = "atlas",
     strip: bool = True,
     channel: int = 0,
     device: str = "cpu",
@@ -139,12 +139,13 @@ def brain_extraction(
 
     Args:
         working: a volume with the brain in view.
-        method: ``atlas`` always works; ``hd-bet`` (Isensee et al., Human Brain Mapping 2019) and
-            ``synthstrip`` (Hoopes et al., NeuroImage 2022) call these programs where the user has
-            installed them.
+        method: ``atlas`` always works; ``hd-bet`` (Isensee et al., Human Brain Mapping 2019),
+            ``synthstrip`` (Hoopes et al., NeuroImage 2022) and ``deepbet`` (Fisch et al., Computers
+            in Biology and Medicine 2024; T1 of healthy adults) call these programs where the user
+            has installed them.
         strip: set what is outside to 0, or to the minimum of a channel with negative values.
         channel: the channel to look at; all channels share its mask.
-        device: of HD-BET: ``cpu``, ``cuda`` or ``mps``.
+        device: of HD-BET and deepbet: ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
         ScanError: a 2D scan, or no brain is found.
