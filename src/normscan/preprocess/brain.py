@@ -21,6 +21,9 @@ from normscan.preprocess.template import mni152
 LARGEST_BRAIN = 2100.0
 """ml; what stands alone in a constant background and is larger is a head, not a brain."""
 
+MARGIN = 1.0
+"""mm by which the refined mask of the atlas is widened at last."""
+
 
 def stripped_brain(data: np.ndarray, voxel: float) -> np.ndarray | None:
     """Return the mask of a brain whose surroundings were blanked before, or None.
@@ -97,7 +100,11 @@ def refine(
     brain &= ndimage.distance_transform_edt(~core, sampling=spacing) <= 4.5
     closed = ndimage.distance_transform_edt(~brain, sampling=spacing) <= 5.0
     brain |= ndimage.distance_transform_edt(closed, sampling=spacing) > 5.0
-    return _largest(ndimage.binary_fill_holes(brain))
+    brain = _largest(ndimage.binary_fill_holes(brain))
+    if not brain.any():
+        return brain
+    # Where fluid and cortex meet the border runs through the cortex: half of what was cut comes back.
+    return np.asarray(ndimage.distance_transform_edt(~brain, sampling=spacing) <= MARGIN)
 
 
 def atlas_brain(working: Working, channel: int = 0) -> tuple[np.ndarray, Working]:
