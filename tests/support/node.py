@@ -26,6 +26,7 @@ from tests.support import dicom_files as D
 from tests.support import dicom_planes as G
 
 PLANES = G.make_planes(G.oblique(), 2.0, count=6, shape=(12, 14), spacing=(2, 2))
+TOKEN = "0123456789abcdef0123456789abcdef"
 SECRET = "Geheim^Planted"
 PATIENT = {
     "PatientName": SECRET, "PatientID": "P-4711-GEHEIM", "PatientBirthDate": "19510203",
@@ -81,6 +82,7 @@ def free_port() -> int:
 
 def write_config(folder: Path, run: Path, archive: int | None = None, **more: str) -> Path:
     """Write node.toml for a node that any CALLER may call; ``more`` are lines of its sections."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [
         f'folder = "{folder / "state"}"', "quiet = 0.3", more.get("top", ""),
         "[dicom]", f"port = {free_port()}", 'callers = ["CALLER"]', more.get("dicom", ""),
@@ -94,8 +96,10 @@ def write_config(folder: Path, run: Path, archive: int | None = None, **more: st
             f"port = {archive}",
             'ae_title = "PACS"',
         ]
+    if "web" in more:
+        (folder / "token").write_text(TOKEN + "\n")
+        lines += ["[web]", f"port = {free_port()}", 'token_file = "token"', more["web"]]
     lines += [more.get("end", "")]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "node.toml"
     path.write_text("\n".join(lines))
     return path

@@ -137,6 +137,48 @@ class Dicom(Part):
     timeout: Seconds = 60.0
 
 
+class Web(Part):
+    """The REST server.
+
+    Attributes:
+        host: address that it listens on.
+        port: of it.
+        token_file: a token a line; any of them opens.
+        largest_mb: of an upload.
+        unpacked_mb: of what a zip archive unpacks to.
+        most_waiting: jobs; beyond it uploads are asked to come later.
+        timeout: of an upload.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    token_file: File
+    largest_mb: float = Field(1024, gt=0)
+    unpacked_mb: float = Field(4096, gt=0)
+    most_waiting: int = Field(1000, ge=1)
+    timeout: Seconds = 600.0
+
+    def tokens(self) -> list[str]:
+        """Return the tokens.
+
+        Raises:
+            ArgumentError: no such file, or one without a token of 16 letters or more.
+        """
+        try:
+            lines = [line.strip() for line in self.token_file.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError):
+            raise ArgumentError(
+                f"{self.token_file}: can't be read. Write a token into it: openssl rand -hex 32."
+            ) from None
+        tokens = [line for line in lines if line]
+        if not tokens or min(map(len, tokens)) < 16:
+            raise ArgumentError(
+                f"{self.token_file}: holds no token, or one of fewer than 16 letters. Write one into "
+                "it: openssl rand -hex 32."
+            )
+        return tokens
+
+
 class Destination(Part):
     """An archive that takes the results by C-STORE.
 
@@ -183,6 +225,7 @@ class Config(Part):
         folder: queue, scans, results and audit log; of this node alone.
         rules: in their order.
         dicom: the listener, if any.
+        web: the REST server, if any.
         destinations: each gets all results.
         scorers: processes that score.
         threads: of the arithmetic of each.
@@ -200,6 +243,7 @@ class Config(Part):
     folder: File
     rules: list[Rule] = Field(min_length=1)
     dicom: Dicom | None = None
+    web: Web | None = None
     destinations: list[Destination] = []
     scorers: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)

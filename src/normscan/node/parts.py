@@ -15,17 +15,33 @@ from normscan.node.send import deliver
 from normscan.node.store import Store
 
 log = logging.getLogger("normscan.node")
-NEEDED = {"receive": "pynetdicom", "send": "pynetdicom"}
+NEEDED = {
+    "receive": ("pynetdicom",),
+    "send": ("pynetdicom",),
+    "web": ("fastapi", "uvicorn", "prometheus_client"),
+}
 
 
 def parts_of(config: Config) -> dict[str, Callable[[Store, Stop], None]]:
     """Return the parts that a configuration asks for."""
-    from normscan.node.score import work
-
-    parts: dict[str, Callable[[Store, Stop], None]] = {"score": work, "send": deliver}
+    parts: dict[str, Callable[[Store, Stop], None]] = {"score": _score, "send": deliver}
     if config.dicom is not None:
         parts["receive"] = listen
+    if config.web is not None:
+        parts["web"] = _web
     return parts
+
+
+def _score(store: Store, stop: Stop) -> None:
+    from normscan.node.score import work  # what scores imports torch, the other parts don't
+
+    work(store, stop)
+
+
+def _web(store: Store, stop: Stop) -> None:
+    from normscan.node.web import serve
+
+    serve(store, stop)
 
 
 def check(config: Config) -> None:
@@ -36,11 +52,13 @@ def check(config: Config) -> None:
     """
     check_highdicom()
     for part in parts_of(config):
-        package = NEEDED.get(part)
-        if package and find_spec(package) is None:
-            raise ArgumentError(
-                f"the node needs {package}. Install it: pip install normscan[serve]."
-            )
+        for package in NEEDED.get(part, ()):
+            if find_spec(package) is None:
+                raise ArgumentError(
+                    f"the node needs {package}. Install it: pip install normscan[serve]."
+                )
+    if config.web is not None:
+        config.web.tokens()
     for rule in config.rules:
         if not (rule.detector / "detector.json").is_file():
             raise ArgumentError(

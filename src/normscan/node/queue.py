@@ -21,6 +21,8 @@ from typing import Any
 
 TRIES = 3
 PAUSES = (1.0, 10.0)  # s between the tries
+BUCKETS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)
+"""s, of the histogram of the time from a job's last object to its end."""
 WAITING = "stage = 'score'"
 
 _TABLES = """
@@ -112,6 +114,7 @@ class Queue:
     def __init__(self, path: Path, lease: float = 60.0) -> None:
         self.path, self.lease = path, lease
         self._local = threading.local()
+        self._beaten: dict[str, float] = {}
         self.db.executescript(_TABLES)
 
     @property
@@ -138,24 +141,31 @@ class Queue:
 
     # ------------------------------------------------------------------ coming in
 
-    def arrive(
-        self, key: str, source: str, size: int, quiet: float, kind: str = "series", now: float = 0.0
-    ) -> None:
+    def arrive(self, key: str, source: str, size: int, quiet: float) -> None:
         """Note that an object of a job came; the job is due when no more came for ``quiet`` s.
 
         A job that was scored already, or is being scored, is scored again with what came.
         """
-        now = now or time.time()
+        now = time.time()
         self.db.execute(
             """insert into jobs(key, kind, source, due, arrived, instances, bytes)
-            values(?, ?, ?, ?, ?, 1, ?) on conflict(key) do update set
+            values(?, 'series', ?, ?, ?, 1, ?) on conflict(key) do update set
             arrived = excluded.arrived, due = excluded.due, instances = instances + 1,
             bytes = bytes + excluded.bytes,
             round = round + (stage != 'score' or until > 0),
             tries = iif(until > 0, tries, 0),
             outcome = iif(until > 0, outcome, ''), reason = iif(until > 0, reason, ''),
             stage = iif(until > 0, stage, 'score')""",
-            (key, kind, source, now + quiet, now, size),
+            (key, source, now + quiet, now, size),
+        )
+
+    def arrive_once(self, key: str, source: str, size: int) -> None:
+        """Put an upload into the queue, unless it is there."""
+        now = time.time()
+        self.db.execute(
+            "insert or ignore into jobs(key, kind, source, due, arrived, instances, bytes) "
+            "values(?, 'upload', ?, ?, ?, 1, ?)",
+            (key, source, now, now, size),
         )
 
     def leave_out(self, key: str, source: str, reason: str) -> None:
@@ -235,7 +245,7 @@ class Queue:
 
         def beat() -> None:
             while not over.wait(self.lease / 4) and self.renew(job):
-                pass
+                self.beat(job.holder.partition("-")[0], every=0)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -288,6 +298,10 @@ class Queue:
         )
         return {str(state): int(count) for state, count in rows}
 
+    def waiting(self) -> int:
+        """Return how many jobs wait to be scored, or are being scored."""
+        return int(self.db.execute(f"select count(*) from jobs where {WAITING}").fetchone()[0])
+
     def size(self) -> int:
         """Return the bytes of all scans and results."""
         return int(self.db.execute("select coalesce(sum(bytes), 0) from jobs").fetchone()[0])
@@ -307,6 +321,20 @@ class Queue:
             "insert into tally values(?, ?, ?) on conflict do update set value = value + ?",
             (name, label, value, value),
         )
+
+    def count_end(self, job: Job, outcome: str) -> None:
+        """Count a job that ended, and how long it took since its last object came."""
+        waited = time.time() - job.arrived
+        self.count("ended", outcome)
+        self.count("seconds", "sum", waited)
+        self.count("seconds", next((f"{b:g}" for b in BUCKETS if waited <= b), "+Inf"))
+
+    def beat(self, part: str, every: float = 5.0) -> None:
+        """Note that a part of the node is alive; at most so often from this object."""
+        if time.monotonic() - self._beaten.get(part, float("-inf")) < every:
+            return
+        self._beaten[part] = time.monotonic()
+        self.db.execute("insert or replace into tally values('beat', ?, ?)", (part, time.time()))
 
     def tallies(self) -> dict[tuple[str, str], float]:
         """Return all numbers by name and label."""

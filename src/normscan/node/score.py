@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,8 @@ from normscan.dicom import refusal, write_dicom
 from normscan.errors import NormscanError, OutputError, ScanError
 from normscan.io.dicom import SeriesInfo, find_series
 from normscan.io.dicom.header import bare, clean
-from normscan.io.dicom.source import read_header
-from normscan.node.config import Config, Rule
+from normscan.io.dicom.source import find_sources, read_header
+from normscan.node.config import Rule
 from normscan.node.process import Stop
 from normscan.node.queue import PAUSES, TRIES, Job, LeaseLostError, holder
 from normscan.node.rules import Facts, fitting
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("normscan.node")
 IDLE = 0.2
+PACKED = (".dcm", ".zip")  # uploads that hold DICOM
 DIED = f"the process that scored it died {TRIES} times: too little memory, or a fault of a decoder"
 
 
@@ -62,6 +64,7 @@ def work(store: Store, stop: Stop) -> None:
     log.info("scoring with %d rules", len(store.config.rules))
     while not stop:
         job = store.queue.claim("score", name)
+        store.queue.beat("score")
         if job is None:
             stop.wait(IDLE)
         else:
@@ -112,7 +115,7 @@ class Scorer:
             # The results move within the transaction: who lost the lease moves none.
             moved = self.queue.advance_within(
                 job, stage, outcome=outcome.name, reason=outcome.reason, result=told,
-                scored=_now(), bytes=job.bytes,
+                scored=time.time(), bytes=job.bytes,
             )  # fmt: skip
             if not moved:
                 return
@@ -127,54 +130,83 @@ class Scorer:
         for part in outcome.parts:
             self.queue.count("scored", part["rule"])
         if stage == "end":
-            self.queue.count("ended", outcome.name)
+            self.queue.count_end(job, outcome.name)
 
     def _fail(self, job: Job, reason: str) -> None:
         try:
             self.queue.advance(job, "end", outcome="failed", reason=reason)
         except LeaseLostError:
             return
-        self.queue.count("ended", "failed")
+        self.queue.count_end(job, "failed")
         self.store.note("failed", job.key, source=job.source, tries=TRIES, reason=reason)
         log.error("job %s failed: %s", job.key, reason)
 
     # --------------------------------------------------------------------- one job
 
     def outcome(self, job: Job, folder: Path) -> Outcome:
-        """Score what can be scored of a series; write the results into a folder."""
-        place = self.store.scan(job.key)
-        outcome = Outcome()
+        """Score what can be scored of a job; write the results into a folder."""
+        place, outcome = self.store.scan(job.key), Outcome()
+        if job.kind == "upload":
+            place = next(place.iterdir())
+            if place.suffix not in PACKED:
+                self._scan(place, str(place), "scan", None, folder, outcome)
+                return outcome
         try:
+            self._check_size(place)
             found = find_series(place)
         except ScanError as error:
             outcome.refused.append(_plain(error, place))
             return outcome
         for info in found:
-            self._part(place, info, folder, outcome)
+            if info.usable:
+                address = f"{place}#series={info.address}"
+                self._scan(place, address, info.name, Facts.of(info), folder, outcome)
+            else:
+                outcome.refused.append(f"Left out: {info.reason}.")
         if not outcome.parts and self.config.refusals == "report":
             self._report(found, outcome, folder)
         return outcome
 
-    def _part(self, place: Path, info: SeriesInfo, folder: Path, outcome: Outcome) -> None:
-        if not info.usable:
-            outcome.refused.append(f"Left out: {info.reason}.")
+    def _check_size(self, place: Path) -> None:
+        """Refuse an archive that unpacks to more than the memory is meant for."""
+        if self.config.web is None or place.suffix != ".zip":
             return
-        facts = Facts.of(info)
-        rules = fitting(self.config.rules, facts)
+        unpacked = sum(source.size for source in find_sources(place))
+        if unpacked > self.config.web.unpacked_mb * 1e6:
+            raise ScanError(
+                f"the archive unpacks to {unpacked / 1e6:.0f} MB; at most "
+                f"{self.config.web.unpacked_mb:g} MB are allowed (unpacked_mb)."
+            )
+
+    def _scan(
+        self, place: Path, address: str, name: str, facts: Facts | None, folder: Path,
+        outcome: Outcome,
+    ) -> None:  # fmt: skip
+        """Score a scan by the first rule that fits and whose detector takes it.
+
+        What comes without a header says nothing that rules look at: the quality gates alone decide.
+        """
+        rules = self.config.rules if facts is None else fitting(self.config.rules, facts)
         if not rules:
             outcome.refused.append("No rule fits its modality, description and body part.")
         reasons = []
         for rule in rules:
             try:
-                finding = self.detector(rule.detector).predict(f"{place}#series={info.address}")
+                finding = self.detector(rule.detector).predict(address)
             except ScanError as error:
                 reasons.append(f"{rule.name}: {_plain(error, place)}")
                 continue
-            formats = ["dicom" if self.config.map == "float32" else "dicom-uint16"]
-            finding.save(folder, info.name, overlay=False, formats=formats)
-            outcome.parts.append(told_of(finding, rule, info.address, facts, self.config))
+            upload = place.is_file()
+            finding.save(folder, name, overlay=upload, formats=self._formats(finding, upload))
+            scanner = "" if facts is None else facts.scanner
+            scanner = self.config.scanners.get(scanner, scanner)
+            outcome.parts.append(told_of(finding, rule, name, scanner))
             return
         outcome.refused += reasons
+
+    def _formats(self, finding: Finding, upload: bool) -> list[str]:
+        dicom = "dicom" if self.config.map == "float32" else "dicom-uint16"
+        return ["nifti"] * upload + [dicom] * (finding.scan.series is not None)
 
     def _report(self, found: list[SeriesInfo], outcome: Outcome, folder: Path) -> None:
         """Write the report of a refusal; headers that are too broken for one are no failure."""
@@ -186,15 +218,13 @@ class Scorer:
             log.warning("no report of a refusal: %s", error)
 
 
-def told_of(
-    finding: Finding, rule: Rule, address: str, facts: Facts, config: Config
-) -> dict[str, Any]:
+def told_of(finding: Finding, rule: Rule, name: str, scanner: str) -> dict[str, Any]:
     """Return what the queue and the audit log keep of a finding."""
     return {
-        "series": address,
+        "name": name,
         "rule": rule.name,
         "detector": str(finding.provenance.get("detector_sha256", ""))[:16],
-        "scanner": config.scanners.get(facts.scanner, facts.scanner),
+        "scanner": scanner,
         "score": finding.score,
         "p_value": finding.p_value,
         "anomalous": finding.anomalous,
@@ -208,9 +238,3 @@ def _plain(error: ScanError, place: Path) -> str:
     """Return the message without the node's folders and what only a command line has."""
     said = str(error).replace(str(place), "the series").replace(place.name, "the series")
     return said.partition(" Use force (--force)")[0]
-
-
-def _now() -> float:
-    import time
-
-    return time.time()

@@ -62,7 +62,7 @@ def _end(store: Store, job: Job, outcome: str, reason: str) -> None:
         store.queue.advance(job, "end", outcome=outcome, reason=reason)
     except LeaseLostError:
         return  # sent twice, but the archive has it once: the UIDs are the same
-    store.queue.count("ended", outcome)
+    store.queue.count_end(job, outcome)
     facts: dict[str, Any] = {"outcome": outcome, "seconds": round(waited, 3)}
     store.note("sent" if outcome != "failed" else "failed", job.key, **facts)
 
