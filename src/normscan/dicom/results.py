@@ -38,6 +38,7 @@ class Results:
         version: of normscan.
         detector: SHA-256 of the detector.
         picture: draws the map over the picture, (rows, columns, 3) uint8, or None.
+        refused: why it was not scored, in a sentence; empty where it was.
     """
 
     series: Series
@@ -57,6 +58,7 @@ class Results:
     version: str = ""
     detector: str = ""
     picture: Callable[[], np.ndarray] | None = None
+    refused: str = ""
 
     @property
     def spots(self) -> list[dict[str, Any]]:
