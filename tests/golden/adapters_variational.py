@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
 from normscan.methods.variational import gradients
@@ -25,3 +26,10 @@ def loss_with_mirrored_context(method: Any, check: Check) -> Tensor:
     """The mirrored image stands for the one with hidden squares."""
     with patch.object(gradients, "context_square", lambda x, rng: x.flip(-1)):
         return drawn_loss(method, check)
+
+
+def drawn_restoration(method: Any, check: Check) -> Tensor:
+    batch = drawn_batch(check)
+    with torch.no_grad():
+        code, _ = method.network.code(batch.image, batch.rng.normal)
+        return method.network.decode(code)[0]
