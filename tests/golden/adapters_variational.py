@@ -8,8 +8,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from normscan.methods.variational import gradients
+from normscan.methods.variational import ascent, gradients
 from tests.golden.adapters_compact import drawn_batch
+from tests.golden.fill import images
 from tests.golden.records import Check
 
 
@@ -33,3 +34,9 @@ def drawn_restoration(method: Any, check: Check) -> Tensor:
     with torch.no_grad():
         code, _ = method.network.code(batch.image, batch.rng.normal)
         return method.network.decode(code)[0]
+
+
+def distance_of_a_pair(method: Any, check: Check) -> Tensor:
+    """From an image mirrored, with half its values for deviations."""
+    x = images(*check.shape, rule=check.rule)
+    return ascent.distance(x, x.flip(-1), 0.5 * x)
