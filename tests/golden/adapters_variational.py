@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
-from normscan.methods.variational import gradients
+from normscan.methods.variational import ascent, gradients
 from tests.golden.adapters_compact import drawn_batch
+from tests.golden.fill import images
 from tests.golden.records import Check
 
 
@@ -25,3 +27,16 @@ def loss_with_mirrored_context(method: Any, check: Check) -> Tensor:
     """The mirrored image stands for the one with hidden squares."""
     with patch.object(gradients, "context_square", lambda x, rng: x.flip(-1)):
         return drawn_loss(method, check)
+
+
+def drawn_restoration(method: Any, check: Check) -> Tensor:
+    batch = drawn_batch(check)
+    with torch.no_grad():
+        code, _ = method.network.code(batch.image, batch.rng.normal)
+        return method.network.decode(code)[0]
+
+
+def distance_of_a_pair(method: Any, check: Check) -> Tensor:
+    """From an image mirrored, with half its values for deviations."""
+    x = images(*check.shape, rule=check.rule)
+    return ascent.distance(x, x.flip(-1), 0.5 * x)
