@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from normscan.methods.variational import gradients
+from normscan.scores.postprocess import apply_chain
 from tests.golden.adapters_compact import drawn_batch
-from tests.golden.records import Check
+from tests.golden.fill import images
+from tests.golden.records import Check, batch_of
 
 
 def drawn_map(method: Any, check: Check) -> Tensor:
@@ -25,3 +29,17 @@ def loss_with_mirrored_context(method: Any, check: Check) -> Tensor:
     """The mirrored image stands for the one with hidden squares."""
     with patch.object(gradients, "context_square", lambda x, rng: x.flip(-1)):
         return drawn_loss(method, check)
+
+
+def mask_of_a_pair(method: Any, check: Check) -> Tensor:
+    """Pixels above 0 in each slice of a volume whose restorations are given."""
+    x = images(*check.shape)
+    x = torch.where(x < 0.2, 0.0, x)
+    batch = batch_of(check)
+    batch.image = x
+    with patch.object(method, "restored", lambda *_: 1.25 * x.flip(-1) ** 2):
+        found = method.maps(batch).map
+    chain = ("otsu", "opening=3", "nonzero")
+    volume, image = (v[:, 0].movedim(0, -1).numpy() for v in (found, x))
+    kept = apply_chain(chain, volume, np.ones(volume.shape, bool), image[None])
+    return torch.from_numpy((kept > 0).sum((0, 1)))
