@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from normscan.methods.variational import ascent, gradients
+from normscan.scores.postprocess import apply_chain
 from tests.golden.adapters_compact import drawn_batch
 from tests.golden.fill import images
-from tests.golden.records import Check
+from tests.golden.records import Check, batch_of
 
 
 def drawn_map(method: Any, check: Check) -> Tensor:
@@ -40,3 +42,17 @@ def distance_of_a_pair(method: Any, check: Check) -> Tensor:
     """From an image mirrored, with half its values for deviations."""
     x = images(*check.shape, rule=check.rule)
     return ascent.distance(x, x.flip(-1), 0.5 * x)
+
+
+def mask_of_a_pair(method: Any, check: Check) -> Tensor:
+    """Pixels above 0 in each slice of a volume whose restorations are given."""
+    x = images(*check.shape)
+    x = torch.where(x < 0.2, 0.0, x)
+    batch = batch_of(check)
+    batch.image = x
+    with patch.object(method, "restored", lambda *_: 1.25 * x.flip(-1) ** 2):
+        found = method.maps(batch).map
+    chain = ("otsu", "opening=3", "nonzero")
+    volume, image = (v[:, 0].movedim(0, -1).numpy() for v in (found, x))
+    kept = apply_chain(chain, volume, np.ones(volume.shape, bool), image[None])
+    return torch.from_numpy((kept > 0).sum((0, 1)))
