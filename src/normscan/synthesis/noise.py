@@ -162,8 +162,10 @@ def simplex_noise(
         kind: of noise, the classic one or OpenSimplex.
         axes: 2 leaves the step away, as Behrendt et al. 2023; with 4 the channel comes between the
             plane and the step, and the channels of a sample share their field (Kumar et al. 2023).
-            Only OpenSimplex has these.
+            Classic noise has the step 0 with 2, and no form with 4.
     """
+    if kind == "simplex" and axes == 2:
+        t, axes = torch.zeros_like(t), 3
     field = simplex_3d if kind == "simplex" else open_simplex
     batch, channels, height, width = shape
     fields = batch if axes == 4 else batch * channels
