@@ -13,8 +13,8 @@ from normscan.decide import ComponentThreshold
 from normscan.decide.components import MOST, component_levels
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError
-from normscan.scores.components import connected
 from normscan.scan import Scan
+from normscan.scores.components import connected
 
 
 def count(anomaly, threshold, smallest=0):
