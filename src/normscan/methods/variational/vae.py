@@ -24,7 +24,8 @@ from normscan.methods.autoencoders.plain import (
 )
 from normscan.methods.base import Batch, Method
 from normscan.methods.reconstruction import Reconstruction, positive, squared
-from normscan.objectives.losses import kl_standard_normal, per_image_sum
+from normscan.networks.divergences import kl_standard_normal
+from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
 
 Inference = Literal["sample", "mean"]
