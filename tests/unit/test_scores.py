@@ -95,6 +95,15 @@ def test_median_runs_in_all_axes(case):
     np.testing.assert_allclose(result, windows_median(anomaly, 3), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("shape", [(3, 2), (40, 31), (37, 50, 33)])
+def test_median_in_the_plane_is_that_of_scipy(size, shape, rng):
+    anomaly = np.round(rng.normal(size=shape), 1).astype(np.float32)
+    found = apply_chain([f"median_inplane={size}"], anomaly, anomaly > 0, anomaly[None])
+    whole = (size, size) + (1,) * (len(shape) - 2)
+    np.testing.assert_array_equal(found, ndimage.median_filter(anomaly, whole, mode="reflect"))
+
+
 def test_median_in_the_plane(case):
     anomaly, foreground, image = case
     result = apply_chain(["median_inplane=5"], anomaly, foreground, image)

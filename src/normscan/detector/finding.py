@@ -364,7 +364,7 @@ class Finding:
     def _write_overlay(self, path: Path) -> Path:
         drawn = self._overlay()
         with atomic_path(path) as temporary:
-            drawn.save(temporary, "PNG")
+            drawn.save(temporary, "PNG", compress_level=3)  # twice as fast, an eighth larger
         return path
 
     def picture(

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from normscan.scan import Scan
+from normscan.scores.components import box_of
 
 # World axes (0 right, 1 anterior, 2 superior) and directions of the working axes. A slice is drawn
 # upright: rows run down, columns to the right of the picture.
@@ -57,17 +58,19 @@ def apply_axes(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
 
     What all weights of an axis pass over is left out. The result lies in memory as the array does.
     """
-    rows = [_span(matrix.any(axis=1)) for matrix in matrices]
-    columns = [_span(matrix.any(axis=0)) for matrix in matrices]
+    spans = [box_of(matrix != 0) for matrix in matrices]
+    rows, columns = zip(*spans, strict=True)
     shape = (len(array), *map(len, matrices))
     order = sorted(range(array.ndim), key=lambda a: -abs(array.strides[a]) if a else -math.inf)
-    inner = array[(slice(None), *columns)].transpose(order)
+    back = np.argsort(order)
+    whole = np.zeros([shape[a] for a in order], np.float32).transpose(back)
+    if not all(row.stop for row in rows):
+        return whole  # no place lies on the array
+    inner = np.asarray(array[(slice(None), *columns)], np.float32).transpose(order)
     for axis, (matrix, row, column) in enumerate(
         zip(matrices, rows, columns, strict=True), start=1
     ):
         inner = _along(inner, order.index(axis), matrix[row, column])
-    back = np.argsort(order)
-    whole = np.zeros([shape[a] for a in order], np.float32).transpose(back)
     whole[(slice(None), *rows)] = inner.transpose(back)
     return whole
 
@@ -83,12 +86,6 @@ def _along(array: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
     else:
         found = array.reshape(-1, array.shape[axis]) @ matrix.T
     return found.reshape(*before, len(matrix), *after)
-
-
-def _span(used: np.ndarray) -> slice:
-    """Return the range that holds all that is true."""
-    hits = np.flatnonzero(used)
-    return slice(int(hits[0]), int(hits[-1]) + 1) if hits.size else slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Grid:
     source_shape: tuple[int, ...]
 
     def forward(self, array: np.ndarray) -> np.ndarray:
-        """Bring (C, *source_shape) onto the working grid; outside the scan it is zero."""
+        """Bring numbers (C, *source_shape) onto the working grid; outside the scan it is zero."""
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         matrices = [
             axis_weights(

@@ -259,7 +259,7 @@ class Preprocess:
         # Padding must look like background, whatever value the background has.
         low = data.min(axis=tuple(range(1, data.ndim)), keepdims=True)
         image = grid.forward(data - low if low.any() else data) + low
-        inside = grid.forward(foreground[None].astype(np.float32))[0] > 0.5
+        inside = grid.forward(foreground[None])[0] > 0.5
         if not inside.any():
             inside = np.ones(grid.shape, bool)
         return Prepared(self.scale(image, inside, slices), inside, grid)

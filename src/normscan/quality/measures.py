@@ -205,8 +205,8 @@ def wholeness(image: np.ndarray, small: np.ndarray, foreground: np.ndarray) -> d
             if channel.shape[axis] >= FEWEST_SLICES:
                 found = slice_runs(channel, axis, float(high - low))
                 worst |= {name: max(worst[name], value) for name, value in found.items()}
-        highest = np.count_nonzero(channel == channel.max()) / channel.size
-        worst["saturated"] = max(worst["saturated"], highest)
+        highest = (channel == channel.max()).ravel(order="K")
+        worst["saturated"] = max(worst["saturated"], np.count_nonzero(highest) / highest.size)
     worst["structure"] = _structure(image)
     half = 0.5
     for axis, n in enumerate(foreground.shape):
