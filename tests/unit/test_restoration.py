@@ -120,7 +120,7 @@ def test_energy_and_its_slope(name):
     method, b = create(name), batch(rng=Undrawn())
     energy = method.prior(b.image, b)
     with torch.no_grad():
-        z, parts = method.network.code(b.image, b.rng.normal)
+        _, parts = method.network.code(b.image, b.rng.normal)
         error = (b.image - method.network(b.image)).square().sum((1, 2, 3))
     torch.testing.assert_close(energy(b.image), error + sum(parts.values()))
     x = b.image.clone().requires_grad_()
