@@ -26,6 +26,7 @@ class PointCode(CodedNetwork):
         kernel: 3 or 4, of the convolutions on the way down; on the way up it is 4.
         heads: 2 for mean and spread of a variational code.
         activation: behind each convolution but the last of either way; Leaky ReLU of slope 0.01.
+        condition: numbers that both ways are told, see ``encode`` and ``decode``.
 
     Raises:
         ArgumentError: the size can't be halved so often with 2 pixels or more left.
@@ -34,6 +35,7 @@ class PointCode(CodedNetwork):
     def __init__(
         self, dims: int, channels: int, size: int, latent: int, widths: Sequence[int],
         kernel: int = 4, heads: int = 2, activation: Callable[[], nn.Module] = nn.LeakyReLU,
+        condition: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         left, rest = divmod(size, 2 ** len(widths))
@@ -44,14 +46,14 @@ class PointCode(CodedNetwork):
             )
         self.head_count = heads
         down: list[nn.Module] = []
-        for a, b in zip([channels, *widths], widths, strict=False):
+        for a, b in zip([channels + condition, *widths], widths, strict=False):
             down += [layer("conv", dims, a, b, kernel, 2, 1, bias=False), activation()]
         self.encoder = nn.Sequential(
             *down, layer("conv", dims, widths[-1], heads * latent, left, bias=False), nn.Flatten()
         )
         up: list[nn.Module] = [
-            nn.Unflatten(1, (latent, *[1] * dims)),
-            layer("conv_transpose", dims, latent, widths[-1], left, bias=False),
+            nn.Unflatten(1, (latent + condition, *[1] * dims)),
+            layer("conv_transpose", dims, latent + condition, widths[-1], left, bias=False),
         ]
         for a, b in zip(widths[::-1], [*widths[-2::-1], channels], strict=True):
             up += [activation(), layer("conv_transpose", dims, a, b, 4, 2, 1, bias=False)]

@@ -67,6 +67,7 @@ class ResidualAutoencoder(CodedNetwork):
         width: channels of the first convolution (16), even.
         levels: blocks of the encoder (4), each of which halves the size.
         slope: of the leaky ReLUs.
+        heads: linear layers to the code, 2 for mean and spread of a variational one.
 
     Raises:
         ArgumentError: the size can't be halved so often, or the width is odd.
@@ -74,7 +75,7 @@ class ResidualAutoencoder(CodedNetwork):
 
     def __init__(
         self, dims: int, channels: int, size: int, latent: int, width: int = 16, levels: int = 4,
-        slope: float = 0.2,
+        slope: float = 0.2, heads: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         step = 2**levels
@@ -96,7 +97,7 @@ class ResidualAutoencoder(CodedNetwork):
             *down,
             nn.Flatten(),
         )
-        self.heads = nn.ModuleList([nn.Linear(flat, latent)])
+        self.heads = nn.ModuleList(nn.Linear(flat, latent) for _ in range(heads))
         self.decoder = nn.Sequential(
             nn.Linear(latent, flat),
             nn.LeakyReLU(slope),

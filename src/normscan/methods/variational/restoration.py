@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -17,7 +16,7 @@ from normscan.methods.reconstruction import Reconstruction, absolute
 from normscan.methods.schedule import Schedule, with_training
 from normscan.networks.normative import Belief, NormativeGMVAE, NormativeVAE
 from normscan.objectives.descent import Descent, total_variation
-from normscan.objectives.losses import heteroscedastic
+from normscan.objectives.losses import gaussian_surprise, per_image_sum
 from normscan.registry import register
 from normscan.scores.reservoir import Reservoir
 
@@ -116,8 +115,7 @@ class BoundRestoration(Restoration):
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         z, divergences = self.network.code(batch.image, batch.rng.normal)
         mean, precision = self.network.decode(z)
-        surprise = 0.5 * (heteroscedastic(batch.image, mean, -precision) + math.log(2 * math.pi))
-        error = surprise.flatten(1).sum(1).mean()
+        error = per_image_sum(gaussian_surprise(batch.image, mean, -precision))
         return {"error": error, **{name: kl.mean() for name, kl in divergences.items()}}
 
     def prior(self, x: Tensor, batch: Batch) -> Energy:
@@ -206,7 +204,7 @@ def _restoration(network: NormativeVAE, options: Normative) -> Method:
     """What both priors share."""
     anchor = Anchor(options["tv_weight"], tuple(options["tv_weights"]), options["tuning_images"])
     descent = Descent(
-        options["restoration_steps"], tuple(options["step_sizes"]), limit=options["gradient_limit"]
+        options["restoration_steps"], options["step_sizes"], limit=options["gradient_limit"]
     )
     return BoundRestoration(network, None, absolute, options, descent=descent, anchor=anchor)
 
