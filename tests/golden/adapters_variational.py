@@ -43,3 +43,9 @@ def mask_of_a_pair(method: Any, check: Check) -> Tensor:
     volume, image = (v[:, 0].movedim(0, -1).numpy() for v in (found, x))
     kept = apply_chain(chain, volume, np.ones(volume.shape, bool), image[None])
     return torch.from_numpy((kept > 0).sum((0, 1)))
+
+
+def drawn_game(method: Any, check: Check) -> Tensor:
+    """The loss of a player, of its name, with all draws by the rule."""
+    terms = method.train().loss(drawn_batch(check), check.phase, check.player)
+    return sum(terms.values()).detach().reshape(1)
