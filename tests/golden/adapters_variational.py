@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normscan.methods.base import Batch
 from normscan.methods.variational import gradients
 from normscan.scores.postprocess import apply_chain
 from tests.golden.adapters_compact import drawn_batch
@@ -49,3 +50,22 @@ def drawn_game(method: Any, check: Check) -> Tensor:
     """The loss of a player, of its name, with all draws by the rule."""
     terms = method.train().loss(drawn_batch(check), check.phase, check.player)
     return sum(terms.values()).detach().reshape(1)
+
+
+def _with_dark_rows(check: Check) -> Batch:
+    batch = drawn_batch(check)
+    batch.image[:, :, :4] = 0
+    batch.foreground = batch.image > 0
+    return batch
+
+
+def attention_map(method: Any, check: Check) -> Tensor:
+    return method.maps(_with_dark_rows(check)).map
+
+
+def attention_score(method: Any, check: Check) -> Tensor:
+    return method.maps(_with_dark_rows(check)).score
+
+
+def attention_loss(method: Any, check: Check) -> Tensor:
+    return sum(method.train().loss(_with_dark_rows(check), "", "").values()).detach().reshape(1)
