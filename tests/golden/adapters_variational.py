@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normscan.methods.base import Batch
 from normscan.methods.variational import ascent, gradients
 from normscan.scores.postprocess import apply_chain
 from tests.golden.adapters_compact import drawn_batch
@@ -56,3 +57,28 @@ def mask_of_a_pair(method: Any, check: Check) -> Tensor:
     volume, image = (v[:, 0].movedim(0, -1).numpy() for v in (found, x))
     kept = apply_chain(chain, volume, np.ones(volume.shape, bool), image[None])
     return torch.from_numpy((kept > 0).sum((0, 1)))
+
+
+def drawn_game(method: Any, check: Check) -> Tensor:
+    """The loss of a player, of its name, with all draws by the rule."""
+    terms = method.train().loss(drawn_batch(check), check.phase, check.player)
+    return sum(terms.values()).detach().reshape(1)
+
+
+def _with_dark_rows(check: Check) -> Batch:
+    batch = drawn_batch(check)
+    batch.image[:, :, :4] = 0
+    batch.foreground = batch.image > 0
+    return batch
+
+
+def attention_map(method: Any, check: Check) -> Tensor:
+    return method.maps(_with_dark_rows(check)).map
+
+
+def attention_score(method: Any, check: Check) -> Tensor:
+    return method.maps(_with_dark_rows(check)).score
+
+
+def attention_loss(method: Any, check: Check) -> Tensor:
+    return sum(method.train().loss(_with_dark_rows(check), "", "").values()).detach().reshape(1)

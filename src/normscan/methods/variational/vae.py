@@ -70,7 +70,7 @@ class VariationalReconstruction(Reconstruction):
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         batch = self.scaled(batch)
-        mean, log_std = self.encode(batch.image)
+        mean, log_std = self.encode(self._corrupt(batch) if self._corrupt else batch.image)
         restored = self.network.decode(self.draw(mean, log_std, batch))
         kl = self.divergence(mean, log_std)
         kl = per_image_sum(kl) if self.kl_sum else kl.mean()
