@@ -5,7 +5,7 @@
 Each method is a cell of the protocol `local` in a process of its own, as `normscan benchmark` runs
 it: preset `lite0` where the method has it, else `laptop`, with at most STEPS updates a phase. The
 lesioned test scan with the median lesion is drawn. What takes more than LIMIT CPU-seconds is ended
-and said so. A method with a record is left alone; --only names those to run again.
+and said so. A method with a record is left alone without --redo.
 Weights that no package brings are given as in `normscan benchmark`: --arguments '{"weights": ...}'.
 """
 
@@ -38,7 +38,7 @@ from normscan.report.picture import Picture
 PLACE = Path(__file__).resolve().parent / "img" / "methods"
 PHANTOM = {"healthy": 80, "lesioned": 40, "seed": 0}
 EXTRA = 16  # lesioned scans that only methods with unlabelled scans learn from
-STEPS, LIMIT = 100, 60
+STEPS, LIMIT = 100, 30
 WIDTH, QUALITY = 640, 80
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "dice")
 
@@ -151,19 +151,19 @@ def record(card: Card, table: Path, work: Path, given: Mapping[str, Any], scan: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("runs/examples"))
-    parser.add_argument("--only", default="", help="ids, separated by commas: run again")
+    parser.add_argument("--only", default="", help="ids, separated by commas")
+    parser.add_argument("--redo", action="store_true", help="run those with a record again")
     parser.add_argument("--arguments", type=json.loads, default={}, help="as for the benchmark")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     table = cohort(options.work)
-    again = set(filter(None, options.only.split(",")))
     scan = median_lesion(table)
     cards = {id: card for id, card in load_all().items() if 2 in card.dims}
-    wanted = [id for id in cards if id in again] if again else list(cards)
+    only = options.only.split(",") if options.only else list(cards)
     PLACE.mkdir(parents=True, exist_ok=True)
-    for id in wanted:
+    for id in [id for id in cards if id in only]:
         path = PLACE / f"{id}.json"
-        if again or not path.exists():
+        if options.redo or not path.exists():
             entry = record(cards[id], table, options.work / id, options.arguments, scan)
             write_json(path, entry)
             print(id, json.dumps(entry), flush=True)
