@@ -218,6 +218,18 @@ class Rule(Part):
     without: Pattern = ""
 
 
+class Drift(Part):
+    """The watch for scans that no longer are what they were.
+
+    Attributes:
+        alpha: chance of a false alarm for each detector and scanner in a window, at most.
+        window: scans after which the tests begin anew.
+    """
+
+    alpha: float = Field(0.01, gt=0, lt=1)
+    window: int = Field(1000, ge=20)
+
+
 class Config(Part):
     """The whole file.
 
@@ -227,6 +239,7 @@ class Config(Part):
         dicom: the listener, if any.
         web: the REST server, if any.
         destinations: each gets all results.
+        drift: the watch over their scores.
         scorers: processes that score.
         threads: of the arithmetic of each.
         device: auto, cpu or cuda.
@@ -245,6 +258,7 @@ class Config(Part):
     dicom: Dicom | None = None
     web: Web | None = None
     destinations: list[Destination] = []
+    drift: Drift = Drift(alpha=0.01, window=1000)
     scorers: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     device: str = "auto"
