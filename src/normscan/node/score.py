@@ -223,8 +223,12 @@ class Scorer:
         outcome.refused += reasons
 
     def _formats(self, finding: Finding, upload: bool) -> list[str]:
-        dicom = "dicom" if self.config.map == "float32" else "dicom-uint16"
-        return ["nifti"] * upload + [dicom] * (finding.scan.series is not None)
+        formats = ["nifti", "pdf"] if upload else []
+        if finding.scan.series is not None:
+            formats.append("dicom" if self.config.map == "float32" else "dicom-uint16")
+            formats += ["dicom-labelmap"] * (self.config.segments == "labelmap")
+            formats += ["dicom-pdf"] * self.config.page
+        return formats
 
     def _report(self, found: list[SeriesInfo], outcome: Outcome, folder: Path) -> None:
         """Write the report of a refusal; headers that are too broken for one are no failure."""
