@@ -84,7 +84,8 @@ def write_config(folder: Path, run: Path, archive: int | None = None, **more: st
     """Write node.toml for a node that any CALLER may call; ``more`` are lines of its sections."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        f'folder = "{folder / "state"}"', "quiet = 0.3", more.get("top", ""),
+        f'folder = "{folder / "state"}"', "quiet = 0.3" * ("quiet" not in more.get("top", "")),
+        more.get("top", ""),
         "[dicom]", f"port = {free_port()}", 'callers = ["CALLER"]', more.get("dicom", ""),
         "[[rules]]", 'name = "heads"', f'detector = "{run}"', 'modality = ["MR"]',
         'body_part = ["HEAD"]', more.get("rules", ""),

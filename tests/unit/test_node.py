@@ -279,9 +279,8 @@ def test_wrong_titles_are_rejected(listening, tmp_path):
     files = N.series(tmp_path, "patient")
     assert N.call(store.config, files, calling="STRANGER") == "rejected"
     assert N.call(store.config, files, called="OTHER") == "rejected"
-    assert (
-        store.queue.jobs() == [] and store.queue.tallies()["received", "association_rejected"] == 2
-    )
+    assert store.queue.jobs() == []
+    N.wait_for(lambda: store.queue.tallies().get(("received", "association_rejected")) == 2)
 
 
 def test_own_results_and_what_is_no_image_never_come_round(listening, tmp_path):

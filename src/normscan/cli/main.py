@@ -261,7 +261,9 @@ def build_parser(
         )
         parser.add_argument("id", nargs="?", help="id of the data set")
     if name == "node":
-        parser.add_argument("action", nargs="?", default="run", help="run, status, purge, again")
+        parser.add_argument(
+            "action", nargs="?", default="run", help="run, status, drift, purge, again"
+        )
     if name == "benchmark":
         parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
     skip = {positional, "scans", "runs", "progress"} - {None}

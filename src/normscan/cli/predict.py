@@ -66,7 +66,8 @@ def predict(
         regions: file of `normscan regions`, for the names, scores and p-values of the regions.
         format: what is written of each scan, joined by commas: nifti (map, mask, overlay; pictures
             as TIFF and PNG), dicom (parametric map, segmentation and structured report beside the
-            source series), dicom-uint16 (the map in 16 bits); nifti by default.
+            source series), dicom-uint16 (the map in 16 bits), dicom-labelmap (the segments as one
+            label map), dicom-pdf (a page about it, too), pdf (that page as a file); nifti by default.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.

@@ -281,8 +281,9 @@ class Finding:
             name: start of the file names; the scan's file name by default.
             overlay: draw the picture, too.
             formats: ``nifti`` for map, segmentation and picture; ``dicom`` for objects of the
-                archive, with the map in float32, or ``dicom-uint16`` with it in 16 bits. The JSON
-                file is always written.
+                archive, with the map in float32, or ``dicom-uint16`` with it in 16 bits;
+                ``dicom-labelmap`` stores the segments as one label map, ``dicom-pdf`` adds the page
+                about the finding; ``pdf`` is that page as a file. The JSON file is always written.
 
         Returns:
             The files written.
@@ -291,17 +292,21 @@ class Finding:
             ArgumentError: an unknown format, or DICOM without highdicom.
             OutputError: DICOM for a scan that doesn't come from DICOM.
         """
-        from normscan.detector.formats import checked_formats, dicom_stored
+        from normscan.detector.formats import checked_formats, dicom_options
 
         folder = Path(folder)
         source = self.scan.source
         name = name or (stem(source) if source else "scan")
         formats = checked_formats(formats)
         written = []
-        if stored := dicom_stored(formats):
+        if options := dicom_options(formats):
             from normscan.dicom import write_dicom
 
-            written += write_dicom(folder, name, self._results(name), stored)
+            written += write_dicom(folder, name, self._results(name), options)
+        if "pdf" in formats:
+            written.append(folder / f"{name}.pdf")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_bytes(self.page())
         if "nifti" in formats:
             written += self._write_files(folder, name, overlay)
         path = folder / f"{name}_finding.json"
@@ -354,7 +359,30 @@ class Finding:
             detector=str(made_by.get("detector_sha256", "")),
             # The name of the scan stays out: it may be anything.
             picture=None if self.map is None else lambda: np.asarray(self._overlay(NOTICE)),
+            page=self.page,
         )
+
+    def page(self) -> bytes:
+        """Return the finding on one page, as PDF; neither the scan's name nor its place is on it."""
+        from normscan.report.onepage import one_page
+
+        def number(value: float | None) -> str:
+            return "-" if value is None else f"{value:.4g}"
+
+        made_by, quality = self.provenance, self.quality
+        facts = {
+            "decision": self.decision,
+            "score": number(self.score),
+            "p-value against healthy scans": number(self.p_value),
+            "threshold": number(self.threshold),
+            "quality gate": "not checked" if quality is None else quality.status,
+            "components": str(len(self.components())),
+            "method": f"{made_by.get('method', '')} ({made_by.get('preset', '')})",
+            "detector": str(made_by.get("detector_sha256", ""))[:32],
+            "normscan": str(made_by.get("normscan", "")),
+        }
+        picture = None if self.map is None else np.asarray(self._overlay(" "))
+        return one_page("Anomaly detection", facts, self.components(), picture, NOTICE)
 
     def _overlay(self, title: str = "") -> Image:
         from normscan.report.overlay import overlay_image

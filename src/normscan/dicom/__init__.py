@@ -3,6 +3,6 @@
 from normscan.dicom.packages import check_highdicom
 from normscan.dicom.refusal import refusal
 from normscan.dicom.results import Results
-from normscan.dicom.writing import write_dicom
+from normscan.dicom.writing import Options, write_dicom
 
-__all__ = ["Results", "check_highdicom", "refusal", "write_dicom"]
+__all__ = ["Options", "Results", "check_highdicom", "refusal", "write_dicom"]

@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 
 from normscan.errors import ArgumentError
@@ -197,6 +198,55 @@ class Destination(Part):
     tls: Tls | None = None
 
 
+class Login(Part):
+    """Who the node is for an archive that speaks HTTP.
+
+    Attributes:
+        url: of the archive.
+        login_file: holds ``user:password``, or a token alone.
+        authorities: PEM file of those who may vouch for its certificate; the system's by default.
+    """
+
+    url: str = Field(pattern=r"^https?://[^\s@]+$")
+    login_file: File | None = None
+    authorities: File | None = None
+
+    def login(self) -> str:
+        """Return what the file holds, or an empty string.
+
+        Raises:
+            ArgumentError: it can't be read.
+        """
+        if self.login_file is None:
+            return ""
+        try:
+            return self.login_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ArgumentError(
+                f"{self.login_file}: can't be read. It holds user:password, or a token."
+            ) from None
+
+
+class Stow(Login):
+    """An archive that takes the results by DICOMweb (STOW-RS)."""
+
+
+class Source(Login):
+    """An archive that is asked for new series.
+
+    Attributes:
+        name: for the log and the metrics.
+        kind: ``orthanc`` (its own REST interface) or ``dicomweb``.
+        every: s between two sweeps.
+        days: that a sweep looks back, by Study Date.
+    """
+
+    name: str = Field(pattern=r"^[\w .+-]{1,64}$")
+    kind: Literal["orthanc", "dicomweb"]
+    every: Seconds = 120.0
+    days: int = Field(2, ge=1)
+
+
 class Rule(Part):
     """Which series a detector scores; the first rule that fits, and whose detector knows them.
 
@@ -218,6 +268,18 @@ class Rule(Part):
     without: Pattern = ""
 
 
+class Drift(Part):
+    """The watch for scans that no longer are what they were.
+
+    Attributes:
+        alpha: chance of a false alarm for each detector and scanner in a window, at most.
+        window: scans after which the tests begin anew.
+    """
+
+    alpha: float = Field(0.01, gt=0, lt=1)
+    window: int = Field(1000, ge=20)
+
+
 class Config(Part):
     """The whole file.
 
@@ -226,7 +288,9 @@ class Config(Part):
         rules: in their order.
         dicom: the listener, if any.
         web: the REST server, if any.
+        sources: archives that are asked for new series.
         destinations: each gets all results.
+        drift: the watch over their scores.
         scorers: processes that score.
         threads: of the arithmetic of each.
         device: auto, cpu or cuda.
@@ -237,6 +301,8 @@ class Config(Part):
         quota_gb: of scans and results; beyond it nothing is taken.
         refusals: ``report`` writes a structured report of refused series, ``silent`` doesn't.
         map: ``float32`` or ``uint16`` parametric maps.
+        segments: ``binary``, or ``labelmap`` for archives that know it.
+        page: also send the page about the finding as Encapsulated PDF.
         scanners: names of scanners by their eight hexadecimal digits.
     """
 
@@ -244,7 +310,9 @@ class Config(Part):
     rules: list[Rule] = Field(min_length=1)
     dicom: Dicom | None = None
     web: Web | None = None
-    destinations: list[Destination] = []
+    sources: list[Source] = []
+    destinations: list[Destination | Stow] = []
+    drift: Drift = Drift(alpha=0.01, window=1000)
     scorers: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     device: str = "auto"
@@ -255,7 +323,20 @@ class Config(Part):
     quota_gb: float = Field(50, gt=0)
     refusals: Literal["report", "silent"] = "report"
     map: Literal["float32", "uint16"] = "float32"
+    segments: Literal["binary", "labelmap"] = "binary"
+    page: bool = False
     scanners: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _remembers(self) -> Config:
+        """A sweep must still know what was done: else it is fetched and scored again."""
+        longest = max((source.days for source in self.sources), default=0)
+        if self.sources and self.retention < (longest + 1) * UNITS["d"]:
+            raise ValueError(
+                f"retention must be at least {longest + 1}d: a sweep looks {longest} days back, and "
+                "would fetch again what is forgotten by then"
+            )
+        return self
 
     @property
     def quota(self) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from normscan.node.drift import streams
 from normscan.node.queue import BUCKETS
 from normscan.node.store import Store
 
@@ -60,6 +61,27 @@ class Numbers:
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"normscan_{name}", text, value)
+
+        yield from self._drift()
+
+    def _drift(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        names = ["detector", "scanner"]
+        scans = GaugeMetricFamily("normscan_drift_scans", "in the window", labels=names)
+        evidence = GaugeMetricFamily(
+            "normscan_drift_evidence", "log10 of the evidence of a change", labels=[*names, "test"]
+        )
+        alarm = GaugeMetricFamily(
+            "normscan_drift_alarm", "1 after an alarm", labels=[*names, "test"]
+        )
+        for stream in streams(self.store.queue):
+            scans.add_metric([stream.detector, stream.scanner], stream.scans)
+            for test, value in stream.evidence.items():
+                labels = [stream.detector, stream.scanner, test]
+                evidence.add_metric(labels, value)
+                alarm.add_metric(labels, float(test in stream.since))
+        yield from (scans, evidence, alarm)
 
     def _seconds(self, tallies: dict[tuple[str, str], float]) -> Metric:
         from prometheus_client.core import HistogramMetricFamily

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 
 from normscan.dicom import check_highdicom
 from normscan.errors import ArgumentError
-from normscan.node.config import Config
+from normscan.node.config import Config, Login
 from normscan.node.process import Child, Stop, alone, command_of, supervise
+from normscan.node.pull import pull
 from normscan.node.receive import listen
 from normscan.node.send import deliver
 from normscan.node.store import Store
@@ -18,6 +19,7 @@ log = logging.getLogger("normscan.node")
 NEEDED = {
     "receive": ("pynetdicom",),
     "send": ("pynetdicom",),
+    "pull": ("dicomweb_client", "requests"),
     "web": ("fastapi", "uvicorn", "prometheus_client"),
 }
 
@@ -29,6 +31,8 @@ def parts_of(config: Config) -> dict[str, Callable[[Store, Stop], None]]:
         parts["receive"] = listen
     if config.web is not None:
         parts["web"] = _web
+    if config.sources:
+        parts["pull"] = pull
     return parts
 
 
@@ -65,8 +69,10 @@ def check(config: Config) -> None:
                 f"rule '{rule.name}': {rule.detector} is no run folder of a detector. Name the folder "
                 "that `normscan fit --out` wrote."
             )
-    for end in (config.dicom, *config.destinations):
-        if end is not None and end.tls is not None:
+    for end in (config.dicom, *config.destinations, *config.sources):
+        if isinstance(end, Login):
+            end.login()
+        elif end is not None and end.tls is not None:
             end.tls.context(listening=False)
 
 
@@ -101,6 +107,8 @@ def _all(path: str, store: Store, stop: Stop, names: list[str]) -> None:
         assert child.process is not None
         store.queue.release(child.process.pid)
         store.queue.count("restarted", child.name.split()[0])
+        if child.name == "receive":  # senders need time to go on with what they began
+            store.queue.postpone(store.config.quiet)
 
     with alone(store.folder):
         store.queue.release()  # of the processes of a node that was killed

@@ -124,6 +124,9 @@ class Listener:
         try:
             caller = str(event.assoc.requestor.ae_title).strip()
             return self._keep(path, caller, str(event.request.AffectedSOPClassUID))
+        except MismatchError:
+            self._count("mismatch")
+            return MISMATCH
         except ScanError:
             self._count("unreadable")
             log.warning("an object was refused: it is damaged or no DICOM")
@@ -142,36 +145,57 @@ class Listener:
             self._count("full")
             log.error("the disk quota is used up: objects are refused until older ones are purged")
             return FULL
-        header, _ = read_header(find_sources(path)[0])
-        instance, series = text(header, "SOPInstanceUID"), text(header, "SeriesInstanceUID")
-        if not instance or not series:
-            raise ScanError("an object without UIDs")
-        if text(header, "SOPClassUID") != sop_class:
-            self._count("mismatch")
-            return MISMATCH
-        if reason := no_scan(header):
-            self.store.queue.leave_out(key_of(series), caller, reason)
-            self._count("left_out")
-            return SUCCESS
-        take(self.store, path, caller, series, instance)
+        admit(self.store, path, caller, sop_class)
         return SUCCESS
 
     def _count(self, outcome: str) -> None:
         self.store.queue.count("received", outcome)
 
 
-def take(store: Store, path: Path, source: str, series: str, instance: str) -> None:
-    """Keep an object of a series and put the series into the queue."""
+class MismatchError(ScanError):
+    """An object of another SOP class than was announced."""
+
+
+def admit(store: Store, path: Path, source: str, sop_class: str = "") -> str:
+    """Keep an object, or leave it out; return ``kept``, ``known`` or ``left_out``.
+
+    Args:
+        store: of the node.
+        path: of the object, which is moved.
+        source: who it is from.
+        sop_class: that it was announced as, if it was.
+
+    Raises:
+        ScanError: damaged, no DICOM, without UIDs.
+        MismatchError: of another SOP class than announced.
+    """
+    header, _ = read_header(find_sources(path)[0])
+    instance, series = text(header, "SOPInstanceUID"), text(header, "SeriesInstanceUID")
+    if not instance or not series:
+        raise ScanError("an object without UIDs")
+    if sop_class and text(header, "SOPClassUID") != sop_class:
+        raise MismatchError("an object of another kind than announced")
+    if reason := no_scan(header):
+        store.queue.leave_out(key_of(series), source, reason)
+        store.queue.count("received", "left_out")
+        return "left_out"
+    return take(store, path, source, series, instance)
+
+
+def take(store: Store, path: Path, source: str, series: str, instance: str) -> str:
+    """Keep an object of a series and put the series into the queue; return ``kept`` or ``known``."""
     key = key_of(series)
     if size := store.keep(path, key, f"{key_of(instance)}.dcm"):
-        store.queue.arrive(key, source, size, store.config.quiet)
-        store.queue.count("received", "kept")
-        return
+        with store.queue.transaction():  # one commit, which waits for the disk
+            store.queue.arrive(key, source, size, store.config.quiet)
+            store.queue.count("received", "kept")
+        return "kept"
     # It may have been kept by a process that died before the row was written.
     job = store.queue.find(key)
     if job is None or job.instances < sum(1 for _ in store.scan(key).iterdir()):
         store.queue.arrive(key, source, 0, store.config.quiet)
     store.queue.count("received", "known")
+    return "known"
 
 
 def no_scan(header: Dataset) -> str:

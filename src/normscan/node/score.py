@@ -15,6 +15,7 @@ from normscan.io.dicom import SeriesInfo, find_series
 from normscan.io.dicom.header import bare, clean
 from normscan.io.dicom.source import find_sources, read_header
 from normscan.node.config import Rule
+from normscan.node.drift import DriftWatch
 from normscan.node.process import Stop
 from normscan.node.queue import PAUSES, TRIES, Job, LeaseLostError, holder
 from normscan.node.rules import Facts, fitting
@@ -122,6 +123,10 @@ class Scorer:
             size = self.store.publish(folder, job)
             self.queue.db.execute("update jobs set bytes = bytes + ? where id = ?", (size, job.id))
             self._count(outcome, job, stage)
+            drifted = self._watch(outcome, job)
+        for sentence in drifted:
+            log.warning(sentence)
+            self.store.note("drift", job.key, said=sentence)
         self.store.note("scored", job.key, source=job.source, outcome=outcome.name,
                         tries=job.tries, reason=outcome.reason, parts=outcome.parts)  # fmt: skip
         log.info("job %s: %s %s", job.key, outcome.name, outcome.reason)
@@ -131,6 +136,19 @@ class Scorer:
             self.queue.count("scored", part["rule"])
         if stage == "end":
             self.queue.count_end(job, outcome.name)
+
+    def _watch(self, outcome: Outcome, job: Job) -> list[str]:
+        """Hold the scores of new scans against those before; a scan counts once."""
+        if job.scored:
+            return []
+        watch = DriftWatch(self.queue, self.config.drift)
+        rules = {rule.name: rule for rule in self.config.rules}
+        said = []
+        for part in outcome.parts:
+            threshold = self.detector(rules[part["rule"]].detector).scan_threshold
+            healthy = [] if threshold is None else threshold.scores.tolist()
+            said += watch.take(job, part, healthy)
+        return said
 
     def _fail(self, job: Job, reason: str) -> None:
         try:
@@ -205,8 +223,12 @@ class Scorer:
         outcome.refused += reasons
 
     def _formats(self, finding: Finding, upload: bool) -> list[str]:
-        dicom = "dicom" if self.config.map == "float32" else "dicom-uint16"
-        return ["nifti"] * upload + [dicom] * (finding.scan.series is not None)
+        formats = ["nifti", "pdf"] if upload else []
+        if finding.scan.series is not None:
+            formats.append("dicom" if self.config.map == "float32" else "dicom-uint16")
+            formats += ["dicom-labelmap"] * (self.config.segments == "labelmap")
+            formats += ["dicom-pdf"] * self.config.page
+        return formats
 
     def _report(self, found: list[SeriesInfo], outcome: Outcome, folder: Path) -> None:
         """Write the report of a refusal; headers that are too broken for one are no failure."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normscan.errors import NormscanError
-from normscan.node.config import Destination
+from normscan.node.config import Destination, Stow
 from normscan.node.process import Stop
 from normscan.node.queue import Job, LeaseLostError, holder
 from normscan.node.store import Store
@@ -36,24 +36,24 @@ def deliver(store: Store, stop: Stop) -> None:
             take(store, job)
 
 
-def take(store: Store, job: Job) -> None:
+def take(node: Store, job: Job) -> None:
     """Send the results of a claimed job; where an archive doesn't take them, give it back."""
-    queue, config = store.queue, store.config
+    queue, config = node.queue, node.config
     try:
         for destination in config.destinations:
-            send(sorted(store.results(job.key).glob("*.dcm")), destination)
+            send(sorted(node.results(job.key).glob("*.dcm")), destination)
     except NormscanError as error:
         queue.count("sending", "failed")
         if time.time() - job.scored > config.give_up:
             reason = f"no archive took the results in {config.give_up / 3600:.3g} hours: {error}"
-            _end(store, job, "failed", reason)
+            _end(node, job, "failed", reason)
             return
         wait = backoff(job.tries)
         log.warning("job %s: %s Again in %.0f s.", job.key, error, wait)
         queue.later(job, wait)
         return
     queue.count("sending", "taken")
-    _end(store, job, job.outcome, job.reason)
+    _end(node, job, job.outcome, job.reason)
 
 
 def _end(store: Store, job: Job, outcome: str, reason: str) -> None:
@@ -72,8 +72,22 @@ def backoff(tries: int) -> float:
     return float(min(2.0 ** (max(tries, 1) - 1), LONGEST))
 
 
-def send(files: list[Path], to: Destination) -> None:
+def send(files: list[Path], to: Destination | Stow) -> None:
     """Send DICOM files to an archive.
+
+    Raises:
+        NormscanError: it doesn't answer, doesn't accept, or doesn't keep one of them.
+    """
+    if isinstance(to, Stow):
+        from normscan.node.dicomweb import stow
+
+        stow(files, to)
+    else:
+        store(files, to)
+
+
+def store(files: list[Path], to: Destination) -> None:
+    """Send DICOM files by C-STORE.
 
     Raises:
         NormscanError: it doesn't answer, doesn't accept, or doesn't keep one of them.

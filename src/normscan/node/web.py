@@ -133,7 +133,7 @@ def application(store: Store) -> FastAPI:
 
     @app.get("/scans/{key}/{what}", dependencies=[Depends(allowed)])
     def result(key: str, what: str, part: int = 0) -> FileResponse:
-        """Return the ``map``, ``mask``, ``overlay`` or ``report`` of a scan, or of a part of it."""
+        """Return the ``map``, ``mask``, ``overlay``, ``report`` or ``page`` of a scan, or of a part of it."""
         job = job_of(key)
         if what not in WANTED or not 0 <= part < len(job.result.get("parts", ())):
             raise HTTPException(404, f"there is no such result; the scan is {job.state}")
@@ -167,7 +167,13 @@ def application(store: Store) -> FastAPI:
     return app
 
 
-WANTED = {"map": "_map", "mask": "_mask", "overlay": "_overlay", "report": "_finding"}
+WANTED = {
+    "map": "_map",
+    "mask": "_mask",
+    "overlay": "_overlay",
+    "report": "_finding",
+    "page": ".pdf",
+}
 
 
 def told(store: Store, job: Job) -> dict[str, Any]:
