@@ -52,3 +52,32 @@ def frequencies(method: Method, check: Check) -> list[Tensor]:
     x = images(*check.shape)[:1].float()
     known = ((3, False), (3, True), (7, False))
     return [patched.frequency_part(x, torch.tensor([h]), torch.tensor([low])) for h, low in known]
+
+
+def _positive(method: Any) -> Any:
+    """The channel weights of LPIPS are positive, and attention isn't projected at its end."""
+    for part in method.network.modules():
+        if hasattr(part, "out_proj"):
+            part.out_proj = torch.nn.Identity()
+    for head in method.perceptual.heads.parameters():
+        head.abs_()
+    return method
+
+
+def unprojected(method: Any, check: Check) -> Tensor:
+    return said(_positive(method), check)
+
+
+def perceived(method: Any, check: Check) -> Tensor:
+    """LPIPS of images and their squares."""
+    x = images(*check.shape)
+    return _positive(method).perceptual(2 * x - 1, 2 * x**2 - 1)
+
+
+def perceptive_map(method: Any, check: Check) -> Tensor:
+    return drawn_map(_positive(method), check)
+
+
+def perceptive_image(method: Any, check: Check) -> Tensor:
+    with patch.object(method, "noise", _drawn_plain):
+        return _positive(method).maps(batch_of(check)).reconstruction

@@ -6,10 +6,14 @@ import dataclasses
 
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
+from normscan.errors import WeightsError
 from normscan.methods.base import Batch
+from normscan.methods.diffusion.harmonised import region, smooth
 from normscan.methods.diffusion.patched import cells, frequency_part, random_rectangles
+from normscan.objectives.lpips import SpatialLPIPS
 from normscan.registry import card
 from normscan.rng import Rng
 
@@ -117,3 +121,87 @@ def test_mddpm_hides_in_training_alone():
     hidden = method.given(b)
     assert not torch.equal(hidden, clean)
     assert torch.equal(hidden[~b.foreground], clean[~b.foreground])
+
+
+def test_repainting_keeps_what_is_known():
+    method, b = tiny("autoddpm"), batch()
+    mask = torch.zeros(3, 1, 32, 32, dtype=torch.bool)
+    mask[:, :, 8:20, 8:20] = True
+    with torch.no_grad():
+        painted = method.repainted(b.image, b.image.flip(-1), mask, b)
+    assert torch.equal(painted[~mask], b.image[~mask])
+    assert (painted - b.image)[mask].abs().mean() > 0.05
+
+
+def test_the_mask_is_what_exceeds_the_threshold_and_its_border():
+    method = tiny("autoddpm", threshold=0.5)
+    product = torch.zeros(1, 1, 9, 9)
+    product[0, 0, 4, 4] = 0.6
+    assert method.mask(product)[0, 0].nonzero().tolist() == [
+        [y, x] for y in (3, 4, 5) for x in (3, 4, 5)
+    ]
+
+
+def test_filters_are_scipys():
+    x = torch.rand(2, 1, 21, 30)
+    for image, ours, grown in zip(x, smooth(x), region(x, 5), strict=True):
+        plain = image[0].numpy()
+        expected = torch.from_numpy(ndimage.gaussian_filter(plain, 2))
+        torch.testing.assert_close(ours[0], expected, atol=1e-5, rtol=1e-4)
+        closed = ndimage.grey_closing(plain, (5, 5), mode="nearest")
+        wide = ndimage.grey_dilation(closed, (5, 5), mode="nearest")
+        torch.testing.assert_close(grown[0], torch.from_numpy((wide + plain) / 2))
+
+
+def test_harmonisation_returns_the_image_where_nothing_is_unlike():
+    """A perfect network leaves no residual, so the image comes back and the map is zero."""
+    method, b = tiny("thor"), batch()
+    x = 2 * b.image - 1
+    table = method.schedule.table
+    method.network = Spy(
+        lambda noisy, t: (noisy - table("signal", t, x) * x) / table("noise", t, x)
+    )
+    found = method.maps(b)
+    torch.testing.assert_close(found.reconstruction, b.image, atol=1e-3, rtol=1e-3)
+    assert len(method.network.seen) == 5
+    steps = [int(t[0]) for _, t in method.network.seen]
+    assert steps == [4, 3, 2, 1, 0]
+
+
+def test_lpips_is_that_of_its_package():
+    """With equal weights, on our side by their names, on theirs by the package's own code."""
+    lpips = pytest.importorskip("lpips")
+    import torchvision.models as models
+
+    with pytest.MonkeyPatch.context() as patch:
+        plain = models.squeezenet1_1
+        patch.setattr(models, "squeezenet1_1", lambda pretrained: plain(weights=None))
+        theirs = lpips.LPIPS(net="squeeze", spatial=True, verbose=False)
+    ours = SpatialLPIPS("random")
+    slices = {k.partition(".")[2]: v for k, v in theirs.net.state_dict().items()}
+    ours.slices.load_state_dict(slices)
+    for head, lin in zip(ours.heads, theirs.lins, strict=True):
+        head.load_state_dict({"weight": lin.model[1].weight})
+    a, b = 2 * torch.rand(2, 2, 3, 40, 48) - 1
+    with torch.no_grad():
+        expected = theirs(a.reshape(6, 1, 40, 48), b.reshape(6, 1, 40, 48))
+        got = ours(a, b)
+    torch.testing.assert_close(got, expected.reshape(2, 3, 40, 48).mean(1, True))
+
+
+def test_weights_of_lpips_that_lack_say_what_to_fetch(tmp_path):
+    with pytest.raises(WeightsError, match="squeezenet1_1-b8a52dc0"):
+        SpatialLPIPS(str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("id", ["anoddpm", "coarse_noise_ddpm", "autoddpm", "thor"])
+def test_few_steps_ask_the_network_less_often(id):
+    method, b = tiny(id, sampler="ddim", sample_steps=2), batch()
+    method.network = Spy()
+    found = method.maps(b).map
+    assert torch.isfinite(found).all()
+    seen = len(method.network.seen)
+    method = tiny(id)
+    method.network = Spy()
+    method.maps(b)
+    assert seen < len(method.network.seen)

@@ -184,8 +184,8 @@ class MaskedNoise(PartialDiffusion):
     },
     tiny={
         "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 1, "attention": (8,),
-        "noise_resolution": 8, "timesteps": 10, "level": 4, "train_level": 6, "steps": 60,
-        "batch_size": 4, "lr": 2e-3, "ema": 0.95, "postprocess": ("foreground",),
+        "noise_resolution": 8, "timesteps": 10, "level": 4, "train_level": 6, "steps": 150,
+        "batch_size": 4, "lr": 3e-3, "ema": 0.95, "postprocess": ("foreground",),
     },
     options=noisy(noise="coarse", train_level=1000, steps=67_200, batch_size=16),
 )  # fmt: skip
