@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from normscan.dicom.parametric_map import Stored
 
 STORED: dict[str, Stored] = {"dicom": "float32", "dicom-uint16": "uint16"}
-FORMATS = ("nifti", *STORED)
+FORMATS = ("nifti", "view", *STORED)
 
 
 def checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
