@@ -33,19 +33,16 @@ def reason() -> str | None:
 
 
 @contextlib.contextmanager
-def chromium(profile: Path, *flags: str, **options: Any) -> Iterator[Any]:
+def chromium(playwright: Any, profile: Path, *flags: str, **options: Any) -> Iterator[Any]:
     """Start a browser with a profile of its own; yields a context that makes pages."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(profile), executable_path=CHROMIUM, headless=True, args=[*FLAGS, *flags], **options
-        )
-        context.set_default_timeout(30_000)
-        try:
-            yield context
-        finally:
-            context.close()
+    context = playwright.chromium.launch_persistent_context(
+        str(profile), executable_path=CHROMIUM, headless=True, args=[*FLAGS, *flags], **options
+    )
+    context.set_default_timeout(30_000)
+    try:
+        yield context
+    finally:
+        context.close()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ export interface ScanData {
   components: Component[];
   volumes: Partial<Record<Kind, number[]>>;
   range: { low: number; high: number; start: number } | null;
+  raster: boolean;
   picture: boolean;
   problems: string[];
 }

@@ -76,7 +76,8 @@ function tell(data: ScanData): void {
   list_components(data);
   element("tools").hidden = !data.volumes.map && !data.volumes.scan;
   element("toggle-restoration").hidden = !data.volumes.restoration;
-  element("toggle-3d").hidden = element("toggle-side").hidden = (data.volumes.map ?? data.volumes.scan ?? []).length === 2;
+  element("toggle-3d").hidden = (data.volumes.map ?? data.volumes.scan ?? []).length === 2;
+  element("toggle-side").hidden = data.raster;
   element("legend").hidden = !data.range;
   if (data.range) {
     state.threshold = data.range.start;

@@ -1,11 +1,12 @@
 // The scan in three planes with its map, drawn by NiiVue; loaded when the first scan is opened.
 
 import { Niivue, NVImage, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivue";
-import { address, type Kind, type ScanData } from "./api";
+import { address, figure, type Kind, type ScanData } from "./api";
 import type { View, ViewState } from "./view";
 
 // Inferno without its black end, as in the report: it would darken the scan instead of standing out.
-const COLOURS = { R: [106, 188, 243, 252], G: [23, 55, 120, 255], B: [110, 84, 25, 164], A: [255, 255, 255, 255], I: [0, 85, 170, 255] };
+// Only what is above the threshold is drawn: the lowest level is transparent.
+const COLOURS = { R: [106, 106, 188, 243, 252], G: [23, 23, 55, 120, 255], B: [110, 110, 84, 25, 164], A: [0, 255, 255, 255, 255], I: [0, 1, 85, 170, 255] };
 
 declare global { interface Window { niivue?: Niivue } }
 
@@ -13,11 +14,13 @@ export class Volumes implements View {
   private panes: { nv: Niivue; kind: Kind; box: HTMLElement }[] = [];
   private loaded = "";
   private turn = 0;
+  private at: number[] | null = null;
 
   constructor(private stage: HTMLElement, private moved: (text: string) => void) {}
 
   async show(data: ScanData, state: ViewState): Promise<void> {
     const turn = ++this.turn;
+    const before = this.loaded === data.name ? this.at : null;
     const wanted: Kind[] = ["scan", ...(state.restoration && data.volumes.restoration ? ["restoration" as Kind] : [])];
     const kinds = data.volumes.scan ? wanted : (["map"] as Kind[]);
     if (this.panes.map((pane) => pane.kind).join() !== kinds.join()) await this.arrange(kinds);
@@ -38,10 +41,10 @@ export class Volumes implements View {
       while (pane.nv.volumes.length) pane.nv.removeVolume(pane.nv.volumes[0]!);
       for (const volume of volumes) pane.nv.addVolume(volume);
       pane.nv.setSliceType(sliceType(pane.nv, flat));
-      if (flat) pane.nv.setRadiologicalConvention(false);
     }
     this.loaded = data.name;
     this.adjust(data, state);
+    if (before) this.goTo(before);
   }
 
   adjust(data: ScanData, state: ViewState): void {
@@ -49,7 +52,8 @@ export class Volumes implements View {
     const flat = (data.volumes.scan ?? data.volumes.map ?? []).length === 2;
     for (const { nv, kind } of this.panes) {
       nv.opts.multiplanarShowRender = state.solid && !flat ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
-      if (!flat && nv.opts.isRadiologicalConvention !== state.radiological) nv.setRadiologicalConvention(state.radiological);
+      const mirrored = state.radiological && !data.raster;
+      if (nv.opts.isRadiologicalConvention !== mirrored) nv.setRadiologicalConvention(mirrored);
       const over = nv.volumes[1] ?? (kind === "map" ? nv.volumes[0] : undefined);
       if (over && data.range) {
         over.cal_min = state.threshold;
@@ -62,6 +66,7 @@ export class Volumes implements View {
   }
 
   goTo(place: number[]): void {
+    this.at = place;
     for (const { nv } of this.panes) {
       nv.scene.crosshairPos = nv.mm2frac([place[0]!, place[1]!, place[2]!]);
       nv.drawScene();
@@ -75,7 +80,6 @@ export class Volumes implements View {
       pane.nv.gl.getExtension("WEBGL_lose_context")?.loseContext();
     }
     this.stage.replaceChildren();
-    this.loaded = "";
     for (const kind of kinds) {
       const box = document.createElement("figure");
       const canvas = document.createElement("canvas");
@@ -86,11 +90,14 @@ export class Volumes implements View {
       box.append(canvas, ...(kinds.length > 1 || kind === "map" ? [caption] : []));
       this.stage.append(box);
       const nv = new Niivue({
-        backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.8, 1, 0.9], crosshairWidth: 1, show3Dcrosshair: true,
+        backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.8, 1, 0.9], crosshairWidth: 0.35, crosshairWidthUnit: "percent", crosshairGap: 6, show3Dcrosshair: true,
         dragAndDropEnabled: false, isColorbar: false, loadingText: "", logLevel: "error", fontMinPx: 11,
       });
       nv.addColormap("score", COLOURS);
-      nv.onLocationChange = (location: unknown) => this.moved(String((location as { string?: string }).string ?? ""));
+      nv.onLocationChange = (location: unknown): void => {
+        this.at = Array.from((location as Location).mm ?? []).slice(0, 3);
+        this.moved(place(location as Location));
+      };
       await nv.attachToCanvas(canvas, false);
       this.panes.push({ nv, kind, box });
     }
@@ -101,6 +108,14 @@ export class Volumes implements View {
       for (const pane of others) pane.nv.broadcastTo(first.nv, { "2d": true, "3d": true });
     }
   }
+}
+
+interface Location { mm?: ArrayLike<number>; values?: { value: number; name: string }[] }
+
+function place({ mm, values }: Location): string {
+  const at = Array.from(mm ?? []).slice(0, 3).map((v) => v.toFixed(1)).join(", ");
+  const read = (values ?? []).map(({ name, value }) => `${name.replace(".nii", "")} ${figure(value)}`);
+  return [`${at} mm`, ...read].join(" · ");
 }
 
 async function fetched(name: string, kind: Kind): Promise<ArrayBuffer> {

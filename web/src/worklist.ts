@@ -3,8 +3,10 @@
 import { element, figure, made, type Cell, type Row } from "./api";
 
 const ROW = 30;
+const GAP = 10;
 const BEYOND = 8;
-const NUMBERS = new Set(["score", "p_value", "q_value", "label"]);
+const NUMBERS = new Set(["score", "p_value", "q_value"]);
+const OTHERS = "minmax(84px, 1fr)";
 const WIDTHS: Record<string, string> = {
   scan: "minmax(110px, 2fr)", verdict: "74px", score: "78px", p_value: "70px", q_value: "70px",
   anomalous: "78px", label: "78px", notes: "minmax(120px, 2fr)", left_out: "minmax(120px, 2fr)",
@@ -39,8 +41,10 @@ export class Worklist {
     this.rows = rows;
     this.columns = ["scan", "verdict", ...columns.filter((c) => c !== "scan")];
     if (!columns.includes("score")) this.order = { column: "scan", down: false };
-    const tracks = this.columns.map((c) => WIDTHS[c] ?? "minmax(70px, 1fr)").join(" ");
-    this.box.style.setProperty("--tracks", tracks);
+    const tracks = this.columns.map((c) => WIDTHS[c] ?? OTHERS);
+    const least = tracks.reduce((sum, track) => sum + Number(/\d+/.exec(track)?.[0] ?? 0) + GAP, GAP);
+    this.box.style.setProperty("--tracks", tracks.join(" "));
+    this.box.style.setProperty("--least", `${least}px`);
     this.box.setAttribute("aria-rowcount", String(rows.length + 1));
     this.heading();
     this.refresh();
@@ -95,8 +99,10 @@ export class Worklist {
   }
 
   private paint(): void {
-    const first = Math.max(0, Math.floor(this.box.scrollTop / ROW) - BEYOND);
-    const last = Math.ceil((this.box.scrollTop + this.box.clientHeight) / ROW) + BEYOND;
+    // A list that has become shorter is still scrolled as it was until the browser lays it out.
+    const top = Math.max(0, Math.min(this.box.scrollTop, this.shown.length * ROW - this.box.clientHeight));
+    const first = Math.max(0, Math.floor(top / ROW) - BEYOND);
+    const last = Math.ceil((top + this.box.clientHeight) / ROW) + BEYOND;
     this.body.replaceChildren(...this.shown.slice(first, last).map((row, i) => this.line(row, first + i)));
   }
 
@@ -129,7 +135,7 @@ function shownAs(column: string, row: Row): string {
 function classOf(column: string, value: Cell): string {
   if (column === "anomalous") return value === true ? "flag" : value === false ? "clear" : "open";
   if (column === "verdict" && value !== null) return `said ${String(value)}`;
-  return NUMBERS.has(column) && column !== "label" ? "num" : "";
+  return NUMBERS.has(column) ? "num" : "";
 }
 
 // Nothing known stands last in either order.

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io.shown import as_nifti
+from normscan.report.orientation import is_raster
 from normscan.version import __version__
 from normscan.viewer import folder, readings, volumes
 from normscan.viewer.folder import Results
@@ -173,9 +174,10 @@ def _about_scans(app: FastAPI, results: Results, kept: volumes.Volumes) -> None:
             raise HTTPException(404, "There is no such scan in the worklist.")
         found = results.finding(name) or {}
         shapes, problems = results.volumes(name)
-        components, ends = found.get("components") or [], None
+        components, ends, raster = found.get("components") or [], None, False
         if "map" in shapes:
             read = kept.read(file_of(name, "map"))
+            raster = is_raster(read.affine)
             ends = volumes.map_range(read, found.get("pixel_threshold"))
             for each in components:
                 each["at"] = volumes.place_of(read, each["peak_index"])
@@ -187,6 +189,7 @@ def _about_scans(app: FastAPI, results: Results, kept: volumes.Volumes) -> None:
             "components": components,
             "volumes": shapes,
             "range": ends,
+            "raster": raster,
             "picture": results.picture(name) is not None,
             "problems": [*problems, *filter(None, [folder.newer(made_by)])],
         }
