@@ -159,7 +159,9 @@ def register(
         build = completed(build, options)
         card = Card(
             id=id,
-            family=build.__module__.removeprefix("normscan.").removeprefix("methods.").partition(".")[0],
+            family=build.__module__.removeprefix("normscan.")
+            .removeprefix("methods.")
+            .partition(".")[0],
             paper=paper,
             regime=regime,
             dims=dims,

@@ -150,7 +150,9 @@ def _check_kinds(read: Sequence[tuple[CohortRow, Scan]], preprocess: Preprocess)
 
 def _check_differ(pictures: Sequence[np.ndarray], read: Sequence[tuple[CohortRow, Scan]]) -> None:
     table = np.stack(pictures).astype(np.float64)
-    differing = table.var(axis=0).sum() / max(float(table.var(axis=1).mean()) * table.shape[1], 1e-12)
+    differing = table.var(axis=0).sum() / max(
+        float(table.var(axis=1).mean()) * table.shape[1], 1e-12
+    )
     if differing < SAME:
         raise CohortError(
             f"the healthy scans are nearly identical ({read[0][0].scan} and the others differ by "

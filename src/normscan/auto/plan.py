@@ -244,9 +244,7 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def within(
-    costs: dict[str, Cost], budget: Budget
-) -> tuple[list[str], float, dict[str, str]]:
+def within(costs: dict[str, Cost], budget: Budget) -> tuple[list[str], float, dict[str, str]]:
     """Take the cheapest candidates that fit the time; training may be cut to ``SHARE`` for one more.
 
     Returns:

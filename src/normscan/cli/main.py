@@ -28,6 +28,7 @@ COMMANDS = {
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "check": "is a scan of the kind a detector knows? normscan check RUN SCAN...",
+    "view": "findings in the browser, with a reader's verdicts: normscan view RUN",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
     "calibrate": "thresholds from another site's healthy scans: normscan calibrate RUN --cohort C",
     "regions": "healthy scores of anatomical regions: normscan regions RUN --cohort C",
@@ -66,6 +67,7 @@ Research use. Not for diagnosis.
 POSITIONAL = {
     "predict": "run",
     "check": "run",
+    "view": "run",
     "evaluate": "run",
     "calibrate": "run",
     "update": "run",

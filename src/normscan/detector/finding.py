@@ -13,6 +13,7 @@ import numpy as np
 
 from normscan.errors import OutputError
 from normscan.io import atomic_path, extension, stem, write_map
+from normscan.io.shown import write_shown
 from normscan.io.values import finite
 from normscan.scan import Scan
 from normscan.scores.postprocess import drop_small
@@ -280,7 +281,8 @@ class Finding:
             folder: made if missing.
             name: start of the file names; the scan's file name by default.
             overlay: draw the picture, too.
-            formats: ``nifti`` for map, segmentation and picture; ``dicom`` for objects of the
+            formats: ``nifti`` for map, segmentation and picture; ``view`` for the scan itself and its
+                restoration, as ``normscan view`` shows them; ``dicom`` for objects of the
                 archive, with the map in float32, or ``dicom-uint16`` with it in 16 bits;
                 ``dicom-labelmap`` stores the segments as one label map, ``dicom-pdf`` adds the page
                 about the finding; ``pdf`` is that page as a file. The JSON file is always written.
@@ -309,6 +311,8 @@ class Finding:
                 temporary.write_bytes(self.page())
         if "nifti" in formats:
             written += self._write_files(folder, name, overlay)
+        if "view" in formats:
+            written += self._write_view(folder, name)
         path = folder / f"{name}_finding.json"
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
@@ -329,6 +333,15 @@ class Finding:
             path = folder / f"{name}_mask{'.nii.gz' if nifti else '.png'}"
             written.append(write_map(path, segmentation.astype(np.uint8), self.scan))
         return written
+
+    def _write_view(self, folder: Path, name: str) -> list[Path]:
+        """Write what the viewer lays the map over: 16 bits, the first channel or three colours."""
+        shown = {"scan": self.scan.data, "restoration": self.reconstruction}
+        return [
+            write_shown(folder / f"{name}_{kind}.nii.gz", data, self.scan)
+            for kind, data in shown.items()
+            if data is not None
+        ]
 
     def _results(self, name: str) -> Results:
         """Return what the writer of DICOM takes."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from normscan.dicom import Options
 
 DICOM = ("dicom", "dicom-uint16", "dicom-labelmap", "dicom-pdf")
-FORMATS = ("nifti", "pdf", *DICOM)
+FORMATS = ("nifti", "pdf", "view", *DICOM)
 
 
 def checked_formats(formats: Sequence[str]) -> tuple[str, ...]:

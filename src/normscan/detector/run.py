@@ -149,9 +149,7 @@ def scale(asked: State, cohort: Cohort, bar: Progress) -> tuple[State, dict[str,
     return asked.changed(preprocess=choice.preprocess), choice.record
 
 
-def plan(
-    asked: State, cohort: Cohort, folder: Path, bar: Progress
-) -> tuple[State, dict[str, Any]]:
+def plan(asked: State, cohort: Cohort, folder: Path, bar: Progress) -> tuple[State, dict[str, Any]]:
     """Let a method that plans settle its arguments; a run that goes on keeps its plan.
 
     Returns:
@@ -166,9 +164,7 @@ def plan(
         rows = [row for part in ("train", "val") for row in cohort.part(part)]
         how = asked.calibration
         fits = how.folds + how.refit if how.kind == "cross" else 1
-        planned = asked.card.plan(
-            asked.arguments, asked.preprocess, rows, fits, asked.seed, bar
-        )
+        planned = asked.card.plan(asked.arguments, asked.preprocess, rows, fits, asked.seed, bar)
         write_json(stored, planned)
     for reason in planned["reasons"].values():
         bar.say(f"plan: {reason}")
