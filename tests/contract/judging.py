@@ -74,6 +74,8 @@ FINDINGS: dict[str, str] = {
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
+    "vqvae_transformer": "its map is 0 but where codes are unlikely, which its transformers tell after "
+    "minutes, not seconds",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
     "edges of the healthy heads, trained or not",
 }

@@ -82,3 +82,32 @@ def attention_score(method: Any, check: Check) -> Tensor:
 
 def attention_loss(method: Any, check: Check) -> Tensor:
     return sum(method.train().loss(_with_dark_rows(check), "", "").values()).detach().reshape(1)
+
+
+def _single(method: Any) -> Any:
+    """MONAI's codebook works in single precision; it is as small as the features are."""
+    method.float()
+    with torch.no_grad():
+        for parameter in method.network.quantizer.parameters():
+            parameter.mul_(0.05)
+    return method
+
+
+def _single_batch(check: Check) -> Batch:
+    batch = batch_of(check)
+    batch.image = batch.image.float()
+    return batch
+
+
+def healed_map(method: Any, check: Check) -> Tensor:
+    return _single(method).maps(_single_batch(check)).map
+
+
+def code_score(method: Any, check: Check) -> Tensor:
+    return _single(method).maps(_single_batch(check)).score
+
+
+def code_loss(method: Any, check: Check) -> Tensor:
+    """Of a phase, in evaluation mode, in which the codebook stays as it is."""
+    terms = _single(method).loss(_single_batch(check), check.phase, "")
+    return sum(terms.values()).detach().reshape(1)
