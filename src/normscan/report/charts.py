@@ -70,12 +70,15 @@ def score_histogram(
     with style():
         figure, axes = canvas(11.6, 3.5, bottom=0.5 + 0.1 * len(groups), top=0.35)
         edges = _edges(np.concatenate([scores for _, scores, _ in groups]), threshold)
-        for name, scores, colour in groups:
-            label = f"{name} ({scores.size})"
+        named = [(f"{name} ({scores.size})", scores, colour) for name, scores, colour in groups]
+        # Side by side: where colours overlap a third one arises that no legend names.
+        beside = [group for group in named if group[2] != VALIDATION]
+        if beside:
+            labels, values, colours = (list(part) for part in zip(*beside, strict=True))
+            axes.hist(values, edges, color=colours, label=labels)
+        for label, scores, colour in named:
             if colour == VALIDATION:
                 axes.hist(scores, edges, histtype="step", color=colour, label=label, linewidth=1.2)
-            else:
-                axes.hist(scores, edges, color=colour, label=label, alpha=0.55)
         _rug(axes, groups)
         if threshold is not None and np.isfinite(threshold):
             axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
