@@ -53,11 +53,14 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
     "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
+    "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
+    "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
     "caae": "its residual blocks and its critic learn in minutes, not in seconds",
     "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",
     "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
     "ddad_asr": "its ensembles are those of ddad",
+    "dif_fuse": "its classifier learns the toy in minutes; till then saliency and mask are anywhere",
     "draem": "it learns planted textures; whether it finds soft spots too hangs on the seed",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
     "as well: edges of lesions are structure",
@@ -76,6 +79,7 @@ FINDINGS: dict[str, str] = {
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
     "vqvae_transformer": "its map is 0 but where codes are unlikely, which its transformers tell after "
     "minutes, not seconds",
+    "wolleb_ddim": "its classifier learns the toy in minutes; till then the gradient leads nowhere",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
     "edges of the healthy heads, trained or not",
 }

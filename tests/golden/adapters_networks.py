@@ -20,7 +20,7 @@ def full_parameters(method: Method, check: Check) -> Tensor:
     """Parameters of the network that the preset builds, without the memory that it takes."""
     with torch.device("meta"):
         whole = method.card.create(**method.card.arguments(check.preset))
-    network = getattr(whole, check.module)
+    network = whole.get_submodule(check.module)
     return torch.tensor([float(sum(p.numel() for p in network.parameters()))])
 
 

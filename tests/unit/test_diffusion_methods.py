@@ -13,6 +13,7 @@ from normscan.errors import WeightsError
 from normscan.methods.base import Batch
 from normscan.methods.diffusion.harmonised import region, smooth
 from normscan.methods.diffusion.patched import cells, frequency_part, random_rectangles
+from normscan.networks.diffusion import linear_betas
 from normscan.objectives.lpips import SpatialLPIPS
 from normscan.registry import card
 from normscan.rng import Rng
@@ -205,3 +206,25 @@ def test_few_steps_ask_the_network_less_often(id):
     method.network = Spy()
     method.maps(b)
     assert seen < len(method.network.seen)
+
+
+def test_conditioned_walks_from_noise_given_the_image():
+    """Its denoiser sees noise of the last step first, and the image beside it each time."""
+    method, b = tiny("img_cond_ddpm"), batch()
+    method.networks = nn.ModuleList([Spy(lambda x, t: x[:, :1])])
+    method.maps(b)
+    seen = method.networks[0].seen
+    assert [int(t[0]) for _, t in seen] == [15, 10, 5, 0]
+    assert all(torch.equal(x[:, 1:], b.image) for x, _ in seen)
+    assert float(seen[0][0][:, 0].std()) == pytest.approx(1, abs=0.1)
+
+
+def test_weights_of_steps_and_the_constant_noise():
+    method, b = tiny("img_cond_ddpm", noise_offset=3.0), batch(n=400, size=16)
+    bar = torch.cumprod(1 - linear_betas(20), 0)
+    ratio = bar / (1 - bar)
+    expected = torch.minimum(ratio, torch.ones(())) / ratio
+    torch.testing.assert_close(method.weights(torch.arange(20)), expected.float())
+    noise = method.noise(b.image, b)
+    assert float(noise.mean((2, 3)).std()) == pytest.approx(3, rel=0.15)
+    assert float(noise.std((2, 3)).mean()) == pytest.approx(1, rel=0.05)

@@ -25,6 +25,7 @@ class Layout:
         attention: levels with attention, counted from 0; the middle always has it.
         heads: of an attention layer.
         head_width: channels of a head, instead of ``heads``.
+        attention_up: levels with attention on the way up, where they are others.
         scale_shift: the step scales and shifts the normalised features, else it is added.
         resample: inside residual blocks, or by a strided convolution and an enlargement.
         dropout: share of the features that are dropped in training.
@@ -38,6 +39,7 @@ class Layout:
     attention: tuple[int, ...] = ()
     heads: int = 1
     head_width: int | None = None
+    attention_up: tuple[int, ...] | None = None
     scale_shift: bool = True
     resample: Literal["residual", "conv"] = "residual"
     dropout: float = 0.0
@@ -227,13 +229,14 @@ class GuidedUNet(GuidedEncoder):
         super().__init__(dims, inputs, layout)
         self.up = nn.ModuleList()
         kept, channels = list(self.kept), self.channels
+        seen = layout.attention if layout.attention_up is None else layout.attention_up
         for level, multiplier in reversed(list(enumerate(layout.multipliers))):
             for i in range(layout.blocks + 1):
                 part = Stack(
                     ResidualBlock(dims, channels + kept.pop(), layout.width * multiplier, layout)
                 )
                 channels = layout.width * multiplier
-                if level in layout.attention:
+                if level in seen:
                     part.append(Attention(channels, layout))
                 if level and i == layout.blocks:
                     part.append(self._resample(dims, channels, "up"))
