@@ -44,6 +44,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "healthy_anatomy_ae": (("bright",), POSITIVE),
     "scale_space_ae": (("bright",), POSITIVE),
     "vae": (("bright",), POSITIVE),
+    "strega": (("bright",), POSITIVE),
     "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
     "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
 }
@@ -51,6 +52,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
+    "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
     "caae": "its residual blocks and its critic learn in minutes, not in seconds",
     "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",

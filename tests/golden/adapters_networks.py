@@ -202,6 +202,10 @@ def _drawn(x: Tensor, t: Tensor, batch: object) -> Tensor:
     return 0.5 * wave(tuple(x.shape)).float() * (1 + t.reshape(-1, 1, 1, 1) / 1000)
 
 
+def _drawn_plain(x: Tensor, t: Tensor, batch: object) -> Tensor:
+    return 0.5 * wave(tuple(x.shape)).float()
+
+
 def walked_map(method: Any, check: Check) -> Tensor:
     with patch.object(method, "noise", _drawn):
         return _as_guided_diffusion(method).maps(batch_of(check)).map

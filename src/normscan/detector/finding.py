@@ -181,47 +181,56 @@ class Finding:
         without a spacing has no millimetres. With a label map of the anatomy there is the
         ``region`` that holds most of it, None outside all, and its ``share``.
         """
-        return self._ranked()[2]
+        return self._ranked()[-1]
 
     def component_labels(self) -> np.ndarray | None:
         """(*scan.shape) int32: 1 in the first of the ``components``, 2 in the second, 0 outside."""
-        labels, rank, _ = self._ranked()
-        return None if labels is None else rank[labels]
+        box, labels, rank, _ = self._ranked()
+        if labels is None or self.map is None:
+            return None
+        whole = np.zeros(self.map.shape, np.int32)
+        whole[box] = rank[labels]
+        return whole
 
-    def _ranked(self) -> tuple[np.ndarray | None, np.ndarray, list[dict[str, Any]]]:
-        """Return labels in any order, the rank of each label, and the components by rank."""
+    def _ranked(self) -> tuple[Any, np.ndarray | None, np.ndarray, list[dict[str, Any]]]:
+        """Return the box around all components, labels within, their ranks, components by rank."""
         from scipy import ndimage
 
-        from normscan.metrics.pixels import connected
+        from normscan.scores.components import box_of, connected
 
         segmentation = self.segmentation
         if segmentation is None or self.map is None:
-            return None, np.zeros(1, np.int32), []
-        labels = connected(segmentation)
-        boxes = ndimage.find_objects(labels)
-        # Of a large volume only few voxels have a label: no others are sorted.
+            return (), None, np.zeros(1, np.int32), []
+        # Of a large volume only few voxels have a label: no others are looked at.
+        box = box_of(segmentation)
+        corner = np.array([side.start for side in box])
+        labels = connected(segmentation[box])
+        boxes = ndimage.find_objects(labels) if labels.size else []
         inside = np.flatnonzero(labels)
-        numbers, values = labels.ravel()[inside], self.map.ravel()[inside]
-        order = np.lexsort((-values, numbers))  # the highest of each first, of equal ones the first
-        known, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
-        peaks, at = values[order][first], inside[order][first]
+        numbers, values = labels.ravel()[inside], self.map[box].ravel()[inside]
+        peaks = np.full(len(boxes) + 1, -np.inf, np.float32)
+        np.maximum.at(peaks, numbers, values)
+        highest = np.flatnonzero(values == peaks[numbers])
+        known, first = np.unique(numbers[highest], return_index=True)  # of equal ones the first
+        peaks, at, voxels = peaks[known], inside[highest[first]], np.bincount(numbers)[known]
         unit = "volume_mm3" if self.scan.dims == 3 else "area_mm2"
         rank = np.zeros(int(known.max(initial=0)) + 1, np.int32)
         found = []
         for number, i in enumerate(np.lexsort((at, -peaks)), 1):
             rank[known[i]] = number
-            place = np.unravel_index(at[i], self.map.shape)
+            place = np.array(np.unravel_index(at[i], labels.shape)) + corner
             each: dict[str, Any] = {"voxels": int(voxels[i]), "peak": float(peaks[i])}
             each["peak_index"] = [int(k) for k in place]
-            each["box"] = [s.start for s in boxes[i]] + [s.stop for s in boxes[i]]
+            ends = np.array([(s.start, s.stop) for s in boxes[i]]).T + corner
+            each["box"] = ends.ravel().tolist()
             if self.scan.measured:
                 index = np.array([*place, *[0] * (3 - self.scan.dims), 1.0])
                 each[unit] = float(voxels[i] * self.scan.voxel_volume)
                 each["peak_mm"] = [round(float(v), 3) for v in (self.scan.affine @ index)[:3]]
             if self.labels is not None:
-                each |= self._region(self.labels[labels == i + 1])
+                each |= self._region(self.labels[box][labels == i + 1])
             found.append(each)
-        return labels, rank, found
+        return box, labels, rank, found
 
     def _region(self, inside: np.ndarray) -> dict[str, Any]:
         """The region that holds most of the voxels with these labels."""
@@ -273,9 +282,10 @@ class Finding:
             name: start of the file names; the scan's file name by default.
             overlay: draw the picture, too.
             formats: ``nifti`` for map, segmentation and picture; ``view`` for the scan itself and its
-                restoration, as ``normscan view`` shows them; ``dicom`` for objects of the archive,
-                with the map in float32, or ``dicom-uint16`` with it in 16 bits. The JSON file is
-                always written.
+                restoration, as ``normscan view`` shows them; ``dicom`` for objects of the
+                archive, with the map in float32, or ``dicom-uint16`` with it in 16 bits;
+                ``dicom-labelmap`` stores the segments as one label map, ``dicom-pdf`` adds the page
+                about the finding; ``pdf`` is that page as a file. The JSON file is always written.
 
         Returns:
             The files written.
@@ -284,17 +294,21 @@ class Finding:
             ArgumentError: an unknown format, or DICOM without highdicom.
             OutputError: DICOM for a scan that doesn't come from DICOM.
         """
-        from normscan.detector.formats import checked_formats, dicom_stored
+        from normscan.detector.formats import checked_formats, dicom_options
 
         folder = Path(folder)
         source = self.scan.source
         name = name or (stem(source) if source else "scan")
         formats = checked_formats(formats)
         written = []
-        if stored := dicom_stored(formats):
+        if options := dicom_options(formats):
             from normscan.dicom import write_dicom
 
-            written += write_dicom(folder, name, self._results(name), stored)
+            written += write_dicom(folder, name, self._results(name), options)
+        if "pdf" in formats:
+            written.append(folder / f"{name}.pdf")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_bytes(self.page())
         if "nifti" in formats:
             written += self._write_files(folder, name, overlay)
         if "view" in formats:
@@ -358,7 +372,30 @@ class Finding:
             detector=str(made_by.get("detector_sha256", "")),
             # The name of the scan stays out: it may be anything.
             picture=None if self.map is None else lambda: np.asarray(self._overlay(NOTICE)),
+            page=self.page,
         )
+
+    def page(self) -> bytes:
+        """Return the finding on one page, as PDF; neither the scan's name nor its place is on it."""
+        from normscan.report.onepage import one_page
+
+        def number(value: float | None) -> str:
+            return "-" if value is None else f"{value:.4g}"
+
+        made_by, quality = self.provenance, self.quality
+        facts = {
+            "decision": self.decision,
+            "score": number(self.score),
+            "p-value against healthy scans": number(self.p_value),
+            "threshold": number(self.threshold),
+            "quality gate": "not checked" if quality is None else quality.status,
+            "components": str(len(self.components())),
+            "method": f"{made_by.get('method', '')} ({made_by.get('preset', '')})",
+            "detector": str(made_by.get("detector_sha256", ""))[:32],
+            "normscan": str(made_by.get("normscan", "")),
+        }
+        picture = None if self.map is None else np.asarray(self._overlay(" "))
+        return one_page("Anomaly detection", facts, self.components(), picture, NOTICE)
 
     def _overlay(self, title: str = "") -> Image:
         from normscan.report.overlay import overlay_image
@@ -368,7 +405,7 @@ class Finding:
     def _write_overlay(self, path: Path) -> Path:
         drawn = self._overlay()
         with atomic_path(path) as temporary:
-            drawn.save(temporary, "PNG")
+            drawn.save(temporary, "PNG", compress_level=3)  # twice as fast, an eighth larger
         return path
 
     def picture(

@@ -68,7 +68,7 @@ def score_histogram(
     from matplotlib.ticker import MaxNLocator
 
     with style():
-        figure, axes = canvas(11.6, 3.5)
+        figure, axes = canvas(11.6, 3.5, bottom=0.5 + 0.1 * len(groups), top=0.35)
         edges = _edges(np.concatenate([scores for _, scores, _ in groups]), threshold)
         for name, scores, colour in groups:
             label = f"{name} ({scores.size})"
@@ -82,7 +82,7 @@ def score_histogram(
             _name_threshold(axes, threshold)
         axes.set(xlabel="anomaly score of the scan", ylabel="scans")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper right", ncols=3, fontsize=9)
+        figure.legend(loc="upper right", ncols=3, fontsize=9, borderaxespad=0.2)
         return svg(figure, "histogram", "Histogram of the anomaly scores")
 
 
@@ -112,7 +112,7 @@ def score_strip(
         return None
     line = threshold is not None and np.isfinite(threshold)
     with style():
-        figure, axes = canvas(11.6, 0.6 + 0.85 * len(groups))
+        figure, axes = canvas(11.6, 0.6 + 0.85 * len(groups), left=1.6)
         edges = np.array(_edges(np.concatenate([g[1] for g in groups]), threshold, 150))
         for row, (_, scores, colour, marker, face) in enumerate(groups):
             place = -row - _spread(scores, edges)
@@ -268,13 +268,19 @@ def style() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a transparent figure of that size in inches, with axes."""
+def canvas(
+    width: float, height: float, left: float = 0.65, bottom: float = 0.55, top: float = 0.1
+) -> tuple[Figure, Axes]:
+    """Return a transparent figure of that size in inches, with axes inside such margins.
+
+    Margins that are known take half the time of those that matplotlib finds out.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
     figure.patch.set_visible(False)
-    axes = figure.add_subplot()
+    inner = (width - left - 0.12, height - bottom - top)
+    axes = figure.add_axes((left / width, bottom / height, inner[0] / width, inner[1] / height))
     axes.patch.set_visible(False)
     return figure, axes
 

@@ -102,13 +102,16 @@ def overlay_levels(map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     return np.round(scaled * (LEVELS - 1)).astype(np.uint8)
 
 
-def outlines(field: np.ndarray, level: float, most: int = 400) -> list[np.ndarray]:
+def outlines(
+    field: np.ndarray, level: float, most: int = 400, tolerance: float = 0.15
+) -> list[np.ndarray]:
     """Return the closed outlines of ``field > level``.
 
     Args:
         field: (H, W) map or mask.
         level: value on the line.
         most: keep so many, the longest: a noisy map has thousands of specks.
+        tolerance: pixels by which a line may be off where points are left out; 0 keeps all.
 
     Returns:
         Polygons (n, 2) of (x, y) in pixels, where the first pixel spans 0 to 1.
@@ -125,7 +128,9 @@ def outlines(field: np.ndarray, level: float, most: int = 400) -> list[np.ndarra
     filled = np.nan_to_num(field, nan=below, neginf=below, posinf=high)
     lines = find_contours(np.pad(filled, 1, constant_values=below), level)
     lines = sorted(lines, key=len, reverse=True)[:most]
-    return [approximate_polygon(line, 0.15)[:, ::-1] - 0.5 for line in lines]
+    if tolerance:
+        lines = [approximate_polygon(line, tolerance) for line in lines]
+    return [line[:, ::-1] - 0.5 for line in lines]
 
 
 def shrink(raster: np.ndarray, side: int, smooth: bool = True) -> Image.Image:
