@@ -90,7 +90,7 @@ export class Volumes implements View {
       box.append(canvas, ...(kinds.length > 1 || kind === "map" ? [caption] : []));
       this.stage.append(box);
       const nv = new Niivue({
-        backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.8, 1, 0.9], crosshairWidth: 0.35, crosshairWidthUnit: "percent", crosshairGap: 6, show3Dcrosshair: true,
+        backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.8, 1, 0.9], crosshairWidth: 0.6, crosshairWidthUnit: "percent", crosshairGap: 6, show3Dcrosshair: true,
         dragAndDropEnabled: false, isColorbar: false, loadingText: "", logLevel: "error", fontMinPx: 11,
       });
       nv.addColormap("score", COLOURS);

@@ -256,13 +256,21 @@ def truth(text: str) -> bool | None:
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of a worklist: the usual ones that any row has, then the others by name."""
-    there = {name for row in rows for name, value in row.items() if value is not None}
+    """Return the columns of a worklist: the usual ones that any row has, then the others by name.
+
+    Of the others there are those that tell scans apart: with two values or more.
+    """
+    values: dict[str, set[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value is not None and len(known := values.setdefault(name, set())) < 2:
+                known.add(value)
+    there = set(values)
     usual = [
         name for name in ("score", "p_value", "q_value", "anomalous", "label") if name in there
     ]
     texts = [name for name in TEXTS if name in there]
-    return [*usual, *texts, *sorted(there - {*usual, *texts})]
+    return [*usual, *texts, *sorted(n for n in there - {*usual, *texts} if len(values[n]) > 1)]
 
 
 def about(place: Place) -> dict[str, Any]:
