@@ -70,7 +70,10 @@ class AttendedNetwork(CodedNetwork):
         self.heads = nn.ModuleList(nn.Linear(8 * width * side**2, latent) for _ in range(2))
         up: list[nn.Module] = [nn.Linear(latent, w * side**2), nn.Unflatten(1, (w, side, side))]
         for i in range(4):
-            up += [DoublingBlock(w >> i, w >> i + 1, True), DoublingBlock(*[w >> i + 1] * 2, False)]
+            up += [
+                DoublingBlock(w >> i, w >> i + 1, True),
+                DoublingBlock(w >> i + 1, w >> i + 1, False),
+            ]
         self.decoder = nn.Sequential(*up, nn.Conv2d(w >> 4, channels, 3, padding=1))
 
     def attended(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
