@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan import notebook
+from normscan.display import Plane, map_scale, planes
 from normscan.errors import OutputError
 from normscan.io import atomic_path, extension, stem, write_map
 from normscan.io.shown import write_shown
@@ -106,6 +108,43 @@ class Finding:
         """Return score and decision, no arrays."""
         p = "" if self.p_value is None else f", p {self.p_value:.3g}"
         return f"Finding({self.scan.name}: score {self.score:.5g}{p}, {self.decision})"
+
+    def _repr_html_(self) -> str:
+        """Return what it says, and pictures at the peak of the map, for a notebook."""
+        facts = {
+            "score": f"{self.score:.4g}",
+            "p-value": None if self.p_value is None else f"{self.p_value:.3g}",
+            "decision": self.decision,
+            "components": len(self.components()) or None,
+            "quality": self.quality.status if self.quality else None,
+        }
+        found, scale = self._planes(None)
+        pictures = [(plane, scale, "") for plane in found]
+        return notebook.page(
+            f"Finding {self.scan.name}", facts, pictures, f"<small>{NOTICE}</small>"
+        )
+
+    def show(self, at: tuple[int, ...] | None = None, turn: bool = True) -> Any:
+        """Return a figure of the map over its scan.
+
+        Args:
+            at: index of the voxel through which planes go; the peak of the map by default.
+            turn: show a volume in a notebook as a widget, where ipyniivue is installed.
+        """
+        found, scale = self._planes(at)
+        if turn and at is None and self.scan.dims == 3:
+            volumes = [(self.scan.name, self.scan.data[0], None)]
+            over = [] if self.map is None else [("anomaly map", self.map, scale)]
+            if (widget := notebook.turned([*volumes, *over], self.scan.affine)) is not None:
+                return widget
+        title = f"{self.scan.name}: score {self.score:.4g}, {self.decision}"
+        return notebook.draw(found, scale, title)
+
+    def _planes(self, at: tuple[int, ...] | None) -> tuple[list[Plane], tuple[float, float] | None]:
+        """Return planes through a voxel, and the scale of the map."""
+        scan = self.scan
+        scale = None if self.map is None else map_scale([self.map], self.pixel_threshold)
+        return planes(scan.data, scan.affine, self.map, at, rgb=scan.is_rgb), scale
 
     @property
     def segmentation(self) -> np.ndarray | None:
@@ -427,5 +466,5 @@ class Finding:
             p_value=float("nan") if self.p_value is None else self.p_value,
             label=label,
             anomalous=bool(self.anomalous),
-            rgb=self.scan.channels == ("red", "green", "blue") and len(image) == 3,
+            rgb=self.scan.is_rgb and len(image) == 3,
         )

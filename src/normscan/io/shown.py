@@ -42,20 +42,12 @@ def as_nifti(scan: Scan) -> bytes:
     import nibabel
 
     shape = (*scan.shape, *[1] * (3 - scan.dims))
-    if is_colour_scan(scan):
-        values = _colours(scan.data).reshape(shape)
-    else:
-        values = _finite(scan.data[0]).reshape(shape)
-    image = nibabel.Nifti1Image(values, scan.affine)
-    if not is_colour_scan(scan):
+    values = _colours(scan.data) if scan.is_rgb else _finite(scan.data[0])
+    image = nibabel.Nifti1Image(values.reshape(shape), scan.affine)
+    if not scan.is_rgb:
         image.set_data_dtype(np.uint16)
     image.header.set_xyzt_units("mm")
     return bytes(image.to_bytes())
-
-
-def is_colour_scan(scan: Scan) -> bool:
-    """Tell whether three channels are red, green and blue."""
-    return len(scan.data) == 3 and scan.channels == ("red", "green", "blue")
 
 
 def _colours(data: np.ndarray) -> np.ndarray:

@@ -24,6 +24,16 @@ VARIABLES = {
     VALIDATION: "--muted",
     ACCENT: "--accent",
 }
+# The colours of the light page, for drawings that stand outside of it; told apart by the
+# colour-blind and on grey paper.
+PRINTED = {
+    "--ink": "#1b1f23",
+    "--line-strong": "#8a949e",
+    "--healthy": "#0072b2",
+    "--anomalous": "#d55e00",
+    "--muted": "#6b7580",
+    "--accent": "#0072b2",
+}
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "normscan",
@@ -262,6 +272,13 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
     ticks = np.linspace(0, 1, 6)
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
+
+
+def lone(svg: str) -> str:
+    """Return an SVG of this module that stands by itself: in fixed colours, with its namespace."""
+    for variable, colour in PRINTED.items():
+        svg = svg.replace(f"var({variable})", colour)
+    return svg
 
 
 def style() -> Any:

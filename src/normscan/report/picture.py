@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from normscan.display import is_raster
 from normscan.errors import ArgumentError
-from normscan.report.orientation import is_raster
 from normscan.scan import RASTER_AFFINE
 from normscan.scores.components import box_of
 

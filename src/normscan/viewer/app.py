@@ -15,9 +15,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
+from normscan.display import is_raster
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io.shown import as_nifti
-from normscan.report.orientation import is_raster
 from normscan.version import __version__
 from normscan.viewer import folder, readings, volumes
 from normscan.viewer.folder import Results

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from PIL import Image
 
+from normscan.display import cut, painted
 from normscan.io import read_scan
-from normscan.io.shown import is_colour_scan
-from normscan.report.figures import (
-    display_image,
-    overlay_levels,
-    overlay_table,
-    upright,
-    window,
-)
-from normscan.report.orientation import display_of, is_raster, upright_spacing
 from normscan.scan import Scan
 
 # Pixels of the longer side of a plane, as a picture.
@@ -71,34 +64,13 @@ def as_plane(
         opacity: of the overlay, 0 to 1.
         radiological: the patient's right at the left, where the scan lies in a patient.
     """
-    affine = scan.affine
-    image, over = scan.data, None if map is None else map.data[0]
-    if scan.dims == 3:
-        axis = int(np.clip(axis, 0, 2))
-        index = int(np.clip(index, 0, scan.shape[axis] - 1))
-        affine = affine[:, [*(k for k in range(3) if k != axis), axis, 3]]
-        limits = window(image, False)
-        image = image.take(index, axis + 1)
-        over = None if over is None else over.take(index, axis)
-    else:
-        limits = window(image, is_colour_scan(scan))
-    drawn = Image.fromarray(
-        np.ascontiguousarray(display_image(upright(image, affine), limits, is_colour_scan(scan)))
-    ).convert("RGBA")
+    over = None if map is None else map.data[0]
+    plane = cut(scan.data, scan.affine, axis, index, over, radiological, scan.is_rgb)
+    drawn = painted(replace(plane, map=None), SIDE)
     if over is not None:
-        table = overlay_table().copy()
-        table[:, 3] = np.round(255 * opacity)
-        table[0, 3] = 0
-        levels = overlay_levels(upright(over, affine), scale)
-        drawn.alpha_composite(Image.fromarray(table[levels], "RGBA"))
-    mirrored = radiological and not is_raster(scan.affine) and display_of(affine).column_axis == 0
-    if mirrored:
-        drawn = drawn.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    row_mm, column_mm = upright_spacing(affine)
-    extent = np.array([drawn.width * column_mm, drawn.height * row_mm])
-    width, height = np.maximum(1, np.round(SIDE * extent / extent.max())).astype(int)
+        drawn = Image.blend(drawn, painted(plane, SIDE, scale), opacity)
     buffer = io.BytesIO()
-    drawn.resize((int(width), int(height)), Image.Resampling.BILINEAR).save(buffer, "PNG")
+    drawn.save(buffer, "PNG")
     return buffer.getvalue()
 
 
