@@ -72,6 +72,8 @@ FINDINGS: dict[str, str] = {
     "local_gaussian_ascent": "as vae_restoration, with norms, but with seconds of training and steps",
     "latent_dissimilarity_vae": "it scores scans only, of which the toy has 24, and slightly better "
     "than chance with some seeds",
+    "inter_slice": "a hundred updates on eight volumes bring it hardly above an untrained network; twice "
+    "as many, by less than a robust margin",
     "many_tasks": "thirty updates teach it changes of intensity and squeezed tissue, not yet soft spots",
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
