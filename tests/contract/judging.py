@@ -44,6 +44,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "healthy_anatomy_ae": (("bright",), POSITIVE),
     "scale_space_ae": (("bright",), POSITIVE),
     "vae": (("bright",), POSITIVE),
+    "strega": (("bright",), POSITIVE),
     "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
     "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
 }
@@ -51,6 +52,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
+    "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
     "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
     "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
@@ -76,6 +78,8 @@ FINDINGS: dict[str, str] = {
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
+    "vqvae_transformer": "its map is 0 but where codes are unlikely, which its transformers tell after "
+    "minutes, not seconds",
     "wolleb_ddim": "its classifier learns the toy in minutes; till then the gradient leads nowhere",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
     "edges of the healthy heads, trained or not",

@@ -147,6 +147,8 @@ def detector_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the options of ``Detector`` for a method on a set, and what it can't take.
 
+    A baseline without the wanted preset takes the budget's: it stands beside every method.
+
     The later wins: the budget's arguments, the protocol's, the set's, those for the method, and
     the user's.
 
@@ -154,7 +156,7 @@ def detector_options(
         ArgumentError: an argument for a single method that it doesn't have.
     """
     allowed, methods = protocol.budgets[budget], registry.load_all()
-    if preset is None:
+    if preset is None or (card.id in BASELINES and preset not in card.presets):
         preset = next((p for p in allowed.presets if p in card.presets), "paper")
     common = {k: v for k, v in arguments.items() if k not in methods}
     known = {name for each_card in methods.values() for name in each_card.defaults}

@@ -21,6 +21,7 @@ from normscan.cli.data import tiles as tiles
 from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
+from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions
 from normscan.cli.spelling import command_line
@@ -28,6 +29,7 @@ from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cli.synthesis import synthesise as synthesise
 from normscan.cli.synthesis import tasks as tasks
+from normscan.cli.view import view as view
 from normscan.cohort import Cohort
 from normscan.errors import OutputError
 from normscan.parallel import use_threads

@@ -14,6 +14,7 @@ from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
 from normscan.evaluation.baselines import BASELINES, fit_baselines
+from normscan.evaluation.results import Results
 from normscan.evaluation.scoring import Region, Scores, group_column, score_together
 from normscan.evaluation.summary import (
     accepted_metrics,
@@ -41,7 +42,7 @@ def evaluate(
     command: str = "",
     progress: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """Evaluate a detector and write ``results.json``, ``scans.csv`` and ``report.html``.
 
     Args:
@@ -59,7 +60,7 @@ def evaluate(
         overwrite: replace an evaluation of other scans, too.
 
     Returns:
-        The results, as in ``results.json``.
+        The results, as in ``results.json``; a dictionary that a notebook shows and ``plot()`` draws.
 
     Raises:
         CohortError: no scan in that part, or none could be predicted.
@@ -94,7 +95,9 @@ def evaluate(
         doubts += detector.left_out()
         for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
-        results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
+        results = Results(
+            _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
+        )
         results["cohort"]["sha256"] = scanned
         results["tested"] = _tested(detector, rows, split, scanned)
         if group:

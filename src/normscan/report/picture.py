@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from normscan.display import is_raster
 from normscan.errors import ArgumentError
-from normscan.report.orientation import is_raster
 from normscan.scan import RASTER_AFFINE
+from normscan.scores.components import box_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,13 @@ def _best_index(map: np.ndarray, mask: np.ndarray | None) -> int:
     finite = np.isfinite(map)
     if not finite.any():
         return map.shape[-1] // 2
-    # The plain sum would choose the slice with most tissue; only the hottest voxels count.
-    floor = np.percentile(map[finite], 99)
-    content = np.where(finite, np.maximum(map - floor, 0), 0).sum(axis=(0, 1))
-    return int(content.argmax()) if content.any() else map.shape[-1] // 2
+    # The plain sum would choose the slice with most tissue; only the hottest voxels count, and where
+    # there are enough above 0, only the box around those is looked at.
+    hot = finite & (map > 0)
+    hottest = np.count_nonzero(finite) / 100
+    enough = np.count_nonzero(hot) > hottest
+    box = box_of(hot) if enough else (slice(0, None),) * 3
+    values = map[box][(hot if enough else finite)[box]]
+    floor = np.quantile(values, 1 - hottest / values.size)
+    content = np.where(finite[box], np.maximum(map[box] - floor, 0), 0).sum(axis=(0, 1))
+    return box[-1].start + int(content.argmax()) if content.any() else map.shape[-1] // 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from normscan.display import edge_letters, upright, upright_spacing
 from normscan.report.figures import (
     display_image,
     outlines,
@@ -21,7 +22,6 @@ from normscan.report.figures import (
     shrink,
     window,
 )
-from normscan.report.orientation import edge_letters, upright, upright_spacing
 from normscan.report.picture import Picture
 
 # Pixels along the longer side: about what a quarter of the page shows, and small in the file.
