@@ -17,34 +17,13 @@ FOLDER, PAGE = "compare", "side_by_side.html"
 SHOWN = 8
 
 
-def set_beside(
-    detector: Detector,
-    runs: Sequence[str],
-    folder: Path,
-    cohort: str,
-    root: str | None,
-    device: str,
-    **options: Any,
-) -> Path:
-    """Evaluate other detectors on the same scans and write how they compare with the first.
-
-    Args:
-        detector: evaluated in ``folder``.
-        runs: run folders of the others.
-        folder: of its evaluation; the comparison goes into ``compare`` in it.
-        cohort: table or folder.
-        root: folder of the table's relative paths.
-        device: auto, cpu or cuda.
-        **options: of ``evaluate``, the same for all.
-
-    Returns:
-        The page with the pictures.
+def others(runs: Sequence[str], folder: Path, device: str) -> dict[str, Detector]:
+    """Load the detectors that are to stand beside the one whose evaluation goes into a folder.
 
     Raises:
         ArgumentError: two runs of one name.
+        OutputError: a run holds no detector.
     """
-    from normscan import evaluation
-    from normscan.cli.statistics import compare
     from normscan.detector import load
 
     names = [Path(run).resolve().name for run in runs]
@@ -53,20 +32,42 @@ def set_beside(
             f"--compare: runs are told apart by the names of their folders, and two of "
             f"{', '.join([_own(folder), *names])} are the same. Rename one."
         )
-    detectors = {_own(folder): detector}
-    folders = [str(folder)]
-    for name, run in zip(names, runs, strict=True):
-        other = load(run, device)
-        place = folder / FOLDER / name
+    return {name: load(run, device) for name, run in zip(names, runs, strict=True)}
+
+
+def set_beside(
+    detector: Detector,
+    beside: dict[str, Detector],
+    folder: Path,
+    cohort: str,
+    root: str | None,
+    **options: Any,
+) -> Path:
+    """Evaluate other detectors on the same scans and write how they compare with the first.
+
+    Args:
+        detector: evaluated in ``folder``.
+        beside: the others by name.
+        folder: of its evaluation; the comparison goes into ``compare`` in it.
+        cohort: table or folder.
+        root: folder of the table's relative paths.
+        **options: of ``evaluate``, the same for all.
+
+    Returns:
+        The page with the pictures.
+    """
+    from normscan import evaluation
+    from normscan.cli.statistics import compare
+
+    for name, other in beside.items():
         evaluation.evaluate(
-            other, other.read_cohort(cohort, root), place, baselines=(), command=command_line(),
-            progress=True, overwrite=True, **options,
+            other, other.read_cohort(cohort, root), folder / FOLDER / name, baselines=(),
+            command=command_line(), progress=True, overwrite=True, **options,
         )  # fmt: skip
-        detectors[name] = other
-        folders.append(str(place))
-    compare(folders, str(folder / FOLDER))
-    table = detector.read_cohort(cohort, root).part(options.get("split", "test"))
-    return _pictures(detectors, table, folder, options.get("radiological"))
+    compare([str(folder), *(str(folder / FOLDER / name) for name in beside)], str(folder / FOLDER))
+    rows = detector.read_cohort(cohort, root).part(options.get("split", "test"))
+    shown = {_own(folder): detector, **beside}
+    return _pictures(shown, rows, folder, options.get("radiological"))
 
 
 def _own(folder: Path) -> str:

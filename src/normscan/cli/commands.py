@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
-from normscan.cli.beside import set_beside
+from normscan.cli.beside import others, set_beside
 from normscan.cli.calibrate import calibrate as calibrate
 from normscan.cli.calibrate import update as update
 from normscan.cli.check import check as check
@@ -214,6 +214,7 @@ def evaluate(
     for note in (*table.notes, *detector.out_of_date()):
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
+    beside = others(compare or [], folder, device)
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
         baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
@@ -222,9 +223,9 @@ def evaluate(
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
     print(evaluation.text_summary(results))
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
-    if compare:
+    if beside:
         page = set_beside(
-            detector, compare, folder, cohort, root, device, split=split, region=region, group=group,
+            detector, beside, folder, cohort, root, split=split, region=region, group=group,
             radiological=None if convention is None else convention == "radiological",
         )  # fmt: skip
         print(f"beside:  {page}")

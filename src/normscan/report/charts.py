@@ -282,7 +282,7 @@ def lone(svg: str) -> str:
     """Return an SVG of this module that stands by itself: in fixed colours, with its namespace."""
     for variable, colour in PRINTED.items():
         svg = svg.replace(f"var({variable})", colour)
-    return svg
+    return svg.replace("<svg", '<svg font-family="sans-serif"', 1)
 
 
 def style() -> Any:

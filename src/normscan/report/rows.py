@@ -116,7 +116,8 @@ def make_row(
         region="" if pixel_threshold is None else svg_path(outlines(shown, pixel_threshold)),
         letters=letters,
         around=tuple(
-            (plane.name, png_data_uri(painted(plane, SIDE, scale))) for plane in picture.around
+            (plane.name, png_data_uri(painted(plane, SIDE, scale).quantize(96)))
+            for plane in picture.around
         ),
     )
 
