@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from brain_preprocessing import SCANS, SIMULATED, dice, load, picture, with_skull
+from normscan.preprocess import brain as brain_step
 from normscan.preprocess.brain import signed_distance, stripped_brain
 from normscan.preprocess.chain import run_steps
 from normscan.preprocess.steps import Working
@@ -30,6 +32,7 @@ KNOWN = {**{name: SCANS[name] for name in SIMULATED}, "MSLUB 19 T1": SCANS["MSLU
          "MSLUB 19 FLAIR": SCANS["MSLUB 19 FLAIR"]}  # fmt: skip
 FLUID = {**SIMULATED, "MSLUB 19 T1": 0.3, "MSLUB 19 FLAIR": 0.25}
 T1 = ("norm.mgz (T1)", "BraTS t1n (tumour)", "MSLUB 19 T1")
+WIDTHS = (0, 1, 1.5, 2, 3)
 HEAD = "chris_t1 (T1, head)"
 
 
@@ -63,19 +66,28 @@ def masks(head: Scan) -> dict[str, tuple[np.ndarray, float]]:
     return found
 
 
-def rows(data: Path, drawn: list[tuple[str, Scan, np.ndarray]]) -> list[str]:
-    lines = []
+def heads(data: Path) -> Iterator[tuple[str, Scan, np.ndarray, np.ndarray | None]]:
+    """Yield simulated heads: name, head, known brain, its cortex on T1."""
     for name, path in KNOWN.items():
         scan = load(data / path)
         brain = stripped_brain(scan.data, scan.voxel_volume)
         assert brain is not None
         head, known = with_skull(scan, brain, FLUID[name])
-        grey = cortex(head, known) if name in T1 else None
+        yield name, head, known, cortex(head, known) if name in T1 else None
+
+
+def figures(mask: np.ndarray, known: np.ndarray, grey: np.ndarray | None) -> str:
+    """Return the cells of Dice, missed, extra and cortex cut."""
+    cut = "" if grey is None else f"{(grey & ~mask).sum() / grey.sum():.1%}"
+    missed, extra = (known & ~mask).sum() / known.sum(), (mask & ~known).sum() / known.sum()
+    return f"{dice(mask, known):.3f} | {missed:.1%} | {extra:.1%} | {cut}"
+
+
+def rows(data: Path, drawn: list[tuple[str, Scan, np.ndarray]]) -> list[str]:
+    lines = []
+    for name, head, known, grey in heads(data):
         for method, (mask, seconds) in masks(head).items():
-            cut = "" if grey is None else f"{(grey & ~mask).sum() / grey.sum():.1%}"
-            missed, extra = (known & ~mask).sum() / known.sum(), (mask & ~known).sum() / known.sum()
-            lines.append(f"| {name} | {method} | {dice(mask, known):.3f} | {missed:.1%} | "
-                         f"{extra:.1%} | {cut} | {seconds:.0f} |")  # fmt: skip
+            lines.append(f"| {name} | {method} | {figures(mask, known, grey)} | {seconds:.0f} |")
             drawn.append((f"{name}: {method}", head, mask))
             print(lines[-1], flush=True)
     return lines
@@ -97,11 +109,30 @@ def real(data: Path, drawn: list[tuple[str, Scan, np.ndarray]]) -> list[str]:
     ]
 
 
+def margins(data: Path) -> None:
+    """Print what the atlas mask is when it is widened by other widths at last."""
+    from scipy.ndimage import distance_transform_edt
+
+    brain_step.MARGIN = 0.0
+    print(
+        "| scan | widened by mm | Dice | missed | extra | cortex cut |\n|---|---|---|---|---|---|"
+    )
+    for name, head, known, grey in heads(data):
+        mask, _ = brain_step.atlas_brain(Working.of(head))
+        away = distance_transform_edt(~mask, sampling=head.spacing)
+        for width in WIDTHS:
+            print(f"| {name} | {width} | {figures(away <= width, known, grey)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, default=Path("runs/brain_extractors"))
+    parser.add_argument("--margins", action="store_true", help="print the table of widths instead")
     options = parser.parse_args()
+    if options.margins:
+        margins(options.data)
+        return
     options.pictures.mkdir(parents=True, exist_ok=True)
     drawn: list[tuple[str, Scan, np.ndarray]] = []
     head = "| scan | method | Dice | missed | extra | cortex cut | CPU s |\n|---|---|---|---|---|---|---|"

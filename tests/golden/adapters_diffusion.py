@@ -12,7 +12,7 @@ from normscan.methods.base import Method
 from normscan.methods.diffusion import patched
 from normscan.synthesis.noise import simplex_noise
 from tests.golden.adapters_networks import STEPS, _drawn_plain, _Ordered
-from tests.golden.fill import images
+from tests.golden.fill import images, wave
 from tests.golden.records import Check, batch_of
 
 
@@ -81,3 +81,55 @@ def perceptive_map(method: Any, check: Check) -> Tensor:
 def perceptive_image(method: Any, check: Check) -> Tensor:
     with patch.object(method, "noise", _drawn_plain):
         return _positive(method).maps(batch_of(check)).reconstruction
+
+
+# --- guided by labels
+
+
+def labelled_said(method: Any, check: Check) -> Tensor:
+    """The first image is told to be healthy, the second one not."""
+    with torch.no_grad():
+        return method.network(2 * images(*check.shape) - 1, STEPS, torch.tensor([0, 1]))
+
+
+def logits(method: Any, check: Check) -> Tensor:
+    return method.classifier(2 * images(*check.shape) - 1, STEPS)
+
+
+def bound_and_error(method: Any, check: Check) -> Tensor:
+    """Bits and squared errors of the images at the steps 3 and 400, and of the first one at 0."""
+    x, label, found = images(*check.shape), torch.tensor([0, 1]), []
+    noise = 0.5 * wave(tuple(x.shape))
+    for t in (torch.tensor([3, 400]), torch.tensor([0, 700])):
+        noisy = method.schedule.diffuse(x, t, noise)
+        with torch.no_grad():
+            said, variance = method.network(noisy, t, label).chunk(2, dim=1)
+        found.append(method.bits(x, noisy, t, said, variance))
+        found.append((said - noise).square().flatten(1).mean(1))
+    return torch.cat([found[0], found[1], found[2], found[3]])
+
+
+def fused_image(method: Any, check: Check) -> Tensor:
+    """Sampled anew where a wave is high."""
+    chosen = (wave(tuple(check.shape)) > 0.3).double()
+
+    with (
+        patch.object(method, "noise", _drawn_plain),
+        patch.object(method, "saliency", lambda x: x),
+        patch.object(method, "mask", lambda x: chosen),
+    ):
+        return method.maps(batch_of(check)).reconstruction
+
+
+def deep_field(method: Method, check: Check) -> Tensor:
+    """Three octaves over the plane, two channels and step 200."""
+    return simplex_noise(
+        check.shape,
+        _Ordered(),
+        torch.tensor([200]),
+        3,
+        0.9,
+        64,
+        "opensimplex",
+        axes=4,  # type: ignore[arg-type]
+    )

@@ -161,36 +161,49 @@ def _size(result: Finding | NormscanError) -> int:
 def rows_of(scans: Iterable[str]) -> Iterator[CohortRow]:
     """Yield a row for each scan that is named: by itself, in a folder, or by a pattern.
 
-    A folder of pictures or volumes is taken scan by scan, masks left out; one of DICOM alone is a
-    scan. Names are those of the files, as far as they must be told apart.
+    A folder of pictures or volumes is taken scan by scan, masks left out; one of DICOM alone series
+    by series. Names are those of the files, as far as they must be told apart.
 
     Raises:
         ScanError: an empty name, a pattern that nothing fits.
     """
     from normscan.cohort.table import unique_names
 
-    files = [parts for text in scans for parts in _files(text)]
-    for name, parts in zip(unique_names([parts[0] for parts in files]), files, strict=True):
-        yield CohortRow(scan=name, subject=name, paths=tuple(map(Path, parts)))
+    named = [scan for text in scans for scan in _files(text)]
+    names = unique_names([parts[0] for parts, _ in named])
+    for name, (parts, subject) in zip(names, named, strict=True):
+        yield CohortRow(scan=name, subject=subject or name, paths=tuple(map(Path, parts)))
 
 
-def _files(text: str) -> list[list[str]]:
-    """Return the files of each scan that an argument names."""
+def _files(text: str) -> list[tuple[list[str], str]]:
+    """Return the files of each scan that an argument names, and its subject where that is known."""
     from normscan.cohort.layouts import pictures_in
 
     if not text:
         raise ScanError("an empty name stands among the scans. Name a file.")
     if os.path.isdir(text):
         inside = pictures_in(Path(text))
-        return [[str(Path(text) / name)] for name in inside] or [[text]]
+        return [([str(Path(text) / name)], "") for name in inside] or _series(text)
     if os.path.exists(text):
-        return [[text]]
+        return [([text], "")]
     if glob.has_magic(text):
         fitting = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
         if not fitting:
             raise ScanError(f"{text}: no file fits this pattern.")
-        return [parts for each in fitting for parts in _files(each)]
-    return [text.split(",")]
+        return [scan for each in fitting for scan in _files(each)]
+    return [(text.split(","), "")]
+
+
+def _series(folder: str) -> list[tuple[list[str], str]]:
+    """Return each series of a folder of DICOM; the folder where there is one, or what isn't DICOM."""
+    from normscan.cohort.dicom import dicom_rows, may_hold_dicom
+
+    rows, notes = dicom_rows(Path(folder)) if may_hold_dicom(Path(folder)) else ([], [])
+    if len(rows) < 2:
+        return [([folder], "")]
+    for note in notes:
+        print(f"note: {folder}: {note}", file=sys.stderr)
+    return [([str(Path(folder) / row["path"])], row["subject"]) for row in rows]
 
 
 def _named(rows: Cohort) -> list[CohortRow]:
