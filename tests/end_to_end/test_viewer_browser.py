@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
+import pandas as pd
 import pytest
 from tests.support import browser
-from tests.support.viewer_runs import write_run, write_table
+from tests.support.viewer_runs import finding, write_run, write_table
 
+from normscan.report import write_report
 from normscan.viewer import folder
 
 fastapi = pytest.importorskip("fastapi", reason="needs normscan[view]")
@@ -210,3 +213,34 @@ def test_pictures_without_webgl_on_a_narrow_screen(playwright, tmp_path):
         page.keyboard.press("]")
         assert page.get_attribute("#stage img", "src") != before
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_report_fits_a_telephone_and_a4(playwright, tmp_path):
+    path = tmp_path / "report.html"
+    scans = pd.DataFrame(
+        {"scan": list("abcd"), "subject": list("abcd"), "label": [0, 0, 1, 1],
+         "score": [1.0, 2.0, 2.5, 3.0], "p_value": 0.1, "anomalous": [False, False, True, True]}
+    )  # fmt: skip
+    one = finding(3)
+    picture = one.picture(one.map > 1.2, 1, "a" * 60)
+    results = {
+        "method": {"id": "dae"}, "metrics": {},
+        "decision": {"threshold": 2.2, "open": False, "fpr_wanted": 0.05}, "card": "x " * 200,
+    }  # fmt: skip
+    write_report(
+        path, results=results, scans=scans, pictures={"Most anomalous scans": [picture] * 3},
+        pixel_threshold=1.2,
+    )  # fmt: skip
+    narrow = {"width": 390, "height": 844}
+    with browser.chromium(playwright, tmp_path / "profile", viewport=narrow) as context:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        unnamed = "img:not([alt]), svg:not([aria-label]):not([aria-hidden])"
+        assert page.locator(unnamed).count() == 0
+        printed = page.pdf(prefer_css_page_size=True)
+    sizes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)
+    assert sizes
+    for width, height in sizes:
+        assert float(width) == pytest.approx(595, abs=2)
+        assert float(height) == pytest.approx(842, abs=2)

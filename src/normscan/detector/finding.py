@@ -448,11 +448,28 @@ class Finding:
         return path
 
     def picture(
-        self, mask: np.ndarray | None = None, label: int | None = None, title: str = ""
+        self,
+        mask: np.ndarray | None = None,
+        label: int | None = None,
+        title: str = "",
+        radiological: bool | None = None,
+        index: int | None = None,
     ) -> Any:
-        """Return a ``Picture`` for figures and reports; a volume shows its most telling slice."""
+        """Return a ``Picture`` for figures and reports; a volume shows its most telling slice.
+
+        Args:
+            mask: (*scan.shape) true lesion.
+            label: 1 anomalous, 0 healthy.
+            title: name of the scan by default.
+            radiological: the patient's right at the left; by default for scans from DICOM.
+            index: of the slice of a volume, instead of the most telling one.
+        """
         from normscan.report.picture import best_slice
 
+        told = self.scan.series is not None if radiological is None else radiological
+        around: tuple[Plane, ...] = ()
+        if self.scan.dims == 3 and self.map is not None:
+            around = tuple(planes(self.scan.data, self.scan.affine, self.map, radiological=told))
         compare = self.reconstruction is not None and self.prepared is not None
         image = self.prepared if compare and self.prepared is not None else self.scan.data
         return best_slice(
@@ -467,4 +484,7 @@ class Finding:
             label=label,
             anomalous=bool(self.anomalous),
             rgb=self.scan.is_rgb and len(image) == 3,
+            radiological=told,
+            index=index,
+            around=around,
         )

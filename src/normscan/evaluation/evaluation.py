@@ -42,6 +42,7 @@ def evaluate(
     command: str = "",
     progress: bool = False,
     overwrite: bool = False,
+    radiological: bool | None = None,
 ) -> Results:
     """Evaluate a detector and write ``results.json``, ``scans.csv`` and ``report.html``.
 
@@ -58,6 +59,8 @@ def evaluate(
         command: to be recorded.
         progress: show progress on stderr.
         overwrite: replace an evaluation of other scans, too.
+        radiological: pictures have the patient's right at the left; by default those of scans from
+            DICOM have.
 
     Returns:
         The results, as in ``results.json``; a dictionary that a notebook shows and ``plot()`` draws.
@@ -111,7 +114,7 @@ def evaluate(
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))
         page = Path(report) if report else out / "report.html"
-        write_page(page, detector, rows, results, table)
+        write_page(page, detector, rows, results, table, radiological)
     return results
 
 
@@ -169,6 +172,7 @@ def _results(
         "quality_gate": _gate_counts(scores),
         "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
+        "card": storage.model_card(detector),
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
         "seconds": {"predict_per_scan": float(np.mean(seconds)), "stages": scores.stages()},

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -129,7 +132,8 @@ def score_strip(
         edges = np.array(_edges(np.concatenate([g[1] for g in groups]), threshold, 150))
         for row, (_, scores, colour, marker, face) in enumerate(groups):
             place = -row - _spread(scores, edges)
-            axes.plot(scores, place, marker, color=colour, markerfacecolor=face, markersize=5,
+            axes.plot(scores, place, marker, color=colour, label=groups[row][0].replace("\n", " "),
+                      markerfacecolor=face, markersize=5,
                       markeredgewidth=0.9, alpha=0.75, linestyle="none")  # fmt: skip
         names = [f"{name} ({scores.size})" for name, scores, *_ in groups]
         axes.set(yticks=-np.arange(len(groups)), yticklabels=names, ylim=(0.5 - len(groups), 0.7),
@@ -278,7 +282,7 @@ def lone(svg: str) -> str:
     """Return an SVG of this module that stands by itself: in fixed colours, with its namespace."""
     for variable, colour in PRINTED.items():
         svg = svg.replace(f"var({variable})", colour)
-    return svg
+    return svg.replace("<svg", '<svg font-family="sans-serif"', 1)
 
 
 def style() -> Any:
@@ -327,4 +331,29 @@ def svg(figure: Figure, name: str, label: str = "") -> str:
     text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
+    if (kept := _KEPT.get()) is not None:
+        kept.append(Kept(name, figure, label, text.strip()))
     return text.strip()
+
+
+class Kept(NamedTuple):
+    """A chart of a page: its name, the figure, what it shows, the drawing in the page's colours."""
+
+    name: str
+    figure: Figure
+    label: str
+    svg: str
+
+
+_KEPT: ContextVar[list[Kept] | None] = ContextVar("kept charts", default=None)
+
+
+@contextmanager
+def keeping() -> Iterator[list[Kept]]:
+    """Keep the charts that are drawn in the block, to write them as files, too."""
+    kept: list[Kept] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)
