@@ -13,8 +13,8 @@ from normscan.methods.reconstruction import absolute
 from normscan.methods.variational.erasing import CLEANED, RANGE, SMALL, TINY, VOLUME, Volume
 from normscan.methods.variational.vae import VariationalReconstruction
 from normscan.networks.autoencoder import BaurAutoencoder, Code, Levels
+from normscan.networks.divergences import kl_standard_normal
 from normscan.networks.sequences import Between, SliceSequence
-from normscan.objectives.losses import kl_standard_normal
 from normscan.registry import register
 
 
