@@ -65,8 +65,10 @@ def predict(
             at most this share is expected to be healthy, such as 0.1.
         regions: file of `normscan regions`, for the names, scores and p-values of the regions.
         format: what is written of each scan, joined by commas: nifti (map, mask, overlay; pictures
-            as TIFF and PNG), dicom (parametric map, segmentation and structured report beside the
-            source series), dicom-uint16 (the map in 16 bits); nifti by default.
+            as TIFF and PNG), view (the scan and its restoration, for `normscan view`), dicom
+            (parametric map, segmentation and structured report beside the source series),
+            dicom-uint16 (the map in 16 bits), dicom-labelmap (the segments as one label map),
+            dicom-pdf (a page about it, too), pdf (that page as a file); nifti by default.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
@@ -102,7 +104,8 @@ def predict(
     lines, failures = [], 0
     listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
-    found = detector.predict_cohort(tracked, force=force, workers=workers)
+    details = "view" in formats
+    found = detector.predict_cohort(tracked, details, force, workers)
     writers = min(1, read_ahead() if workers is None else workers)
     written = partial(_written, folder, overlay, formats, healthy)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):

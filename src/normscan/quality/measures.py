@@ -52,9 +52,10 @@ def shrink(image: np.ndarray) -> np.ndarray:
         n = image.shape[axis]
         factor = -(-n // LONGEST[dims])
         if factor > 1:
-            whole = np.moveaxis(image, axis, -1)[..., : n // factor * factor]
-            blocks = whole.reshape(*whole.shape[:-1], n // factor, factor)
-            image = np.moveaxis(blocks.mean(axis=-1, dtype=np.float32), -1, axis)
+            before, end = (slice(None),) * axis, n // factor * factor
+            # One voxel of each block after the other, wherever they lie in memory.
+            parts = (image[(*before, slice(k, end, factor))] for k in range(factor))
+            image = np.asarray(sum(parts) / np.float32(factor), np.float32)
     return image
 
 
@@ -204,7 +205,8 @@ def wholeness(image: np.ndarray, small: np.ndarray, foreground: np.ndarray) -> d
             if channel.shape[axis] >= FEWEST_SLICES:
                 found = slice_runs(channel, axis, float(high - low))
                 worst |= {name: max(worst[name], value) for name, value in found.items()}
-        worst["saturated"] = max(worst["saturated"], float((channel == channel.max()).mean()))
+        highest = (channel == channel.max()).ravel(order="K")
+        worst["saturated"] = max(worst["saturated"], np.count_nonzero(highest) / highest.size)
     worst["structure"] = _structure(image)
     half = 0.5
     for axis, n in enumerate(foreground.shape):
