@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from _options import write_below
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import NormscanError
@@ -152,8 +153,7 @@ def main() -> None:
         cells = pd.concat([cells, row]) if len(cells) else row
         cells.sort_values(KEY).to_csv(CELLS, index=False, float_format="%.4f")
         print(row.to_string(header=len(cells) == 1, index=False), flush=True)
-    head, _, _ = RESULTS.read_text().partition("| set |")
-    RESULTS.write_text(head + table(pd.read_csv(CELLS)))
+    write_below(RESULTS, table(pd.read_csv(CELLS)))
 
 
 if __name__ == "__main__":

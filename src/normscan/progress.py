@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# What is shown now, for those far below who work long on one piece of it.
+_shown: ContextVar[Progress | None] = ContextVar("shown", default=None)
 
 LINE_SECONDS = 10.0
 
@@ -28,6 +32,7 @@ class Progress:
         self._name = ""
         self._last = self._began = 0.0
         self._first = 0
+        self._at: tuple[int, int | None] = (0, None)
 
     def __enter__(self) -> Progress:
         return self
@@ -44,11 +49,15 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._name = None, ""
+        if _shown.get() is self:
+            _shown.set(None)
 
     def _start(self, name: str, done: int, total: int | None) -> None:
         self._stop()
         self._name, self._last = name, time.monotonic()
         self._began, self._first = self._last, done
+        self._at = (done, total)
+        _shown.set(self)
         if self.live:
             from rich import progress
             from rich.console import Console
@@ -66,6 +75,7 @@ class Progress:
             return
         if name != self._name:
             self._start(name, done, total)
+        self._at = (done, total)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, text=text)
         elif time.monotonic() - self._last > LINE_SECONDS or (total is not None and done == total):
@@ -91,12 +101,28 @@ class Progress:
         """Yield the items and show how many have passed."""
         if total is None and isinstance(items, Sized):
             total = len(items)
+        if total != 0:
+            self.update(name, 0, total)
         for i, item in enumerate(items, start=1):
             yield item
             self.update(name, i, total)
+
+    def inside(self, text: str) -> None:
+        """Show how far the work on the current piece is."""
+        if self._name:
+            self.update(self._name, *self._at, text=text)
 
     def say(self, text: str) -> None:
         """Print a line for the user."""
         if self.shown:
             self._stop()
             print(text, file=sys.stderr)
+
+
+def steps_of(name: str, count: int) -> Iterator[int]:
+    """Yield 0 to ``count`` - 1 and say how far that is beside the progress that is shown, if any."""
+    for step in range(count):
+        shown = _shown.get()
+        if shown is not None:
+            shown.inside(f"{name} {step}/{count}")
+        yield step

@@ -143,6 +143,48 @@ def test_hyperintense_keeps_the_brightest_of_the_whole_image(case):
     assert (apply_chain(["hyperintense=0.8"], *framed) > 0).sum() > (result > 0).sum()
 
 
+def test_otsu_keeps_what_best_divides_the_variance(case):
+    anomaly = case[0].astype(np.float32)
+    result = apply_chain(["otsu"], anomaly, *case[1:])
+    cut = anomaly[result == 0].max()
+    assert (anomaly[result > 0] > cut).all() and np.array_equal(
+        result[result > 0], anomaly[result > 0]
+    )
+
+    def between(threshold):
+        upper = anomaly > threshold
+        share = upper.mean()
+        return share * (1 - share) * (anomaly[upper].mean() - anomaly[~upper].mean()) ** 2
+
+    tried = np.quantile(anomaly, np.linspace(0.01, 0.99, 99))
+    assert between(cut) >= 0.999 * max(map(between, tried))
+
+
+def test_opening_keeps_large_areas_of_a_slice():
+    anomaly = np.zeros((12, 12, 3), np.float32)
+    anomaly[1:4, 1:4, 0] = 0.5  # 9 pixels
+    anomaly[6:8, 6:8, :] = 0.7  # 4 in each of three slices, 12 in space
+    anomaly[8, 8, 0] = 0.7  # touches those at a corner
+    expected = anomaly * 0
+    expected[1:4, 1:4, 0] = 0.5
+    everywhere = np.ones(anomaly.shape, bool)
+    np.testing.assert_array_equal(
+        apply_chain(["opening=5"], anomaly, everywhere, anomaly[None]), expected
+    )
+    plane = apply_chain(["opening=5"], anomaly[..., 0], everywhere[..., 0], anomaly[None, ..., 0])
+    np.testing.assert_array_equal(plane, expected[..., 0])
+
+
+def test_nonzero_looks_at_all_channels(case):
+    anomaly, foreground, image = case
+    image = np.stack([image[0], 0 * image[0]])
+    image[0, :2] = 0
+    image[1, 0] = 1
+    result = apply_chain(["nonzero"], anomaly, foreground, image)
+    assert not result[1].any()
+    np.testing.assert_allclose(result[0], anomaly[0], rtol=1e-6)
+
+
 def test_steps_act_in_order(case):
     anomaly, foreground, image = case
     first = apply_chain(["foreground", "smooth=2"], anomaly, foreground, image)

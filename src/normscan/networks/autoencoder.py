@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from normscan.errors import ArgumentError
 from normscan.networks.blocks import doublings, layer
 
 Norm = Literal["batch", "affine"]
@@ -223,3 +225,63 @@ class CompactAutoencoder(CodedNetwork):
         self.decoder = nn.Sequential(
             *out, layer("conv_transpose", dims, last, outputs or channels, 4, **options)
         )
+
+
+class PerceptronHeads(CodedNetwork):
+    """5x5 convolutions of stride 2, a hidden layer before each head of the code; tanh at the end.
+
+    Convolutions of 64, 128 and 256 channels, for each head a linear layer of 2048 and one to the
+    code; a linear layer back, transposed convolutions of 256, 128 and 32 channels and one of stride
+    1; batch norms and ReLUs between (Larsen et al. 2016, Akrami et al. 2022).
+
+    Args:
+        dims: 2 or 3.
+        channels: of input and output.
+        size: pixels along each axis, a multiple of 8.
+        latent: numbers in the code.
+        width: channels of the first convolution.
+        hidden: width of the heads' hidden layers.
+        heads: 2 for mean and spread of a variational code.
+
+    Raises:
+        ArgumentError: the size can't be halved three times.
+    """
+
+    def __init__(
+        self, dims: int, channels: int, size: int, latent: int, width: int = 64,
+        hidden: int = 2048, heads: int = 2,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if size % 8:
+            raise ArgumentError(f"size={size} is no multiple of 8. Use size={size // 8 * 8 or 8}.")
+        widths = [width, 2 * width, 4 * width]
+        shape = (widths[-1], *[size // 8] * dims)
+        flat = math.prod(shape)
+
+        def normed(kind: str, a: int, b: int, **options: int) -> list[nn.Module]:
+            conv = layer(kind, dims, a, b, 5, stride=2, padding=2, **options)
+            return [conv, layer("batch_norm", dims, b), nn.ReLU()]
+
+        down = [
+            part
+            for a, b in zip([channels, *widths], widths, strict=False)
+            for part in normed("conv", a, b)
+        ]
+        self.encoder = nn.Sequential(*down, nn.Flatten())
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+                nn.Linear(hidden, latent),
+            )
+            for _ in range(heads)
+        )  # fmt: skip
+        widths = [4 * width, 4 * width, 2 * width, width // 2]
+        up = [
+            part
+            for a, b in zip(widths, widths[1:], strict=False)
+            for part in normed("conv_transpose", a, b, output_padding=1)
+        ]
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, flat), nn.BatchNorm1d(flat), nn.ReLU(), nn.Unflatten(1, shape), *up,
+            layer("conv_transpose", dims, widths[-1], channels, 5, padding=2), nn.Tanh(),
+        )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from normscan.networks.autoencoder import CodedNetwork
 from normscan.networks.blocks import layer, pad_to_multiple
 
 
@@ -129,3 +130,36 @@ class PooledAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x)[0], x)
+
+
+class StridedGrid(CodedNetwork):
+    """Strided 3x3 convolutions to a grid of codes, and transposed ones back.
+
+    Instance norms and Leaky ReLUs between; linear heads of one pixel; linear output.
+
+    Args:
+        dims: 2 or 3.
+        channels: of input and output.
+        latent: channels of the code.
+        width: channels of the first convolution; each further one doubles them.
+        stages: how often the grid is halved.
+        heads: 2 for mean and spread of a variational code.
+    """
+
+    def __init__(
+        self, dims: int, channels: int, latent: int, width: int, stages: int, heads: int = 2
+    ) -> None:
+        super().__init__()
+        widths = [width * 2**i for i in range(stages)]
+        down: list[nn.Module] = []
+        for a, b in zip([channels, *widths], widths, strict=False):
+            down += [*_conv(dims, a, b, 2), nn.LeakyReLU()]
+        self.encoder = nn.Sequential(*down)
+        self.heads = nn.ModuleList(layer("conv", dims, widths[-1], latent, 1) for _ in range(heads))
+        up: list[nn.Module] = [layer("conv", dims, latent, widths[-1], 1)]
+        for a, b in zip(widths[::-1], [*widths[-2::-1], width], strict=True):
+            up += [
+                layer("conv_transpose", dims, a, b, 4, stride=2, padding=1, bias=False),
+                nn.GroupNorm(b, b), nn.LeakyReLU(),
+            ]  # fmt: skip
+        self.decoder = nn.Sequential(*up, layer("conv", dims, width, channels, 3, padding=1))

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-
-def kl_standard_normal(mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, 1)) per element: (mean^2 + std^2 - log std^2 - 1) / 2."""
-    return 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1)
-
-
-def kl_normals(mean: Tensor, log_std: Tensor, of_mean: Tensor, of_log_std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(of_mean, of_std^2)) per element."""
-    narrower = of_log_std - log_std
-    away = (mean - of_mean) * (-of_log_std).exp()
-    return narrower + 0.5 * ((-2 * narrower).exp() + away.square() - 1)
 
 
 def per_image_sum(values: Tensor) -> Tensor:
@@ -48,3 +37,41 @@ def heteroscedastic(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     Twice the negative log density of a Gaussian, less a constant.
     """
     return (-log_variance).exp() * (x - mean).square() + log_variance
+
+
+def gaussian_surprise(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """-log N(x; mean, exp(s)) per element, s the log variance."""
+    return 0.5 * (heteroscedastic(x, mean, log_variance) + math.log(2 * math.pi))
+
+
+def beta_cross_entropy(
+    squares: Tensor, values: int, beta: float, std: float = 1.0, constant: bool = True
+) -> Tensor:
+    """Cross entropy of the beta divergence between data and a Gaussian around restorations, (B,).
+
+    -(beta + 1) / beta (p(x)^beta - 1) with p a normal density of ``values`` dimensions (Akrami et al.
+    2022). As beta goes to 0 it becomes -log p(x); the larger it is, the less an image far away counts.
+
+    Args:
+        squares: squared error of each image, summed, (B,).
+        values: numbers in an image.
+        beta: 0 or more; 0 is the limit.
+        std: deviation of the Gaussian.
+        constant: count the constant factor of the density, a tiny number for large images.
+    """
+    log_density = -squares / (2 * std**2)
+    if constant:
+        log_density = log_density - values / 2 * math.log(2 * math.pi * std**2)
+    if beta == 0:
+        return -log_density
+    return -(beta + 1) / beta * torch.expm1(beta * log_density)
+
+
+def optimal_surprise(x: Tensor, restored: Tensor) -> Tensor:
+    """-log N(x; restored, s) with the s that makes it least for each image, less a constant, (B,).
+
+    That is half the number of values times the logarithm of the mean squared error (Rybkin et al.
+    2021). The error counts as 1e-6 at least.
+    """
+    squares = (x - restored).square().flatten(1)
+    return squares.shape[1] / 2 * squares.mean(1).clamp_min(1e-6).log()

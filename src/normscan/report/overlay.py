@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from normscan.display import upright, upright_spacing
 from normscan.report.figures import (
     MASK_COLOUR,
     REGION_COLOUR,
@@ -18,7 +19,6 @@ from normscan.report.figures import (
     overlay_levels,
     overlay_table,
 )
-from normscan.report.orientation import upright, upright_spacing
 
 if TYPE_CHECKING:
     from normscan.report.picture import Picture

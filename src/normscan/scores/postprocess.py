@@ -190,6 +190,36 @@ def hyperintense(
     return anomaly * (grey >= np.quantile(grey, value))
 
 
+@_step("otsu", 1)
+def otsu(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero at and below so many times Otsu's threshold of the whole map (256 bins)."""
+    from skimage.filters import threshold_otsu
+
+    return np.asarray(anomaly * (anomaly > value * threshold_otsu(anomaly.ravel())))
+
+
+@_step("opening", 256)
+def area_opening(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero in areas above 0 of fewer than so many pixels of a slice, which touch at their edges."""
+    from skimage.morphology import area_opening as opened
+
+    planes = anomaly[..., None] if anomaly.ndim == 2 else anomaly
+    kept = [opened((p > 0).astype(np.uint8), int(value)) for p in np.moveaxis(planes, -1, 0)]
+    return np.asarray(anomaly * np.moveaxis(np.stack(kept), 0, -1).reshape(anomaly.shape))
+
+
+@_step("nonzero", 1)
+def keep_nonzero(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero where all channels of the image are 0."""
+    return np.asarray(anomaly * (image != 0).any(0))
+
+
 def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     """Drop the connected components of so many voxels or fewer, holes counted in.
 
