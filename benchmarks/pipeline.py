@@ -9,8 +9,9 @@ stand beside them only where threads are compared. Detectors are trained for a f
 The first form writes WORK/NAME.json, the second ``benchmarks/results/pipeline.md`` with every NAME
 side by side; columns of other names that stand there stay. Sections: ``predict`` (ms a picture, scan
 by scan, as a cohort, with threads; share in the network), ``evaluate`` (seconds, and how often each
-file is opened, in ``fit`` and in ``evaluate``), ``volume`` (file to map, mask, overlay and finding by stage), ``metrics`` (exact pixel
-metrics with intervals over those without), ``imports`` (seconds) and ``growth`` (scans).
+file is opened, in ``fit`` and in ``evaluate``), ``volume`` (file to map, mask, overlay and finding
+by stage), ``metrics`` (exact pixel metrics with intervals over
+those without), ``imports`` (seconds) and ``growth`` (scans).
 """
 
 from __future__ import annotations
