@@ -7,10 +7,11 @@ r"""Where the time of a prediction goes, as ratios of one run: python benchmarks
 CPU seconds of one process (``time.process_time``), so that a busy machine hardly shows; wall times
 stand beside them only where threads are compared. Detectors are trained for a few steps: speed alone.
 The first form writes WORK/NAME.json, the second ``benchmarks/results/pipeline.md`` with every NAME
-side by side. Sections: ``predict`` (ms a picture, scan by scan, as a cohort, with threads; share in
-the network), ``evaluate`` (seconds, and how often each file is opened, in ``fit`` and in
-``evaluate``), ``volume`` (file to map, mask, overlay and finding by stage), ``metrics`` (exact pixel
-metrics with intervals over those without), ``imports`` (seconds) and ``growth`` (scans).
+side by side; columns of other names that stand there stay. Sections: ``predict`` (ms a picture, scan
+by scan, as a cohort, with threads; share in the network), ``evaluate`` (seconds, and how often each
+file is opened, in ``fit`` and in ``evaluate``), ``volume`` (file to map, mask, overlay and finding
+by stage), ``metrics`` (exact pixel metrics with intervals over
+those without), ``imports`` (seconds) and ``growth`` (scans).
 """
 
 from __future__ import annotations
@@ -298,9 +299,11 @@ SECTIONS = {f.__name__: f for f in (predict, evaluate, volume, metrics, imports,
 
 
 def table(work: Path) -> None:
-    """Write every recorded run side by side."""
+    """Write every recorded run side by side, behind those that stand on the page."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-    names = sorted(runs, key=lambda name: runs[name]["about"]["when"])
+    written = {name: run for name, run in on_page().items() if name not in runs}
+    names = [*written, *sorted(runs, key=lambda name: runs[name]["about"]["when"])]
+    runs |= written
     lines = [
         "# The pipeline, before and after", "",
         "Written by `python benchmarks/pipeline.py --table`; the command of each column is "
@@ -329,13 +332,31 @@ def table(work: Path) -> None:
     RESULTS.write_text("\n".join(lines))
 
 
+def on_page() -> dict[str, dict[str, dict[str, str]]]:
+    """Read the runs of the page, by name and section."""
+    runs: dict[str, dict[str, dict[str, str]]] = {}
+    section, names = "", []
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
+        if line.startswith("## "):
+            section, names = line[3:], []
+        elif line.startswith("| "):
+            first, *rest = (cell.strip() for cell in line.strip("|").split(" |"))
+            if not names:
+                names = rest
+                continue
+            for name, value in zip(names, rest, strict=True):
+                if value != "-":
+                    runs.setdefault(name, {}).setdefault(section, {})[first] = value
+    return runs
+
+
 def flatten(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{before}{key}, ")
         else:
             yield before + key, value if isinstance(value, str) else f"{value:.3g}"
-    if {"cpu", "network"} <= set(values):
+    if {"cpu", "network"} <= set(values) and "share in the network" not in values:
         yield f"{before}share in the network", f"{values['network'] / values['cpu']:.0%}"
 
 
