@@ -126,6 +126,8 @@ def predict(
     for sentence in said:
         print(sentence)
     print(f"results: {folder}\nscores:  {folder / SCORES}")
+    if details:
+        print(f"look:    normscan view {folder}")
     return 1 if failures else 0
 
 
