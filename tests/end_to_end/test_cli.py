@@ -84,7 +84,12 @@ def test_evaluate_gives_the_figures_of_scikit_learn(phantom, trained, predicted)
     out = trained.parent / "evaluation"
     options = ("--cohort", phantom / "plain.csv", "--out", out)
     assert run("evaluate", trained, *options) == 0
-    assert {p.name for p in out.iterdir()} == {"results.json", "scans.csv", "report.html"}
+    assert {p.name for p in out.iterdir()} == {
+        "results.json",
+        "scans.csv",
+        "report.html",
+        "figures",
+    }
     results = strict(out / "results.json")
     scans = pd.read_csv(out / "scans.csv")
     metrics = results["metrics"]

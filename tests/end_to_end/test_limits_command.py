@@ -15,7 +15,15 @@ from normscan.limits import detection_limits
 from normscan.limits.sources import scan_source
 from normscan.planting.sites import BlobSite
 
-FILES = {"limits.html", "limits.json", "limits.csv", "limits.png", "limits.svg", "plan.json"}
+FILES = {
+    "limits.html",
+    "limits.json",
+    "limits.csv",
+    "limits.png",
+    "limits.svg",
+    "limits.pdf",
+    "plan.json",
+}
 
 
 def run(*arguments):

@@ -134,6 +134,15 @@ def test_damaged_files_are_told_and_stop_nothing(run):
     assert "scan002_map" in told["problems"][0]
 
 
+def test_a_map_that_is_cut_off_leaves_the_scan(run):
+    path = run / "predictions" / "scan000_map.nii.gz"
+    path.write_bytes(path.read_bytes()[:-2000])
+    told = opened(run).get("/api/scan", params={"name": "scan000"}).json()
+    assert set(told["volumes"]) == {"scan", "restoration"}
+    assert "scan000_map" in told["problems"][0]
+    assert told["range"] is None
+
+
 def test_a_map_of_another_shape_is_left_out(run):
     shutil.copy(run / "predictions" / "scan001_map.nii.gz", run / "kept.nii.gz")
     other = nib.Nifti1Image(np.zeros((5, 6, 7), np.float32), np.eye(4))

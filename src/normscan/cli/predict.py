@@ -132,6 +132,8 @@ def predict(
     for sentence in said:
         print(sentence)
     print(f"results: {folder}\nscores:  {folder / SCORES}\nindex:   {folder / INDEX}")
+    if details:
+        print(f"look:    normscan view {folder}")
     return 1 if failures else 0
 
 

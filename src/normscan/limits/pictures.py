@@ -25,14 +25,15 @@ LINES = dict(zip(PROBABILITIES, ("dashed", "solid"), strict=True))
 
 
 def draw(limits: Limits, path: Path) -> None:
-    """Write the picture as PNG or SVG, on white, by the name's ending."""
+    """Write the picture as PNG, SVG or PDF, on white, by the name's ending."""
     import matplotlib
 
     with matplotlib.rc_context({**charts.STYLE, **_inks(INK, FAINT)}):
         figure = _figure(limits, INK, FAINT)
         figure.patch.set_visible(True)
         figure.patch.set_facecolor("white")
-        metadata = {"Date": None} if path.suffix == ".svg" else None
+        undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        metadata = undated.get(path.suffix)
         figure.savefig(path, dpi=150, metadata=metadata)
 
 

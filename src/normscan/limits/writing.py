@@ -13,7 +13,7 @@ from normscan.limits.result import Limits
 
 
 def write_limits(limits: Limits, folder: str | os.PathLike[str]) -> Path:
-    """Write ``limits.json``, ``.csv``, ``.png``, ``.svg`` and ``.html``; return the folder.
+    """Write ``limits.json``, ``.csv``, ``.png``, ``.svg``, ``.pdf`` and ``.html``; return the folder.
 
     Raises:
         OutputError: the folder can't be written.
@@ -22,7 +22,7 @@ def write_limits(limits: Limits, folder: str | os.PathLike[str]) -> Path:
     check_folder(folder)
     with atomic_path(folder / "limits.csv") as temporary:
         limits.rows.to_csv(temporary, index=False)
-    for suffix in ("png", "svg"):
+    for suffix in ("png", "svg", "pdf"):
         with atomic_path(folder / f"limits.{suffix}") as temporary:
             draw(limits, temporary)
     write_page(folder / "limits.html", limits)

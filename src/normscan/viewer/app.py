@@ -174,13 +174,19 @@ def _about_scans(app: FastAPI, results: Results, kept: volumes.Volumes) -> None:
             raise HTTPException(404, "There is no such scan in the worklist.")
         found = results.finding(name) or {}
         shapes, problems = results.volumes(name)
-        components, ends, raster = found.get("components") or [], None, False
+        components = [each for each in found.get("components") or [] if "peak_index" in each]
+        ends, raster = None, False
         if "map" in shapes:
-            read = kept.read(file_of(name, "map"))
-            raster = is_raster(read.affine)
-            ends = volumes.map_range(read, found.get("pixel_threshold"))
-            for each in components:
-                each["at"] = volumes.place_of(read, each["peak_index"])
+            try:
+                read = kept.read(file_of(name, "map"))
+            except NormscanError as error:  # damaged behind its header
+                del shapes["map"]
+                problems.append(str(error))
+            else:
+                raster = is_raster(read.affine)
+                ends = volumes.map_range(read, found.get("pixel_threshold"))
+                for each in components:
+                    each["at"] = volumes.place_of(read, each["peak_index"])
         made_by = (found.get("provenance") or {}).get("normscan")
         return {
             "name": name,
