@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check format docs viewer clean
 
 demo: $(STAMP)  ## the main job on a simulated cohort; ends with runs/demo/report.html
 	$(BIN)/normscan demo --out runs/demo
@@ -27,6 +27,9 @@ docs: $(STAMP)  ## generated method pages and the site, in site/
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
+
+viewer:  ## the page of normscan view, from web/ into the package; needs Node 20
+	cd web && npm ci --no-audit --no-fund --ignore-scripts && npm run build
 
 clean:
 	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache

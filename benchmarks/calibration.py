@@ -1,33 +1,37 @@
 """What the decision finds at the rate that it keeps: a split beside cross-calibration.
 
-    python benchmarks/calibration.py run --data ../shared/data --weights FILE.pth --work WORK
-    python benchmarks/calibration.py table --work WORK
+    python benchmarks/calibration.py --data ../shared/data --weights FILE.pth [--sets ...] [--methods ...]
 
 Each cell is (set, method, kind, seed). Seed 0 has the fixed split; the others deal the healthy scans
-of train and val out anew, by subject, with the same sizes. Test is never touched. A finished cell is
-not run again. ``oracle`` is the sensitivity at the threshold of the test's own healthy scans that
-gives as many false alarms; ``oracle at 5 %`` the one that allows 5 % of them. Both need the labels
-of the test. ``table`` writes ``benchmarks/results/calibration.md``.
+of train and val out anew, by subject, with the same sizes. Test is never touched. ``oracle`` is the
+sensitivity at the threshold of the test's own healthy scans that gives as many false alarms;
+``oracle at 5 %`` the one that allows 5 % of them. Both need the labels of the test. Cells that
+``benchmarks/results/calibration.csv`` holds are not run again (remove its lines where the code that
+they measured has changed); each new one is added to it, and the table in ``calibration.md`` is
+written again from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
+from _options import write_below
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import NormscanError
-from normscan.io.values import read_json, write_json
 from normscan.metrics.images import image_metrics
 
 RESULTS = Path(__file__).parent / "results" / "calibration.md"
+CELLS = RESULTS.with_suffix(".csv")
+KEY = ["set", "method", "kind", "seed"]
 KINDS = ("split", "cross", "refit")
 FPR = 0.05
 # Those made for DINOv2, whose weights aren't at hand, run on the third stage of a ResNet-18.
@@ -56,14 +60,17 @@ def dealt(cohort: Cohort, seed: int) -> Cohort:
     return Cohort(table, cohort.root)
 
 
-def cell(name: str, method: str, kind: str, seed: int, data: Path, weights: str) -> dict[str, Any]:
-    """Fit and predict; return what was flagged."""
+def cell(
+    name: str, method: str, kind: str, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Fit and predict; return the cell's figures."""
+    data, weights = options.data, options.weights
     cohort = dealt(Cohort.read(data / "splits" / f"{name}.csv", root=data), seed)
-    options = {**FEATURES[method], "weights": weights} if method in FEATURES else {}
-    options |= OTHERS.get(method, {})
+    arguments = {**FEATURES[method], "weights": weights} if method in FEATURES else {}
+    arguments |= OTHERS.get(method, {})
     detector = Detector(
         method, preset="laptop", seed=seed, fpr=FPR, gate=False, refit=kind == "refit",
-        calibration="split" if kind == "split" else "cross", **options,
+        calibration="split" if kind == "split" else "cross", **arguments,
     )  # fmt: skip
     begun = time.process_time()
     detector.fit(cohort)
@@ -78,10 +85,10 @@ def cell(name: str, method: str, kind: str, seed: int, data: Path, weights: str)
     threshold = detector.scan_threshold
     assert threshold is not None
     return {
-        "set": name, "method": method, "kind": kind, "seed": seed, "fit_cpu_seconds": seconds,
-        "predict_cpu_seconds": time.process_time() - begun, "n": threshold.n,
-        "rank": threshold.rank, "promised": threshold.expected_fpr, "labels": labels,
-        "scores": scores, "flagged": flagged,
+        **dict(zip(KEY, (name, method, kind, seed), strict=True)),
+        "n": threshold.n, "rank": threshold.rank, "promised": threshold.expected_fpr,
+        **figures(np.array(labels), np.array(scores), np.array(flagged)),
+        "fit": seconds, "predict": time.process_time() - begun,
     }  # fmt: skip
 
 
@@ -91,45 +98,34 @@ def sensitivity(healthy: np.ndarray, lesioned: np.ndarray, alarms: int) -> float
     return float(np.mean(lesioned > ranked[min(alarms, len(ranked) - 1)]))
 
 
-def line(found: dict[str, Any]) -> dict[str, float]:
-    """Figures of a cell."""
-    labels, scores = np.array(found["labels"]), np.array(found["scores"])
-    flagged = np.array(found["flagged"])
+def figures(labels: np.ndarray, scores: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
+    """What was flagged, and what the oracles would find."""
     healthy, lesioned = scores[labels == 0], scores[labels == 1]
     alarms = int(flagged[labels == 0].sum())
     low, high = binomtest(alarms, len(healthy)).proportion_ci(method="exact")
     return {
-        "auroc": image_metrics(scores, labels).auroc.value, "promised": found["promised"],
+        "auroc": image_metrics(scores, labels).auroc.value,
         "alarms": alarms / len(healthy), "low": low, "high": high,
         "sensitivity": float(flagged[labels == 1].mean()),
         "oracle": sensitivity(healthy, lesioned, alarms),
         "oracle5": sensitivity(healthy, lesioned, int(FPR * len(healthy))),
-        "fit": found["fit_cpu_seconds"], "predict": found["predict_cpu_seconds"],
-        "n": found["n"], "rank": found["rank"],
     }  # fmt: skip
 
 
-def table(work: Path) -> str:
-    """Return the tables of all finished cells."""
-    groups: dict[tuple[str, str, str], list[dict[str, float]]] = defaultdict(list)
-    for path in sorted(work.glob("*.json")):
-        found = read_json(path)
-        groups[found["set"], found["method"], found["kind"]].append(line(found))
+def table(cells: pd.DataFrame) -> str:
+    """Return the table of all cells."""
     rows = [
         "| set | method | kind | deals | healthy (rank) | promised | false alarms (range; interval of "
         "the first) | sensitivity (range) | oracle, same alarms | oracle at 5 % | AUROC | fit, CPU s | "
         "test, CPU s |",
         "|" + "---|" * 13,
     ]
-    for (name, method, kind), lines in sorted(groups.items()):
-        mean = {key: float(np.mean([entry[key] for entry in lines])) for key in lines[0]}
-        ends = {
-            key: f"{min(e[key] for e in lines):.2f} to {max(e[key] for e in lines):.2f}"
-            for key in ("alarms", "sensitivity")
-        }
-        first = lines[0]
+    for key, deals in cells.sort_values(KEY).groupby(KEY[:3]):
+        mean, least, most = (deals.agg(how, numeric_only=True) for how in ("mean", "min", "max"))
+        first = deals.iloc[0]
+        ends = {c: f"{least[c]:.2f} to {most[c]:.2f}" for c in ("alarms", "sensitivity")}
         rows.append(
-            f"| {name} | {method} | {kind} | {len(lines)} | {first['n']:.0f} ({first['rank']:.0f}) | "
+            f"| {' | '.join(map(str, key))} | {len(deals)} | {first['n']:.0f} ({first['rank']:.0f}) | "
             f"{first['promised']:.3f} | {mean['alarms']:.3f} ({ends['alarms']}; "
             f"[{first['low']:.2f}, {first['high']:.2f}]) | {mean['sensitivity']:.3f} "
             f"({ends['sensitivity']}) | {mean['oracle']:.3f} | {mean['oracle5']:.3f} | "
@@ -139,32 +135,25 @@ def table(work: Path) -> str:
 
 
 def main() -> None:
-    """Run cells, or write the table."""
+    """Run cells, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("run", "table"))
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", default="random")
-    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["brain_mri_kaggle", "head_ct_kaggle"])
     parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"])
     parser.add_argument("--kinds", nargs="+", default=["split", "cross"], choices=KINDS)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    if options.step == "table":
-        head, _, _ = RESULTS.read_text().partition("| set |") if RESULTS.exists() else ("", "", "")
-        RESULTS.write_text(head + table(options.work))
-        return
-    for seed in range(options.seeds):
-        for name in options.sets:
-            for method in options.methods:
-                for kind in options.kinds:
-                    path = options.work / f"{name}-{method}-{kind}-{seed}.json"
-                    if path.exists():
-                        continue
-                    found = cell(name, method, kind, seed, options.data, options.weights)
-                    write_json(path, found)
-                    print(path.stem, {k: round(v, 3) for k, v in line(found).items()}, flush=True)
+    asked = itertools.product(options.sets, options.methods, options.kinds, range(options.seeds))
+    for key in sorted(asked, key=lambda key: key[-1]):
+        cells = pd.read_csv(CELLS) if CELLS.exists() else pd.DataFrame(columns=KEY)
+        if key in set(cells[KEY].itertuples(index=False, name=None)):
+            continue
+        row = pd.DataFrame([cell(*key, options)])
+        cells = pd.concat([cells, row]) if len(cells) else row
+        cells.sort_values(KEY).to_csv(CELLS, index=False, float_format="%.4f")
+        print(row.to_string(header=len(cells) == 1, index=False), flush=True)
+    write_below(RESULTS, table(pd.read_csv(CELLS)))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ those that scikit-image and scikit-learn bring along. Writes ``benchmarks/result
 
 from __future__ import annotations
 
-import argparse
-import runpy
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -18,16 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from _options import gate_options, parsed
 from normscan.cohort import Cohort
 from normscan.io import read_scan
 from normscan.phantom import simulate
-from normscan.quality import Gate, GateBuilder
+from normscan.quality import Gate, GateBuilder, slices
+from normscan.quality.gate import Profile
 from normscan.scan import Scan, colour_first
-
-_OTHER = runpy.run_path(str(Path(__file__).with_name("quality_gate.py")))
-MASKS, PHANTOMS, REAL, RESULTS, rates, thinned = (
-    _OTHER[name] for name in ("MASKS", "PHANTOMS", "REAL", "RESULTS", "rates", "thinned")
-)
+from quality_gate import MASKS, PHANTOMS, REAL, RESULTS, rates, thinned
 
 MOST = {"train": 300, "val": 100, "test": 60}
 HEADS = ("brain_mri_kaggle", "lgg_flair_slices")  # pictures of heads from MR
@@ -103,7 +100,14 @@ def halved(scans: Iterable[Scan], axis: int) -> list[Scan]:
     return made
 
 
+def measure_once() -> None:
+    """Measure each scan and cut each volume once, though six gates judge them."""
+    Profile.of = functools.cache(Profile.of)
+    slices.axial_slices = functools.cache(slices.axial_slices)
+
+
 def measure(data: Path, work: Path) -> dict[str, dict[str, tuple[dict[str, float], str]]]:
+    measure_once()
     cohorts = {name: cohort_of(name, data, work) for name in (*REAL, "phantom_2d")}
     tests = {
         f"{name}, {kind}": test_scans(cohort, label)
@@ -173,11 +177,7 @@ def table(found: dict[str, dict[str, tuple[dict[str, float], str]]], command: st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where the phantoms are simulated")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    options = parsed(gate_options(__doc__))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = measure(options.data, options.work)

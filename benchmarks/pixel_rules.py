@@ -11,7 +11,6 @@ the segmentation covers at least a tenth of it where that of the healthy twin do
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from _options import cell_options, parsed, write_below
 from normscan.cohort import Cohort
 from normscan.decide import ComponentThreshold, PixelThreshold
 from normscan.detector import Detector
@@ -26,7 +26,6 @@ from normscan.io.values import read_json, write_json
 from normscan.planting.kinds import dealt, plant
 
 RESULTS = Path(__file__).parent / "results" / "pixel_rules.md"
-MARK = "<!-- tables -->"
 WEIGHTED = ("patchcore", "padim")
 OVERLAP = 0.1
 
@@ -107,18 +106,9 @@ def table(work: Path) -> str:
 
 def main() -> None:
     """Run cells, or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("run", "table"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights", default="random")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", default=["brain_mri_kaggle", "magnetic_tile_defects"])
-    parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"])
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    options = parsed(cell_options(__doc__, ("brain_mri_kaggle", "magnetic_tile_defects")))
     if options.step == "table":
-        head = RESULTS.read_text().partition(MARK)[0] if RESULTS.exists() else ""
-        RESULTS.write_text(f"{head}{MARK}\n\n{table(options.work)}")
+        write_below(RESULTS, table(options.work))
         return
     for name in options.sets:
         for method in options.methods:

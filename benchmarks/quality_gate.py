@@ -9,7 +9,6 @@ healthy test scans. Writes ``benchmarks/results/quality_gate.json`` and ``.md``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from _options import gate_options, parsed
 from normscan.cohort import Cohort
 from normscan.io import read_scan
 from normscan.io.values import write_json
@@ -226,11 +226,7 @@ def table(results: dict, command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where the phantoms are simulated")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    options = parsed(gate_options(__doc__))
     results = measure(options.data, options.work)
     command = "python benchmarks/quality_gate.py --data ../shared/data --work WORK"
     write_json(RESULTS / "quality_gate.json", {"command": command, **results})

@@ -15,7 +15,6 @@ writes ``benchmarks/results/scores.md`` below what stands there in words.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from _options import cell_options, parsed, write_below
 from normscan.cohort import Cohort
 from normscan.decide import ScanThreshold
 from normscan.decide.judging import Trials, choose, judge
@@ -32,7 +32,6 @@ from normscan.io.values import read_json, write_json
 from normscan.metrics.images import image_metrics
 
 RESULTS = Path(__file__).parent / "results" / "scores.md"
-MARK = "<!-- tables -->"
 SIMULATED = "simulated.json"
 WEIGHTED = ("patchcore", "padim")
 FPR = 0.05
@@ -195,19 +194,12 @@ def simulation(path: Path) -> list[str]:
 
 def main() -> None:
     """Run cells, or write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("run", "simulate", "table"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights", default="random")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", default=["brain_mri_kaggle", "head_ct_kaggle"])
-    parser.add_argument("--methods", nargs="+", default=["patchcore", "padim"])
+    sets = ("brain_mri_kaggle", "head_ct_kaggle")
+    parser = cell_options(__doc__, sets, ("run", "simulate", "table"))
     parser.add_argument("--calibration", default="auto")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser)
     if options.step == "table":
-        head = RESULTS.read_text().partition(MARK)[0] if RESULTS.exists() else ""
-        RESULTS.write_text(f"{head}{MARK}\n\n{table(options.work)}")
+        write_below(RESULTS, table(options.work))
         return
     if options.step == "simulate":
         write_json(options.work / SIMULATED, {n: simulated(n) for n in (20, 40, 100, 200)})

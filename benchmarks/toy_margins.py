@@ -92,6 +92,7 @@ def measured(methods: list[str]) -> list[dict[str, str]]:
             **os.environ,
             **SETTINGS[setting][0],
             "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # two threads that spin on busy cores take ten times longer
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:

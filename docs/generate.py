@@ -7,6 +7,7 @@ With --readme, also fill the block of methods in README.md and of backbones in h
 from __future__ import annotations
 
 import argparse
+import html
 import inspect
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 
 import articles
 import backbones
+import measured
 
 from normscan import registry
 from normscan.cli import commands, help
@@ -49,9 +51,11 @@ def split_docstring(function: Any) -> tuple[str, dict[str, str]]:
     return text.strip(), described(function)
 
 
-def code(value: Any) -> str:
-    """Return a value as inline code that is safe in a table."""
-    return f"`{value!r}`".replace("|", "\\|")
+def code(text: str) -> str:
+    """Return inline code that is safe in a table, where a bar in backticks would end the cell."""
+    return (
+        f"<code>{html.escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+    )
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -65,7 +69,8 @@ def prose(text: str) -> str:
     text, found, departures = text.partition("\nDepartures:\n")
     if found:
         items = re.sub(r"\n {5,}", " ", departures.strip("\n"))
-        listed = re.sub(r"(?m)^ {4}([^:]+):", r"- *\1*:", items)
+        listed = re.sub(r"(?m)^ {4}(?! )", "- ", items)
+        listed = re.sub(r"(?m)^- ([^:\n]+):", r"- *\1*:", listed)
         text = f"{text.rstrip()}\n\nDepartures from the source:\n\n{listed}"
     return text.replace("``", "`")
 
@@ -78,8 +83,10 @@ def argument_table(card: Card) -> str:
     for name, parameter in inspect.signature(card.build).parameters.items():
         hint = hints[name]
         kind = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
-        kind = kind.replace("typing.", "").replace("|", "\\|")
-        rows.append((f"`{name}`", f"`{kind}`", code(parameter.default), prose(described[name])))
+        kind = kind.replace("typing.", "")
+        rows.append(
+            (f"`{name}`", code(kind), code(repr(parameter.default)), prose(described[name]))
+        )
     return table(("argument", "type", "default", "meaning"), rows)
 
 
@@ -90,7 +97,7 @@ def changes(values: Mapping[str, Any]) -> str:
         if name in DETECTOR_KEYS and value in ((), ""):
             shown.append(f"no `{name}`")
         else:
-            shown.append(f"`{name}` = {code(value)}")
+            shown.append(f"`{name}` = {code(repr(value))}")
     return ", ".join(shown) or "nothing"
 
 
@@ -148,6 +155,7 @@ def method_page(card: Card, cards: Mapping[str, Card]) -> str:
         prose(details.strip()),
         articles.equations(card),
         articles.fitness(card),
+        measured.example_text(card),
         f"Related: {kin}." if kin else "",
         facts,
         f"```\nnormscan fit {card.id} --preset laptop --cohort COHORT --out RUN\n```",
@@ -161,9 +169,29 @@ def method_page(card: Card, cards: Mapping[str, Card]) -> str:
         preprocess,
         chain(card),
         f"Score of a scan: {score_text(card)}",
+        measured_tables(card),
         f"## Cite\n\n```bibtex\n{citation}\n```" if citation else "",
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def measured_tables(card: Card) -> str:
+    """Return what was published of a method and what was measured here."""
+    printed, ours = measured.published(card), measured.achieved().get(card.id, [])
+    parts = ["## Figures"] if printed or ours else []
+    if printed:
+        parts += [
+            "Published, as shares of 1. These sets don't come along: `normscan benchmark PROTOCOL` "
+            "puts what you achieve beside them.",
+            table(("protocol", "set", "published", "source"), printed),
+        ]
+    if ours:
+        parts += [
+            "Measured here, with the 95 % interval by subject; settings and command stand in the "
+            "record, a file of `benchmarks/results`. Times on two cores that other work shared.",
+            table(("set", *measured.COLUMNS, "record"), ours),
+        ]
+    return "\n\n".join(parts)
 
 
 def score_text(card: Card) -> str:

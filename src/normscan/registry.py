@@ -25,6 +25,9 @@ REGIMES = (
     "few-shot",
 )
 
+# Packages that register methods.
+ROOMS = ("normscan.methods", "normscan.auto")
+
 INDEX = Path(__file__).parent / "methods" / "index.json"
 
 # Arguments that the cohort settles, so that nobody gives them.
@@ -52,6 +55,7 @@ class Card:
         smallest_component: components of the segmentation with so many voxels of the working grid
             or fewer are dropped.
         preprocess: changes to the default preprocessing.
+        plan: settles arguments from the healthy scans before fitting, see ``normscan.auto.plan``.
     """
 
     id: str
@@ -65,6 +69,7 @@ class Card:
     reduction: str = "foreground_mean"
     smallest_component: int = 0
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    plan: Callable[..., dict[str, Any]] | None = None
 
     @property
     def summary(self) -> str:
@@ -131,6 +136,7 @@ def register(
     preprocess: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
     options: Options | None = None,
+    plan: Callable[..., dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function that builds a method; see ``Card`` for the arguments.
 
@@ -153,7 +159,9 @@ def register(
         build = completed(build, options)
         card = Card(
             id=id,
-            family=build.__module__.removeprefix("normscan.methods.").partition(".")[0],
+            family=build.__module__.removeprefix("normscan.")
+            .removeprefix("methods.")
+            .partition(".")[0],
             paper=paper,
             regime=regime,
             dims=dims,
@@ -163,6 +171,7 @@ def register(
             reduction=reduction,
             smallest_component=smallest_component,
             preprocess=preprocess or {},
+            plan=plan,
         )
         if regime == "few-shot" and "shots" not in card.defaults:
             raise ValueError(f"method '{id}' learns from a few references: give it 'shots'")
@@ -178,12 +187,13 @@ def register(
 
 
 def load_all() -> dict[str, Card]:
-    """Import every module below ``normscan.methods`` and return the cards by id, sorted."""
+    """Import every module that registers methods and return the cards by id, sorted."""
     global _loaded
     if not _loaded:
-        package = importlib.import_module("normscan.methods")
-        for module in pkgutil.walk_packages(package.__path__, "normscan.methods."):
-            importlib.import_module(module.name)
+        for room in ROOMS:
+            package = importlib.import_module(room)
+            for module in pkgutil.walk_packages(package.__path__, f"{room}."):
+                importlib.import_module(module.name)
         _loaded = True
     return dict(sorted(_CARDS.items()))
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan import notebook
+from normscan.display import RASTER_AFFINE as RASTER_AFFINE
+from normscan.display import planes
 from normscan.errors import ScanError, printable
 
 if TYPE_CHECKING:
     from normscan.series import Series
-
-# A raster image is stored row by row from the top: rows run towards -y and columns towards +x, so
-# that the same code that draws an axial NIfTI slice upright draws a PNG as it is.
-RASTER_AFFINE = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def is_colour(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
@@ -162,6 +161,39 @@ class Scan:
     def voxel_volume(self) -> float:
         """Volume of a voxel in mm3; for a 2D scan the area of a pixel in mm2."""
         return float(np.prod(self.spacing))
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether its three channels are red, green and blue."""
+        return len(self.data) == 3 and self.channels == ("red", "green", "blue")
+
+    def _repr_html_(self) -> str:
+        """Return small pictures of it, and what it is, for a notebook."""
+        size = " x ".join(map(str, self.shape))
+        spacing = " x ".join(f"{s:.3g}" for s in self.spacing) if self.measured else ""
+        facts = {
+            "size": size,
+            "spacing": f"{spacing} mm" if spacing else None,
+            "channels": ", ".join(self.channels),
+            "in the file": self.dtype,
+        }
+        found = planes(self.data, self.affine, rgb=self.is_rgb)
+        return notebook.page(f"Scan {self.name}", facts, [(plane, None, "") for plane in found])
+
+    def show(self, at: tuple[int, ...] | None = None, turn: bool = True) -> Any:
+        """Return a figure of it; a volume in a notebook as a widget, where ipyniivue is installed.
+
+        Args:
+            at: index of the voxel through which planes go; the middle by default.
+            turn: show a volume as a widget; else its planes.
+        """
+        if turn and at is None and self.dims == 3:
+            named = [(self.name, self.data[0], None)]
+            if (widget := notebook.turned(named, self.affine)) is not None:
+                return widget
+        return notebook.draw(
+            planes(self.data, self.affine, at=at, rgb=self.is_rgb), title=self.name
+        )
 
     def with_data(self, data: np.ndarray, channels: tuple[str, ...] | None = None) -> Scan:
         """Return the same geometry with other values, (C, *shape)."""

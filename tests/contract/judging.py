@@ -44,6 +44,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "healthy_anatomy_ae": (("bright",), POSITIVE),
     "scale_space_ae": (("bright",), POSITIVE),
     "vae": (("bright",), POSITIVE),
+    "strega": (("bright",), POSITIVE),
     "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
     "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
 }
@@ -51,11 +52,15 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
+    "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
+    "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
+    "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
     "caae": "its residual blocks and its critic learn in minutes, not in seconds",
     "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",
     "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
     "ddad_asr": "its ensembles are those of ddad",
+    "dif_fuse": "its classifier learns the toy in minutes; till then saliency and mask are anywhere",
     "draem": "it learns planted textures; whether it finds soft spots too hangs on the seed",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
     "as well: edges of lesions are structure",
@@ -63,9 +68,12 @@ FINDINGS: dict[str, str] = {
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
     "gmvae_restoration": "as vae_restoration",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
+    "img_cond_ddpm": "from pure noise its few steps restore a blur till it has seen thousands of images",
     "local_gaussian_ascent": "as vae_restoration, with norms, but with seconds of training and steps",
     "latent_dissimilarity_vae": "it scores scans only, of which the toy has 24, and slightly better "
     "than chance with some seeds",
+    "inter_slice": "a hundred updates on eight volumes bring it hardly above an untrained network; twice "
+    "as many, by less than a robust margin",
     "many_tasks": "thirty updates teach it changes of intensity and squeezed tissue, not yet soft spots",
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
@@ -76,6 +84,9 @@ FINDINGS: dict[str, str] = {
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
+    "vqvae_transformer": "its map is 0 but where codes are unlikely, which its transformers tell after "
+    "minutes, not seconds",
+    "wolleb_ddim": "its classifier learns the toy in minutes; till then the gradient leads nowhere",
     "vae_restoration": "its network has no norms: after seconds it restores the same head for all, and "
     "how far an image is moved towards that hangs on the seed",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "

@@ -20,7 +20,7 @@ def full_parameters(method: Method, check: Check) -> Tensor:
     """Parameters of the network that the preset builds, without the memory that it takes."""
     with torch.device("meta"):
         whole = method.card.create(**method.card.arguments(check.preset))
-    network = getattr(whole, check.module)
+    network = whole.get_submodule(check.module)
     return torch.tensor([float(sum(p.numel() for p in network.parameters()))])
 
 
@@ -200,6 +200,10 @@ def noise_prediction(method: Any, check: Check) -> Tensor:
 
 def _drawn(x: Tensor, t: Tensor, batch: object) -> Tensor:
     return 0.5 * wave(tuple(x.shape)).float() * (1 + t.reshape(-1, 1, 1, 1) / 1000)
+
+
+def _drawn_plain(x: Tensor, t: Tensor, batch: object) -> Tensor:
+    return 0.5 * wave(tuple(x.shape)).float()
 
 
 def walked_map(method: Any, check: Check) -> Tensor:

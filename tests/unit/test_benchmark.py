@@ -134,6 +134,18 @@ def test_the_later_layer_of_arguments_wins_and_others_are_dropped():
         detector_options(protocol, each, "laptop", card, None, {"dae": {"depht": 1}})
 
 
+def test_a_baseline_without_the_preset_takes_the_budgets():
+    protocol = load("local")
+    each = protocol.expanded()[0]
+    for name in ("mean_image", "image_statistics"):
+        options, _ = detector_options(protocol, each, "laptop", registry.card(name), "lite0", {})
+        assert options["preset"] == "laptop"
+    options, _ = detector_options(protocol, each, "laptop", registry.card("padim"), "lite0", {})
+    assert options["preset"] == "lite0"
+    with pytest.raises(ArgumentError, match="has no preset 'lite0'"):
+        detector_options(protocol, each, "laptop", registry.card("dae"), "lite0", {})
+
+
 def test_a_protocol_preset_of_a_method_goes_first():
     protocol = load("medianomaly")
     rsna = protocol.expanded()[0]

@@ -14,12 +14,13 @@ from normscan.detector import Detector
 from normscan.registry import card
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+SCRIPTS = sorted(path.name for path in FOLDER.glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_starts_and_says_what_it_does(name: str, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.syspath_prepend(FOLDER)  # as `python benchmarks/NAME` does
     try:
         runpy.run_path(str(FOLDER / name), run_name="__main__")
     except SystemExit as end:

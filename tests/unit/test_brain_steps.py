@@ -240,7 +240,7 @@ def fake(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "program"), [("hd-bet", "hd-bet"), ("synthstrip", "mri_synthstrip"),
-                            ("synthstrip", "synthstrip-docker")]
+                            ("synthstrip", "synthstrip-docker"), ("deepbet", "deepbet-cli")]
 )  # fmt: skip
 def test_tools_are_called_and_their_mask_is_used(fake, rng, method, program):
     fake(program)
@@ -267,7 +267,7 @@ def test_a_failing_tool_says_so(fake, rng, tmp_path, mode, error, says):
         run_steps([{"brain_extraction": {"method": "synthstrip"}}], Working.of(scan))
 
 
-@pytest.mark.parametrize("method", ["hd-bet", "synthstrip"])
+@pytest.mark.parametrize("method", ["hd-bet", "synthstrip", "deepbet"])
 def test_a_missing_tool_says_how_to_get_it(rng, monkeypatch, method):
     monkeypatch.setenv("PATH", "/nonexistent")
     scan = Scan.from_array(rng.uniform(1, 2, (6, 7, 8)))

@@ -13,8 +13,8 @@ from normscan.decide import ComponentThreshold
 from normscan.decide.components import MOST, component_levels
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError
-from normscan.metrics.pixels import connected
 from normscan.scan import Scan
+from normscan.scores.components import box_of, connected
 
 
 def count(anomaly, threshold, smallest=0):
@@ -41,14 +41,20 @@ def test_levels_are_where_label_finds_one_more(rng, shape, smallest, sigma):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("view", [lambda a: a, lambda a: np.pad(a, 2)[(slice(2, -2),) * a.ndim]])
-def test_labels_are_those_of_scipy(rng, dims, view):
+@pytest.mark.parametrize(
+    "view", [lambda a: a, np.asfortranarray, lambda a: np.pad(a, 2)[(slice(2, -2),) * a.ndim]]
+)
+@pytest.mark.parametrize("faces", [False, True])
+def test_labels_are_those_of_scipy(rng, dims, view, faces):
     for _ in range(150):
         shape = rng.integers(1, 30 if dims == 2 else 14, dims)
         field = smooth(rng, shape, rng.uniform(0, 2))
         mask = view(field > np.quantile(field, rng.uniform(0.2, 0.95)))
-        expected, _ = ndimage.label(mask, np.ones((3,) * dims))
-        pairs = np.unique(np.stack([connected(mask).ravel(), expected.ravel()]), axis=1)
+        expected, _ = ndimage.label(mask, None if faces else np.ones((3,) * dims))
+        found = connected(mask, faces)
+        pairs = np.unique(np.stack([found.ravel(), expected.ravel()]), axis=1)
+        at = np.argwhere(mask)
+        assert not len(at) or box_of(mask) == tuple(map(slice, at.min(0), at.max(0) + 1))
         assert (pairs[0] == 0).sum() <= 1 and ((pairs == 0).any(0) == (pairs == 0).all(0)).all()
         assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tests.support.regimes import registered
 
+from normscan import registry
 from normscan.cohort import Cohort
 from normscan.detector import Detector, load
 from normscan.errors import ArgumentError
@@ -121,6 +123,22 @@ def test_what_has_no_slices_is_refused(cohort, toy):
         Detector("toy_between", dims=3, **OPTIONS).fit(cohort)
     with pytest.raises(ArgumentError, match="dims=2 without patch"):
         Detector("toy_between", patch=8, **OPTIONS).fit(Cohort.read(toy(2)))
+
+
+@pytest.mark.parametrize("context", [1.5, -1])
+def test_a_part_of_a_slice_is_refused_before_training(cohort, monkeypatch, context):
+    built = registry.card("toy_between").build
+
+    @functools.wraps(built)
+    def wrong(**arguments):
+        method = built(**arguments)
+        method.context = context
+        return method
+
+    card = replace(registry.card("toy_between"), build=wrong)
+    monkeypatch.setitem(registry._CARDS, "toy_between", card)
+    with pytest.raises(ArgumentError, match=rf"asks for {context} neighbouring slices"):
+        Detector("toy_between", dims=2, **OPTIONS).fit(cohort)
 
 
 def test_a_gap_is_passed_over(tmp_path):

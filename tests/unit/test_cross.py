@@ -195,7 +195,7 @@ def test_figures_on_scans_that_trained_are_said_to_be_too_good(cohort, tmp_path)
 
 
 @pytest.mark.parametrize("refit", [False, True])
-def test_a_killed_run_goes_on_with_its_folds(cohort, tmp_path, refit, monkeypatch):
+def test_a_killed_run_goes_on_with_its_folds(cohort, tmp_path, refit, monkeypatch, capsys):
     options = {"method": "ae_dense", "steps": 8, "calibration": "cross", "folds": 3}
     options |= {"latent": 8, "width": 4, "refit": refit}
     straight = fitted(cohort, out=tmp_path / "straight", **options)
@@ -216,7 +216,10 @@ def test_a_killed_run_goes_on_with_its_folds(cohort, tmp_path, refit, monkeypatc
         "ae_dense", preset="laptop", size=32, gate=False, fpr=0.2,
         **{k: v for k, v in options.items() if k != "method"},
     )  # fmt: skip
-    same(detector.fit(cohort, out, resume=True), straight)
+    same(detector.fit(cohort, out, resume=True, progress=True), straight)
+    said = capsys.readouterr().err.splitlines()
+    assert "fold 1 is kept from before, of 3" in said
+    assert [line for line in said if line.endswith(" of 3")][1:] == ["fold 2 of 3", "fold 3 of 3"]
     same(ns.load(out), straight)
     assert ("nothing is proven" in straight.training["calibration"]) is refit
     rows = (out / "healthy.csv").read_text().splitlines()

@@ -15,6 +15,7 @@ from tests.support import dicom_planes as G
 
 from normscan import Cohort, Scan
 from normscan.cli.main import main
+from normscan.cli.predict import rows_of
 from normscan.errors import CohortError, ScanError
 from normscan.io import content_hash, probe, read_scan
 from normscan.io.dicom import find_series, read_dicom
@@ -456,6 +457,23 @@ def test_cohort_table_of_single_files(tmp_path, rng):
     with pytest.raises(CohortError, match="holds DICOM, but no series"):
         D.write_report(tmp_path / "only" / "report")
         Cohort.read(tmp_path / "only")
+
+
+def test_a_folder_of_several_series_is_named_series_by_series(tmp_path):
+    for name, patient in (("a", "7"), ("b", "7"), ("c", "8")):
+        place = tmp_path / "incoming" / ("c" if name == "c" else "both")
+        D.write_series(place / name, PLANES, RAMP, series=name, header={"PatientID": patient})
+    rows = list(rows_of([str(tmp_path / "incoming")]))
+    assert [row.scan for row in rows] == ["a", "b", "c"]
+    assert rows[0].subject == rows[1].subject != rows[2].subject
+    assert [row.load().shape for row in rows] == [(17, 14, 9)] * 3
+    one = list(rows_of([str(tmp_path / "incoming" / "c")]))
+    assert [row.scan for row in one] == ["c"] and one[0].load().shape == (17, 14, 9)
+    mixed = [*(tmp_path / "incoming" / "both" / "a").iterdir()]
+    for file in mixed:
+        file.rename(tmp_path / "incoming" / "both" / "b" / f"a-{file.name}")
+    together = list(rows_of([str(tmp_path / "incoming" / "both")]))
+    assert [row.load().shape for row in together] == [(17, 14, 9)] * 2
 
 
 def test_predict_a_folder_from_the_command_line(tmp_path, capsys, rng):

@@ -24,6 +24,14 @@ def test_a_skull_stripped_background_need_not_be_zero(rng):
     np.testing.assert_array_equal(foreground_mask(data[None]), disc())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_order_in_memory_is_no_matter(rng, masked):
+    r = np.sqrt(sum(g**2 for g in np.meshgrid(*[np.linspace(-1, 1, n) for n in (30, 25, 20)])))
+    data = np.where(r < 0.6, 100.0, 0) + (not masked) * np.abs(rng.normal(0, 2, r.shape))
+    as_files = np.asfortranarray(data)
+    np.testing.assert_array_equal(foreground_mask(as_files[None]), foreground_mask(data[None]))
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_noise_around_the_body_is_background(rng, dims):
     n = 32

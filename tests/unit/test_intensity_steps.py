@@ -45,6 +45,33 @@ def test_scalings_equal_numpy_in_the_mask(rng):
         assert (full.min(), full.max()) == pytest.approx((0, 1), abs=1e-6)
 
 
+def test_tissues_are_the_classes_of_a_mixture(rng):
+    """Against the classes that the values were drawn from."""
+    working = brain(rng, channels=1)
+    mask = working.foreground
+    drawn = rng.integers(1, 4, mask.shape)
+    data = 100 * drawn + rng.normal(0, 8, mask.shape)
+    working = working.with_image(np.where(mask, data, -50)[None].astype(np.float32))
+    found = run_steps([{"tissues": {"smooth": 0}}], working).scan.data[0]
+    assert not found[~mask].any()
+    assert (found[mask] == drawn[mask]).mean() > 0.99
+    smooth = run_steps(["tissues"], working).scan.data[0]
+    assert set(np.unique(smooth[mask])) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("options", [{"classes": 1}, {"classes": 6}, {"smooth": -1}])
+def test_tissues_refuses(rng, options):
+    with pytest.raises(ArgumentError, match="tissues: classes="):
+        run_steps([{"tissues": options}], brain(rng))
+
+
+def test_tissues_needs_values_enough(rng):
+    working = brain(rng, channels=1)
+    flat = 1.0 * (working.scan.data > np.median(working.scan.data[0][working.foreground]))
+    with pytest.raises(ScanError, match="fewer values than 3 classes"):
+        run_steps([{"tissues": {"smooth": 0}}], working.with_image(flat))
+
+
 def test_outside_takes_its_value_and_unclipped_percentile_goes_on(rng):
     working = brain(rng)
     scaled = run_steps([{"zscore": {"outside": -3.5}}], working).scan.data

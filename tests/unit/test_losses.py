@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from normscan.objectives.losses import gradient_penalty, kl_standard_normal, per_image_sum
+from normscan.networks.divergences import kl_standard_normal
+from normscan.objectives.losses import gradient_penalty, per_image_sum
 
 
 def test_divergence_against_torch():

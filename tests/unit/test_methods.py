@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from normscan import registry
 from normscan.methods.autoencoders.denoising import cosine_cycle
 from normscan.methods.base import Batch
-from normscan.methods.diffusion.partial import PartialDiffusion, Training, Walk, adm_unet
+from normscan.methods.diffusion.engine import PartialDiffusion, Process, diffusion_phase
+from normscan.methods.diffusion.partial import adm_unet
 from normscan.methods.reconstruction import absolute, positive, squared
-from normscan.networks.diffusion import DiffusionSchedule
+from normscan.networks.diffusion import DiffusionSchedule, linear_betas
 from normscan.rng import Rng
 from normscan.synthesis.noise import coarse_noise, simplex_noise
 
@@ -251,8 +252,12 @@ def test_fanogan_trains_as_on_its_card():
 
 def diffusion(network, level=6, repeats=1):
     field = functools.partial(simplex_noise, octaves=2, frequency=8.0)
-    walk = Walk(20, level, 12, repeats, multiple=4)
-    return PartialDiffusion(network, field, walk, Training(100, 2, 1e-3, 0.9)).eval()
+    process = Process(level, 12, repeats=repeats, multiple=4)
+    fitting = functools.partial(
+        diffusion_phase, "diffuse", steps=100, batch_size=2, lr=1e-3, ema=0.9
+    )
+    schedule = DiffusionSchedule(linear_betas(20))
+    return PartialDiffusion(network, schedule, field, process, fitting).eval()
 
 
 def test_anoddpm_learns_the_noise():
@@ -262,7 +267,7 @@ def test_anoddpm_learns_the_noise():
     t = rng.integers(0, 12, (3,))
     again = Batch(b.image, b.foreground, rng, b.position)
     noise = method.noise(b.image, t, again)
-    noisy = DiffusionSchedule(20).diffuse(2 * b.image - 1, t, noise)
+    noisy = DiffusionSchedule(linear_betas(20)).diffuse(2 * b.image - 1, t, noise)
     torch.testing.assert_close(method.network.x, noisy)
     torch.testing.assert_close(loss["noise"], (noise**2).mean())
 
@@ -275,7 +280,7 @@ def test_anoddpm_with_an_oracle_restores_the_image(size):
         def forward(self, noisy, t):
             pad = noisy.shape[-1] - size
             x = F.pad(2 * b.image - 1, (0, pad, 0, pad), mode="replicate")
-            schedule = DiffusionSchedule(20)
+            schedule = DiffusionSchedule(linear_betas(20))
             return (noisy - schedule.table("signal", t, x) * x) / schedule.table("noise", t, x)
 
     maps = diffusion(Oracle(), repeats=2).maps(b)

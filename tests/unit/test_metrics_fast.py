@@ -15,7 +15,7 @@ from sklearn.metrics import auc
 
 from normscan.errors import ArgumentError
 from normscan.metrics import PixelScores, StreamingPixelScores, curves, variants
-from normscan.metrics.counting import ordered_keys, scores_of, unsorted_cells
+from normscan.metrics.counting import Lookup, bin_start, ordered_keys, scores_of, unsorted_cells
 
 RANKED = ("auroc", "ap", "aupro", "best_dice")
 FLOATS = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, math.inf])
@@ -75,6 +75,49 @@ def test_counting_equals_sorting_for_any_floats(positives, extra, seed):
     np.testing.assert_array_equal(
         unsorted_cells(parts, edges), curves.cells(np.sort(scores), edges)
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(FLOATS, max_size=12), st.booleans(), st.integers(0, 10**6))
+def test_looking_up_equals_sorting_for_any_floats(positives, at_bins, seed):
+    rng = np.random.default_rng(seed)
+    edges = curves.exact_edges(np.array(positives, np.float32))
+    if at_bins:
+        edges = np.unique(np.append(bin_start(edges[:-1]), np.float32(-np.inf)))[::-1]
+    with np.errstate(over="ignore"):
+        near = [np.nextafter(edges, np.float32(end)) for end in (-np.inf, np.inf)]
+        tails = 10.0 ** rng.uniform(-44, 39, 50)
+        scores = np.concatenate([edges, *near, -tails, tails, [0, -0.0]]).astype(np.float32)
+    cells = Lookup(edges)(scores)
+    np.testing.assert_array_equal(
+        np.bincount(cells, minlength=edges.size), curves.cells(np.sort(scores), edges)
+    )
+    assert (edges[cells] <= scores).all() and (
+        scores[cells > 0] < edges[cells - 1][cells > 0]
+    ).all()
+
+
+@pytest.mark.parametrize("kind", ["smooth", "steps", "one subject leads"])
+def test_intervals_are_within_a_thousandth_of_exact_ones(kind, monkeypatch):
+    rng, maps = np.random.default_rng(5), []
+    masks = rng.random((12, 128, 128)) < 0.1
+    for i, mask in enumerate(masks):
+        scores = rng.gamma(1.0, size=mask.shape) + mask * rng.gamma(2.0, size=mask.shape)
+        if kind == "one subject leads":
+            scores += 3 * (i == 0)
+        maps.append(np.round(scores, 3) if kind == "steps" else scores)
+    pixels = PixelScores()
+    for i, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        pixels.add(scores, mask, i // 2)
+    coarse = pixels.evaluate(replicates=100)
+    monkeypatch.setattr(curves, "FEW_EDGES", 10**9)
+    right = pixels.evaluate(replicates=100)
+    for name in RANKED:
+        a, b = getattr(coarse, name), getattr(right, name)
+        assert a.value == b.value and (a.low, a.high) != (b.low, b.high)
+        np.testing.assert_allclose(
+            [a.low, a.high], [b.low, b.high], rtol=0, atol=1e-3, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(

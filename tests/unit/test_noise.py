@@ -14,7 +14,7 @@ from normscan.rng import Rng
 from normscan.synthesis.noise import (
     _open_simplex_tables,
     coarse_noise,
-    open_simplex_3d,
+    open_simplex,
     simplex_3d,
     simplex_noise,
 )
@@ -212,7 +212,7 @@ def test_the_seed_decides():
 def test_open_simplex_is_the_sum_over_its_lattice(rng):
     """Against a loop over a wide neighbourhood of lattice points, whatever can reach or not."""
     permutation = rng.permutation(256)
-    gradients = _open_simplex_tables()[1].numpy().astype(float)
+    gradients = _open_simplex_tables(3)[1].numpy().astype(float)
     assert sorted(np.abs(gradients[0])) == [4, 4, 11] and len(np.unique(gradients, axis=0)) == 24
     points = rng.uniform(-9, 9, (40, 3))
     expected = []
@@ -226,7 +226,7 @@ def test_open_simplex_is_the_sum_over_its_lattice(rng):
             index = permutation[(permutation[(permutation[i] + j) & 255] + k) & 255]
             value += max(0.0, 2 - d @ d) ** 4 * (gradients[index % 24] @ d)
         expected.append(value / 103)
-    got = open_simplex_3d(torch.tensor(points)[None], torch.tensor(permutation)[None])[0]
+    got = open_simplex(torch.tensor(points)[None], torch.tensor(permutation)[None])[0]
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-9)
 
 

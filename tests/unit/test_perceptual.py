@@ -9,7 +9,7 @@ from torch import nn
 from normscan.errors import ArgumentError, WeightsError
 from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, weights_from_state
 from normscan.networks.taps import Row
-from normscan.objectives.perceptual import ChannelStatistics, RelativePerceptual
+from normscan.objectives.perceptual import ChannelStatistics, LearnedPerceptual, RelativePerceptual
 
 
 class Twofold(nn.Module):
@@ -110,3 +110,27 @@ def test_rows_that_are_not_there(tmp_path):
         Backbone("vgg11", ("features.2",), str(tmp_path / "empty.pth"))
     with weights_from_state():  # A saved detector brings its own.
         Backbone("vgg11", ("features.2",), str(tmp_path / "empty.pth"))
+
+
+def test_learned_distance_by_hand(tmp_path):
+    from safetensors.torch import save_file
+
+    x, restored = torch.rand(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.5, 2.0])
+    save_file({"lin0.model.1.weight": weights.reshape(1, 2, 1, 1)}, tmp_path / "heads.safetensors")
+    got = LearnedPerceptual(Twofold(), str(tmp_path / "heads.safetensors"))(x, restored)
+    f, g = (nn.functional.normalize(Twofold()(v)["t"], dim=1) for v in (x, restored))
+    near = 0.5 * (f - g)[:, 0] ** 2 + 2 * (f - g)[:, 1] ** 2
+    expected = nn.functional.interpolate(near[:, None], (8, 8), mode="bilinear")
+    torch.testing.assert_close(got, expected)
+    assert not LearnedPerceptual(Twofold())(x, x).any()
+
+
+@pytest.mark.parametrize("state", [{"lin0.model.1.weight": (3,)}, {"other": (2,)}])
+def test_heads_of_another_backbone_are_refused(tmp_path, state):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "heads.safetensors"
+    save_file({k: torch.ones(v) for k, v in state.items()}, path)
+    with pytest.raises(WeightsError, match="weighs other features"):
+        LearnedPerceptual(Twofold(), str(path))

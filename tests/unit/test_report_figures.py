@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from normscan.display import edge_letters, upright_spacing
 from normscan.errors import ArgumentError
 from normscan.report import Picture, best_slice, overlay_image, upright
 from normscan.report.figures import (
@@ -21,7 +22,6 @@ from normscan.report.figures import (
     overlay_table,
     window,
 )
-from normscan.report.orientation import edge_letters, upright_spacing
 from normscan.report.rows import make_row
 from normscan.scan import RASTER_AFFINE
 

@@ -1,11 +1,17 @@
-"""Intensities after scaling, against numpy."""
+"""Intensities after scaling, against numpy, closed forms and scikit-image."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from skimage.exposure import equalize_hist
 
+from normscan.cohort import Cohort
+from normscan.detector import Detector, load
+from normscan.errors import ArgumentError, ScanError
 from normscan.preprocess import Preprocess
+from normscan.preprocess.file_range import file_range
+from normscan.scan import Scan
 
 
 def scaled(image, inside, slices=False, **settings):
@@ -95,3 +101,70 @@ def test_hot_pixels_are_limited_and_an_empty_slice_is_zero():
 def test_settings_are_plain_values():
     settings = Preprocess(size=64, spacing=1.5)
     assert Preprocess(**settings.to_dict()) == settings
+
+
+def test_equalised_as_scikit_image_does(image, inside):
+    result = scaled(image, inside, scaling="equalise")
+    for got, values in zip(result, image, strict=True):
+        expected = equalize_hist(values.astype(np.float32), nbins=256, mask=inside) * inside
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_range_is_the_same_for_all_scans(image, inside):
+    result = scaled(image, inside, scaling="file", range=((0.0, 255.0), (10.0, 20.0)))
+    np.testing.assert_allclose(result[0], image[0] / 255, rtol=1e-5)
+    np.testing.assert_allclose(result[1], (image[1] - 10) / 10, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ArgumentError, match="range"):
+        scaled(image, inside, scaling="file")
+
+
+def test_the_range_of_files_of_8_bits_is_that_of_the_type(rng):
+    dim = [Scan.from_array(rng.integers(0, 90, (9, 9)).astype(np.uint8)) for _ in range(3)]
+    assert file_range(dim) == ((0, 255),)
+    assert file_range([s.with_data(s.data / 255) for s in dim]) == ((0, 1),)  # steps did so
+    colour = Scan.from_array(rng.integers(0, 90, (9, 9, 3)).astype(np.uint8))
+    assert file_range([colour]) == ((0, 255),) * 3 and file_range([colour], True) == ((0, 255),)
+
+
+def test_the_range_of_other_files_is_the_cohorts(rng):
+    """The median over the scans, which neither a hot pixel nor an odd scan moves."""
+    tops = [900, 1000, 1100, 40_000]
+    arrays = [np.linspace(0, top, 10_001).reshape(73, 137) for top in tops]
+    arrays[0][3, 3] = 65_000
+    scans = [Scan.from_array(a.astype(np.uint16)) for a in arrays]
+    ((low, high),) = file_range(scans)
+    assert low == 0 and high == pytest.approx(0.999 * 1050, rel=1e-3)
+    hounsfield = [s.with_data(s.data - 1000) for s in scans]
+    ((low, high),) = file_range(hounsfield)
+    assert low == pytest.approx(-1000, abs=3) and high == pytest.approx(0.999 * 1050 - 1000, abs=2)
+
+
+def test_colours_of_16_bits_share_a_range_and_contrasts_do_not(rng):
+    data = rng.uniform(0, 1, (3, 64, 64)) * np.array([10, 100, 1000]).reshape(3, 1, 1)
+    hues = Scan.from_array(data, channels=("red", "green", "blue"))
+    weights = Scan.from_array(data, channels=("T1w", "T2w", "FLAIR"))
+    assert len(set(file_range([hues]))) == 1
+    found = np.array(file_range([weights, weights, Scan.from_array(data[0])]))
+    np.testing.assert_allclose(found[:, 1], [10, 100, 1000], rtol=0.01)
+
+
+def test_scans_without_contrast_have_no_range():
+    with pytest.raises(ScanError, match="no range"):
+        file_range([Scan.from_array(np.zeros((9, 9)))])
+
+
+def test_a_detector_learns_the_range_and_keeps_it(toy, tmp_path):
+    cohort = Cohort.read(toy(2, 1))
+    detector = Detector("mean_image", preprocess={"scaling": "file"}, gate=False)
+    detector.fit(cohort)
+    ((low, high),) = detector.preprocess.range
+    healthy = [row.load() for row in cohort.part("train")]
+    tops = [np.percentile(scan.data, 99.9) for scan in healthy]
+    assert low == 0 and high == pytest.approx(np.median(tops), rel=1e-6)
+    detector.save(tmp_path / "saved")
+    assert load(tmp_path / "saved").preprocess == detector.preprocess
+    # Fitted again it learns again; a range that was given stays.
+    detector.fit(cohort.select([row.label == 0 for row in cohort]))
+    assert detector.preprocess.range == ((low, high),)
+    given = Detector("mean_image", preprocess={"scaling": "file", "range": [[0, 2]]}, gate=False)
+    assert given.fit(cohort).preprocess.range == ((0, 2),)

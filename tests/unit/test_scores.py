@@ -95,6 +95,15 @@ def test_median_runs_in_all_axes(case):
     np.testing.assert_allclose(result, windows_median(anomaly, 3), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("shape", [(3, 2), (40, 31), (37, 50, 33)])
+def test_median_in_the_plane_is_that_of_scipy(size, shape, rng):
+    anomaly = np.round(rng.normal(size=shape), 1).astype(np.float32)
+    found = apply_chain([f"median_inplane={size}"], anomaly, anomaly > 0, anomaly[None])
+    whole = (size, size) + (1,) * (len(shape) - 2)
+    np.testing.assert_array_equal(found, ndimage.median_filter(anomaly, whole, mode="reflect"))
+
+
 def test_median_in_the_plane(case):
     anomaly, foreground, image = case
     result = apply_chain(["median_inplane=5"], anomaly, foreground, image)
@@ -132,6 +141,48 @@ def test_hyperintense_keeps_the_brightest_of_the_whole_image(case):
         np.pad(a, [(0, 0)] * (a.ndim - 2) + [(20, 20)] * 2) for a in (anomaly, foreground, image)
     ]
     assert (apply_chain(["hyperintense=0.8"], *framed) > 0).sum() > (result > 0).sum()
+
+
+def test_otsu_keeps_what_best_divides_the_variance(case):
+    anomaly = case[0].astype(np.float32)
+    result = apply_chain(["otsu"], anomaly, *case[1:])
+    cut = anomaly[result == 0].max()
+    assert (anomaly[result > 0] > cut).all() and np.array_equal(
+        result[result > 0], anomaly[result > 0]
+    )
+
+    def between(threshold):
+        upper = anomaly > threshold
+        share = upper.mean()
+        return share * (1 - share) * (anomaly[upper].mean() - anomaly[~upper].mean()) ** 2
+
+    tried = np.quantile(anomaly, np.linspace(0.01, 0.99, 99))
+    assert between(cut) >= 0.999 * max(map(between, tried))
+
+
+def test_opening_keeps_large_areas_of_a_slice():
+    anomaly = np.zeros((12, 12, 3), np.float32)
+    anomaly[1:4, 1:4, 0] = 0.5  # 9 pixels
+    anomaly[6:8, 6:8, :] = 0.7  # 4 in each of three slices, 12 in space
+    anomaly[8, 8, 0] = 0.7  # touches those at a corner
+    expected = anomaly * 0
+    expected[1:4, 1:4, 0] = 0.5
+    everywhere = np.ones(anomaly.shape, bool)
+    np.testing.assert_array_equal(
+        apply_chain(["opening=5"], anomaly, everywhere, anomaly[None]), expected
+    )
+    plane = apply_chain(["opening=5"], anomaly[..., 0], everywhere[..., 0], anomaly[None, ..., 0])
+    np.testing.assert_array_equal(plane, expected[..., 0])
+
+
+def test_nonzero_looks_at_all_channels(case):
+    anomaly, foreground, image = case
+    image = np.stack([image[0], 0 * image[0]])
+    image[0, :2] = 0
+    image[1, 0] = 1
+    result = apply_chain(["nonzero"], anomaly, foreground, image)
+    assert not result[1].any()
+    np.testing.assert_allclose(result[0], anomaly[0], rtol=1e-6)
 
 
 def test_steps_act_in_order(case):

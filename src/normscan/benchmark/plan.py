@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Plan:
         sets: those whose data are there.
         jobs: in the order of running.
         missing: why a set can't be run, by its id.
+        given: preset and arguments that the user chose, in words; empty where the budget rules.
     """
 
     protocol: Protocol
@@ -40,6 +42,7 @@ class Plan:
     sets: list[Set]
     jobs: list[Job] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    given: str = ""
 
 
 def make_plan(
@@ -76,7 +79,9 @@ def make_plan(
     if unknown:
         known = ", ".join(s.id for s in there)
         raise ArgumentError(f"there is no set '{unknown[0]}' in '{protocol.id}'; it has {known}.")
-    plan = Plan(protocol, chosen, names, [])
+    said = [f"preset {preset}"] if preset else []
+    said += [f"arguments {json.dumps(plain(dict(arguments)))}"] if arguments else []
+    plan = Plan(protocol, chosen, names, [], given=", ".join(said))
     network: dict[str, Any] = {}
     if set(INDICES) & set(protocol.shown):
         network = protocol.features.model_dump() | ({"weights": features} if features else {})
@@ -147,6 +152,8 @@ def detector_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the options of ``Detector`` for a method on a set, and what it can't take.
 
+    A baseline without the wanted preset takes the budget's: it stands beside every method.
+
     The later wins: the budget's arguments, the protocol's, the set's, those for the method, and
     the user's.
 
@@ -154,7 +161,7 @@ def detector_options(
         ArgumentError: an argument for a single method that it doesn't have.
     """
     allowed, methods = protocol.budgets[budget], registry.load_all()
-    if preset is None:
+    if preset is None or (card.id in BASELINES and preset not in card.presets):
         preset = next((p for p in allowed.presets if p in card.presets), "paper")
     common = {k: v for k, v in arguments.items() if k not in methods}
     known = {name for each_card in methods.values() for name in each_card.defaults}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normscan.cli.benchmark import benchmark as benchmark
+from normscan.cli.beside import others, set_beside
 from normscan.cli.calibrate import calibrate as calibrate
 from normscan.cli.calibrate import update as update
 from normscan.cli.check import check as check
@@ -21,6 +22,7 @@ from normscan.cli.data import tiles as tiles
 from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.federated import federate as federate
+from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions
 from normscan.cli.spelling import command_line
@@ -28,6 +30,7 @@ from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cli.synthesis import synthesise as synthesise
 from normscan.cli.synthesis import tasks as tasks
+from normscan.cli.view import view as view
 from normscan.cohort import Cohort
 from normscan.errors import OutputError
 from normscan.parallel import use_threads
@@ -180,6 +183,8 @@ def evaluate(
     device: str = "auto",
     overwrite: bool = False,
     threads: int | None = None,
+    convention: Literal["radiological", "neurological"] | None = None,
+    compare: list[str] | None = None,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -195,6 +200,10 @@ def evaluate(
         device: auto, cpu or cuda.
         overwrite: replace the evaluation of another cohort or split in the folder.
         threads: of the arithmetic; by default the cores that this process may use.
+        convention: in pictures the patient's right at the left (radiological) or at the right
+            (neurological); radiological for scans from DICOM by default.
+        compare: run folders of other detectors, which are evaluated on the same scans and set side
+            by side with this one, with tests and pictures, in compare/ beside the report.
     """
     from normscan import evaluation
     from normscan.detector import load
@@ -205,14 +214,21 @@ def evaluate(
     for note in (*table.notes, *detector.out_of_date()):
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
+    beside = others(compare or [], folder, device)
     results = evaluation.evaluate(
         detector, table, folder, split=split, region=region, group=group,
         baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
-        overwrite=overwrite,
+        overwrite=overwrite, radiological=None if convention is None else convention == "radiological",
     )  # fmt: skip
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
     print(evaluation.text_summary(results))
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
+    if beside:
+        page = set_beside(
+            detector, beside, folder, cohort, root, split=split, region=region, group=group,
+            radiological=None if convention is None else convention == "radiological",
+        )  # fmt: skip
+        print(f"beside:  {page}")
 
 
 def limits(

@@ -28,6 +28,7 @@ COMMANDS = {
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "check": "is a scan of the kind a detector knows? normscan check RUN SCAN...",
+    "view": "findings in the browser, with a reader's verdicts: normscan view RUN",
     "evaluate": "metrics and a report on a cohort: normscan evaluate RUN --cohort C",
     "calibrate": "thresholds from another site's healthy scans: normscan calibrate RUN --cohort C",
     "regions": "healthy scores of anatomical regions: normscan regions RUN --cohort C",
@@ -46,6 +47,7 @@ COMMANDS = {
     "bids": "write a BIDS data set as a cohort table: normscan bids ROOT --out cohort.csv",
     "tiles": "cut whole-slide images into tiles of tissue: normscan tiles SLIDE --out FOLDER",
     "datasets": "public data sets: list, show ID, prepare ID --root FOLDER, download ID",
+    "node": "score what a PACS sends, results back: normscan node --config node.toml",
     "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
     "demo": "the whole job on a simulated cohort",
 }
@@ -65,6 +67,7 @@ Research use. Not for diagnosis.
 POSITIONAL = {
     "predict": "run",
     "check": "run",
+    "view": "run",
     "evaluate": "run",
     "calibrate": "run",
     "update": "run",
@@ -164,7 +167,7 @@ def run(name: str, arguments: list[str]) -> int | None:
     except ArgumentError as error:
         return fail(f"{error} See {parser.prog} --help.")
     values = parser.parse_args(given)
-    options = {k: v for k, v in vars(values).items() if k != "config"}
+    options = {k: v for k, v in vars(values).items() if card is None or k != "config"}
     if card is not None:
         if options["preset"] != _preset(arguments):
             return fail(
@@ -259,12 +262,16 @@ def build_parser(
             "action", nargs="?", default="list", help="list, show, prepare, download"
         )
         parser.add_argument("id", nargs="?", help="id of the data set")
+    if name == "node":
+        parser.add_argument(
+            "action", nargs="?", default="run", help="run, status, drift, purge, again"
+        )
     if name == "benchmark":
         parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
     skip = {positional, "scans", "runs", "progress"} - {None}
     if name == "benchmark":
         skip |= {"protocol"}
-    if name == "datasets":
+    if name in ("datasets", "node"):
         skip |= {"action", "id"}
     if card is not None:
         skip |= {"method", "arguments"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from normscan.detector.finding import Finding
     from normscan.detector.regions import Regions
 
-SCORES = "scores.csv"
+SCORES, INDEX = "scores.csv", "index.html"
 
 
 def predict(
@@ -47,7 +47,7 @@ def predict(
         run: run folder of the detector.
         scans: files, folders of them, patterns such as 'scans/*.nii.gz'; a scan with one file per
             channel is written as its files joined by commas.
-        out: folder for the results and scores.csv; RUN/predictions by default.
+        out: folder for the results, scores.csv and index.html; RUN/predictions by default.
         cohort: instead of files, a table or folder, all of whose scans are scored.
         root: folder of the table's relative paths.
         device: auto, cpu or cuda.
@@ -65,8 +65,10 @@ def predict(
             at most this share is expected to be healthy, such as 0.1.
         regions: file of `normscan regions`, for the names, scores and p-values of the regions.
         format: what is written of each scan, joined by commas: nifti (map, mask, overlay; pictures
-            as TIFF and PNG), dicom (parametric map, segmentation and structured report beside the
-            source series), dicom-uint16 (the map in 16 bits); nifti by default.
+            as TIFF and PNG), view (the scan and its restoration, for `normscan view`), dicom
+            (parametric map, segmentation and structured report beside the source series),
+            dicom-uint16 (the map in 16 bits), dicom-labelmap (the segments as one label map),
+            dicom-pdf (a page about it, too), pdf (that page as a file); nifti by default.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
@@ -77,6 +79,7 @@ def predict(
     from normscan.detector.prediction import SEEN
     from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
+    from normscan.report.predictions import write_index
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
@@ -101,7 +104,8 @@ def predict(
     lines, failures = [], 0
     listed: dict[str, str] = {}
     tracked = Progress().track(rows, "predict", len(rows))
-    found = detector.predict_cohort(tracked, force=force, workers=workers)
+    details = "view" in formats
+    found = detector.predict_cohort(tracked, details, force, workers)
     writers = min(1, read_ahead() if workers is None else workers)
     written = partial(_written, folder, overlay, formats, healthy)
     for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
@@ -120,9 +124,14 @@ def predict(
         print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
     said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
     write_scores(folder / SCORES, lines)
+    promised = str(detector.training.get("calibration", ""))
+    write_index(
+        folder / INDEX, provenance=detector.provenance(), said=promised,
+        scans=read_scores(folder / SCORES),
+    )  # fmt: skip
     for sentence in said:
         print(sentence)
-    print(f"results: {folder}\nscores:  {folder / SCORES}")
+    print(f"results: {folder}\nscores:  {folder / SCORES}\nindex:   {folder / INDEX}")
     return 1 if failures else 0
 
 
@@ -158,36 +167,49 @@ def _size(result: Finding | NormscanError) -> int:
 def rows_of(scans: Iterable[str]) -> Iterator[CohortRow]:
     """Yield a row for each scan that is named: by itself, in a folder, or by a pattern.
 
-    A folder of pictures or volumes is taken scan by scan, masks left out; one of DICOM alone is a
-    scan. Names are those of the files, as far as they must be told apart.
+    A folder of pictures or volumes is taken scan by scan, masks left out; one of DICOM alone series
+    by series. Names are those of the files, as far as they must be told apart.
 
     Raises:
         ScanError: an empty name, a pattern that nothing fits.
     """
     from normscan.cohort.table import unique_names
 
-    files = [parts for text in scans for parts in _files(text)]
-    for name, parts in zip(unique_names([parts[0] for parts in files]), files, strict=True):
-        yield CohortRow(scan=name, subject=name, paths=tuple(map(Path, parts)))
+    named = [scan for text in scans for scan in _files(text)]
+    names = unique_names([parts[0] for parts, _ in named])
+    for name, (parts, subject) in zip(names, named, strict=True):
+        yield CohortRow(scan=name, subject=subject or name, paths=tuple(map(Path, parts)))
 
 
-def _files(text: str) -> list[list[str]]:
-    """Return the files of each scan that an argument names."""
+def _files(text: str) -> list[tuple[list[str], str]]:
+    """Return the files of each scan that an argument names, and its subject where that is known."""
     from normscan.cohort.layouts import pictures_in
 
     if not text:
         raise ScanError("an empty name stands among the scans. Name a file.")
     if os.path.isdir(text):
         inside = pictures_in(Path(text))
-        return [[str(Path(text) / name)] for name in inside] or [[text]]
+        return [([str(Path(text) / name)], "") for name in inside] or _series(text)
     if os.path.exists(text):
-        return [[text]]
+        return [([text], "")]
     if glob.has_magic(text):
         fitting = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
         if not fitting:
             raise ScanError(f"{text}: no file fits this pattern.")
-        return [parts for each in fitting for parts in _files(each)]
-    return [text.split(",")]
+        return [scan for each in fitting for scan in _files(each)]
+    return [(text.split(","), "")]
+
+
+def _series(folder: str) -> list[tuple[list[str], str]]:
+    """Return each series of a folder of DICOM; the folder where there is one, or what isn't DICOM."""
+    from normscan.cohort.dicom import dicom_rows, may_hold_dicom
+
+    rows, notes = dicom_rows(Path(folder)) if may_hold_dicom(Path(folder)) else ([], [])
+    if len(rows) < 2:
+        return [([folder], "")]
+    for note in notes:
+        print(f"note: {folder}: {note}", file=sys.stderr)
+    return [([str(Path(folder) / row["path"])], row["subject"]) for row in rows]
 
 
 def _named(rows: Cohort) -> list[CohortRow]:
@@ -253,3 +275,15 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a table of scans, with None where a cell is empty."""
+    import pandas as pd
+
+    words = dict.fromkeys(("scan", "notes", "left_out", "quality"), str)
+    # A scan may be named NA.
+    table = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
+    lines = table.astype(object).where(table.notna(), None).to_dict("records")
+    empty = dict.fromkeys(("score", "p_value", "anomalous", "quality", "notes", "left_out"))
+    return [{**empty, **{str(name): value for name, value in line.items()}} for line in lines]

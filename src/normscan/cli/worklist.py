@@ -76,9 +76,8 @@ def write_worklist(
     for line, owner in zip(taking, owners, strict=True):
         line |= {"q_value": float(f"{chosen.q_values[owner]:.6g}"), "chosen": chosen.chosen(owner)}
     ranked = sorted(taking, key=lambda line: (line["q_value"], line["p_value"], -line["score"]))
-    entries = [
-        {k: {**line, "subject": subjects[line["scan"]]}[k] for k in SHOWN} for line in ranked
-    ]
+    named = [{**line, "subject": subjects[line["scan"]]} for line in ranked]
+    entries = [{key: line[key] for key in SHOWN} for line in named]
     aside = [line["scan"] for line in lines if line["scan"] not in subjects]
     said = [f"{chosen.count} of {len(chosen.q_values)} subjects are on the list."]
     said.append(chosen.promise(threshold) if chosen.count else chosen.short(threshold))

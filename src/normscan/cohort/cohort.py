@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan import notebook
 from normscan.bids.read import bids_table
 from normscan.cohort.archive import archive_table
 from normscan.cohort.division import AUXILIARY, Division
@@ -22,7 +25,7 @@ from normscan.cohort.splits import (
     only_healthy_trains,
     shared_copy,
 )
-from normscan.cohort.summary import CohortSummary, Progress, summarise
+from normscan.cohort.summary import LABELS, CohortSummary, Progress, summarise
 from normscan.cohort.table import (
     COLUMNS,
     SPLITS,
@@ -34,7 +37,8 @@ from normscan.cohort.table import (
     read_table,
     write_table,
 )
-from normscan.errors import ArgumentError, CohortError, nearest
+from normscan.display import Plane, planes
+from normscan.errors import ArgumentError, CohortError, ScanError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -260,6 +264,53 @@ class Cohort:
         counts = self.table["split"].value_counts()
         parts = ", ".join(f"{counts[s]} {s}" for s in SPLITS if s in counts)
         return f"Cohort({len(self)} scans: {parts or 'no splits'})"
+
+    def _repr_html_(self) -> str:
+        """Return counts, the first scans of each label as small pictures, for a notebook."""
+        table = self.table
+        counts = {s: int((table["split"] == s).sum()) for s in SPLITS}
+        facts = {
+            "scans": len(self),
+            "subjects": table["subject"].nunique(),
+            "columns": ", ".join(map(str, table.columns)),
+        }
+        facts |= {split: count for split, count in counts.items() if count}
+        return notebook.page(
+            f"Cohort {self.name}", facts, [(plane, None, name) for plane, name in self._few(4)]
+        )
+
+    def show(self, n: int = 8) -> Any:
+        """Return a figure of the middle planes of n scans, spread over the labels.
+
+        Scans that can't be read are passed over.
+
+        Raises:
+            CohortError: none can be read.
+        """
+        found = self._few(n)
+        if not found:
+            raise CohortError(f"none of the first scans under {self.root} can be read.")
+        return notebook.draw([plane for plane, _ in found], names=[name for _, name in found])
+
+    def _few(self, n: int) -> list[tuple[Plane, str]]:
+        """Return a plane of up to n scans, one of each label in turn, and their names."""
+        by_label: dict[int | None, list[CohortRow]] = {}
+        for row in self:
+            by_label.setdefault(row.label, []).append(row)
+        turn = [row for rows in zip_longest(*by_label.values()) for row in rows if row is not None]
+        found: list[tuple[Plane, str]] = []
+        for row in turn[: 2 * n]:
+            if len(found) == n:
+                break
+            with suppress(ScanError):
+                scan = row.load()
+                found.append(
+                    (
+                        planes(scan.data, scan.affine, rgb=scan.is_rgb)[0],
+                        f"{row.scan}: {LABELS[row.label]}",
+                    )
+                )
+        return found
 
     @property
     def has_masks(self) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from normscan.cohort.row import CohortRow
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-_LABELS = {0: "healthy", 1: "anomalous", None: "unlabelled"}
+LABELS = {0: "healthy", 1: "anomalous", None: "unlabelled"}
 _SHOWN = 5
 
 
@@ -161,8 +161,8 @@ def _splits(rows: Sequence[CohortRow]) -> dict[str, dict[str, int]]:
         part = [row for row in rows if row.split == split]
         if not part and split in ("extra", ""):
             continue
-        labels = Counter(_LABELS[row.label] for row in part)
-        counts = {word: labels[word] for word in _LABELS.values()}
+        labels = Counter(LABELS[row.label] for row in part)
+        counts = {word: labels[word] for word in LABELS.values()}
         counts["subjects"] = len({row.subject for row in part})
         counts["masks"] = sum(row.mask is not None for row in part)
         result[split or "none"] = counts

@@ -146,8 +146,13 @@ def one_by_one(work: Work) -> tuple[Method, Healthy, dict[str, float]]:
     """Fit the method without each fold in turn."""
     members, scored, seconds = [], [], dict[str, float]()
     count = len(work.parts)
+    kept = [n for n in range(1, count + 1) if _stored_at(work, n).exists()]
+    if kept:
+        named = f"fold {kept[0]} is" if len(kept) == 1 else f"folds {', '.join(map(str, kept))} are"
+        work.bar.say(f"{named} kept from before, of {count}")
     for number in range(1, count + 1):
-        work.bar.say(f"fold {number} of {count}")
+        if number not in kept:
+            work.bar.say(f"fold {number} of {count}")
         method, healthy, spent = member(work, number)
         members.append(method)
         scored.append(healthy)
@@ -189,21 +194,25 @@ def member(work: Work, number: int) -> tuple[Method, Healthy, dict[str, float]]:
     Returns:
         The method, the scores of the fold, and the seconds of each phase.
     """
-    folder = work.folder / FOLDS / (str(number) if number else REFITTED)
+    path = _stored_at(work, number)
     state = fitting.build(work.asked, work.seen)
     method = fitting.built(state)
-    if (folder / MEMBER).exists():
-        stored = load_state(folder / MEMBER)
+    if path.exists():
+        stored = load_state(path)
         method.to(work.fabric.device).load_weights(stored["method"])
         return method.requires_grad_(False).eval(), _healthy(stored, work), stored["seconds"]
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds = _fit(work, state, number, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seconds = _fit(work, state, number, path.parent)
     healthy = Healthy()
     if number:
         healthy = score_healthy(state, work.parts[number - 1], work.bar, number, work.sheets)
     stored = {"method": dict(method.state_dict()), "seconds": seconds}
-    save_state(folder / MEMBER, stored | _stored(healthy))
+    save_state(path, stored | _stored(healthy))
     return method, healthy, seconds
+
+
+def _stored_at(work: Work, number: int) -> Path:
+    return work.folder / FOLDS / (str(number) if number else REFITTED) / MEMBER
 
 
 def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscan import notebook
 from normscan.cohort import Cohort, CohortRow
 from normscan.cohort.memory import as_cohort
 from normscan.decide import Calibration
@@ -112,6 +113,25 @@ class Detector(State):
         if self.method is not None:
             state = f"{self.arguments['dims']}D, threshold {self.threshold_text}"
         return f"Detector('{self.card.id}', preset='{self.preset}', {state})"
+
+    def _repr_html_(self) -> str:
+        """Return what it is, and the scores of the healthy scans behind its threshold."""
+        from normscan.report.charts import lone, score_strip
+
+        card, found = self.card, self.scan_threshold
+        facts = {
+            "source": card.paper,
+            "learns from": card.regime,
+            "preset": self.preset,
+            "state": "not fitted" if self.method is None else f"fitted, {self.arguments['dims']}D",
+            "threshold": None if self.method is None else self.threshold_text,
+        }
+        drawn = ""
+        if found is not None:
+            none = np.empty(0)
+            strip = score_strip(np.asarray(found.scores), none, none, found.threshold)
+            drawn = notebook.svg_image(lone(strip), "scores of healthy scans") if strip else ""
+        return notebook.page(f"Detector {card.id}", facts, more=drawn)
 
     @property
     def threshold_text(self) -> str:

@@ -179,6 +179,11 @@ def build(asked: State, seen: Survey) -> State:
         raise ArgumentError(
             f"method '{card.id}' can't be built with these arguments: {reason}"
         ) from error
+    if not isinstance(method.context, int) or method.context < 0:
+        raise ArgumentError(
+            f"method '{card.id}' asks for {method.context!r} neighbouring slices on each side "
+            "(Method.context): give a whole number, 0 or more."
+        )
     if method.context and (dims > 2 or asked.patch is not None):
         raise ArgumentError(
             f"method '{card.id}' looks at {method.context} slices on each side: it needs whole "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,11 +21,20 @@ from normscan.preprocess import Prepared
 Found = tuple[float, Sample, int, tuple[int, int]]  # squared distance, where, cell of the grid
 
 
+@runtime_checkable
+class HasPatches(Protocol):
+    """A method whose map compares patches by features."""
+
+    def patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return features (B, h * w, dim) of images (B, C, H, W), and the grid (h, w)."""
+        ...
+
+
 def patches_like(
     state: State, finding: Finding, rows: Iterable[CohortRow], count: int = 3
 ) -> list[dict[str, Any]]:
     """Return the patches nearest to that at the peak of a finding's map; see ``Detector.patches_like``."""
-    if not hasattr(state.method, "patches"):
+    if not isinstance(state.method, HasPatches):
         raise ArgumentError(
             f"'{state.card.id}' compares no patches with those of training scans; patchcore and "
             "simplenet do. finding.neighbours() names whole scans that look alike."
@@ -64,12 +73,13 @@ class Patches:
         self, prepared: Prepared
     ) -> Iterator[tuple[list[Sample], Tensor, tuple[int, int]]]:
         """Yield some samples at a time, their features (B, cells, dim) and the grid of the cells."""
-        predictor = self._predictor(prepared)
+        method, predictor = self.state.method, self._predictor(prepared)
+        assert isinstance(method, HasPatches)
         job = predictor.job(prepared)
         for start in range(0, len(job.samples), BATCH):
             some = list(job.samples[start : start + BATCH])
-            batch = predictor._batch([job], [(0, sample) for sample in some])
-            features, grid = self.state.method.patches(batch.image)  # type: ignore[union-attr, operator]
+            batch = predictor.batch([job], [(0, sample) for sample in some])
+            features, grid = method.patches(batch.image)
             yield some, features.float(), grid
 
     def peak(self) -> Tensor:

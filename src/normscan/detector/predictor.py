@@ -146,7 +146,7 @@ class Predictor:
         members: list[list[Sums]] = []
         for start in range(0, len(pieces), self.batch_size):
             part = pieces[start : start + self.batch_size]
-            for number, maps in enumerate(self._run(self._batch(jobs, part))):
+            for number, maps in enumerate(self._run(self.batch(jobs, part))):
                 if number == len(members):
                     shapes = [job.prepared.grid.shape for job in jobs]
                     members.append([Sums(np.zeros(shape, np.float32)) for shape in shapes])
@@ -188,7 +188,8 @@ class Predictor:
             axes.append(np.linspace(0, max(0, n - patch), count).round().astype(int).tolist())
         return itertools.product(*axes)
 
-    def _batch(self, jobs: Sequence[Job], part: Sequence[Piece]) -> Batch:
+    def batch(self, jobs: Sequence[Job], part: Sequence[Piece]) -> Batch:
+        """Return what the method sees of some samples, each with the number of its job."""
         whole = [(jobs[n].prepared, sample) for n, sample in part]
         images = np.stack([scan.image[(slice(None), *s.place)] for scan, s in whole])
         masks = np.stack([scan.foreground[s.place] for scan, s in whole])

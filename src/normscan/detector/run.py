@@ -21,14 +21,15 @@ from normscan.detector.scaling import settle_scaling
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, OutputError
-from normscan.io.values import write_json
+from normscan.io.values import read_json, tupled, write_json
 from normscan.progress import Progress
 from normscan.training.fabric import launch_fabric
-from normscan.training.folder import DETECTOR, DIVISION, MAPS, claim_folder, tidied
+from normscan.training.folder import DETECTOR, DIVISION, MAPS, PLAN, claim_folder, tidied
 
 HEALTHY = "healthy.csv"
 FEW = 10  # healthy subjects
 SCALING = "scaling.json"
+EVIDENCE = "evidence.json"  # what planted anomalies say of the members of a detector
 REDUCTION = "reduction.json"  # which one planted lesions chose, with all figures
 
 
@@ -79,6 +80,7 @@ def fit(
             fabric = launch_fabric(*machine)
             begun = time.monotonic()
             settled, scaled = scale(settled, cohort, bar)
+            settled, planned = plan(settled, cohort, folder, bar)
             way = cross.fit if settled.calibration.kind == "cross" else fitting.fit
             state, healthy, judges = way(settled, cohort, folder, fabric, workers, bar)
             if left_out:
@@ -87,6 +89,11 @@ def fit(
             state = state.changed(division=division)
             if scaled:
                 state.training["scaling"] = scaled
+            evidence = fitting.built(state).learnt()
+            if planned:
+                state.training["plan"] = planned
+            if evidence:
+                state.training["evidence"] = evidence
             chosen = state.training.get("reduction")
             if fabric.is_global_zero and chosen:
                 bar.say(f"reduction: {chosen['reason']}")
@@ -95,7 +102,8 @@ def fit(
             if out is not None and fabric.is_global_zero:
                 healthy.write(out / HEALTHY)
                 state.training["healthy"] = review(state, healthy, judges, out, bar)
-                for name, record in ((REDUCTION, chosen), (SCALING, scaled)):
+                records = ((REDUCTION, chosen), (SCALING, scaled), (EVIDENCE, evidence))
+                for name, record in records:
                     if record:
                         write_json(out / name, record)
                 state = write_state(state, out)
@@ -139,6 +147,31 @@ def scale(asked: State, cohort: Cohort, bar: Progress) -> tuple[State, dict[str,
         return asked, {}
     bar.say(f"scaling: {choice.record['reason']}")
     return asked.changed(preprocess=choice.preprocess), choice.record
+
+
+def plan(asked: State, cohort: Cohort, folder: Path, bar: Progress) -> tuple[State, dict[str, Any]]:
+    """Let a method that plans settle its arguments; a run that goes on keeps its plan.
+
+    Returns:
+        The state with its arguments, and the plan; empty for a method that plans nothing.
+    """
+    if asked.card.plan is None:
+        return asked, {}
+    stored = folder / PLAN
+    if stored.exists():
+        planned = dict(read_json(stored))
+    else:
+        rows = [row for part in ("train", "val") for row in cohort.part(part)]
+        how = asked.calibration
+        fits = how.folds + how.refit if how.kind == "cross" else 1
+        planned = asked.card.plan(asked.arguments, asked.preprocess, rows, fits, asked.seed, bar)
+        write_json(stored, planned)
+    for reason in planned["reasons"].values():
+        bar.say(f"plan: {reason}")
+    for name, reason in planned["passed_over"].items():
+        bar.say(f"plan: without {name}: {reason}")
+    settled = {name: tupled(value) for name, value in planned["arguments"].items()}
+    return asked.changed(arguments=asked.arguments | settled), planned
 
 
 def settle(asked: State, cohort: Cohort, processes: int, bar: Progress) -> State:

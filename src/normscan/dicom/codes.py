@@ -20,6 +20,8 @@ OWN = {
     "pixels": "Number of pixels",
     "decision": "Decision",
     "undecided": "Not decided: the detector has no threshold",
+    "not-scored": "Not scored: the series was refused",
+    "refusal": "Why the series was refused",
     "quality": "Quality gate",
     "ok": "A scan of the kind that the detector knows",
     "flag": "To be looked at",

@@ -10,7 +10,7 @@ from typing import Any
 from normscan.dicom.results import Results
 
 MAKER = "normscan"
-NUMBERS = {"map": 9001, "findings": 9002, "report": 9003, "picture": 9004}
+NUMBERS = {"map": 9001, "findings": 9002, "report": 9003, "picture": 9004, "page": 9005}
 """Series Number of each kind of object."""
 
 

@@ -81,11 +81,13 @@ def _scan(identity: Identity, images: list[Dataset]) -> Any:
         "components": None if results.labels is None else float(len(results.components)),
     }
     decision = {True: codes.SCT.Abnormal, False: codes.SCT.Normal, None: own("undecided")}
+    if results.refused:
+        decision[None] = own("not-scored")
     localised = "not-localised"
     if results.labels is not None:
         localised = "found" if results.components else "none"
     middle = images[len(images) // 2]
-    return hd.sr.MeasurementsAndQualitativeEvaluations(
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=identity.uid("scan"), identifier="Scan"),
         algorithm_id=_algorithm(identity),
         source_images=[
@@ -102,6 +104,11 @@ def _scan(identity: Identity, images: list[Dataset]) -> Any:
             hd.sr.QualitativeEvaluation(own("localised"), own(localised)),
         ],
     )
+    if results.refused:
+        contains = hd.sr.RelationshipTypeValues.CONTAINS
+        said = hd.sr.TextContentItem(own("refusal"), results.refused[:1024], contains)
+        group[0].ContentSequence.append(said)
+    return group
 
 
 def _spot(

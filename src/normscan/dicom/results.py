@@ -38,6 +38,8 @@ class Results:
         version: of normscan.
         detector: SHA-256 of the detector.
         picture: draws the map over the picture, (rows, columns, 3) uint8, or None.
+        page: draws the page about it, as PDF, or None.
+        refused: why it was not scored, in a sentence; empty where it was.
     """
 
     series: Series
@@ -57,6 +59,8 @@ class Results:
     version: str = ""
     detector: str = ""
     picture: Callable[[], np.ndarray] | None = None
+    page: Callable[[], bytes] | None = None
+    refused: str = ""
 
     @property
     def spots(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The components of a finding as a binary Segmentation (PS3.3 A.51)."""
+"""The components of a finding as a Segmentation (PS3.3 A.51), binary or a label map."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from highdicom.seg import Segmentation
     from pydicom.dataset import Dataset
 
+SegmentsAs = Literal["binary", "labelmap"]
 COLOUR = (255, 64, 64)
 
 
-def segmentation(identity: Identity, images: list[Dataset]) -> Segmentation:
+def segmentation(
+    identity: Identity, images: list[Dataset], stored: SegmentsAs = "binary"
+) -> Segmentation:
     """Build the segmentation of a finding that has components; each is a segment.
 
     Args:
         identity: of the finding.
         images: the source images.
+        stored: a frame for each segment, or one label map.
     """
     import highdicom as hd
     from pydicom.uid import ExplicitVRLittleEndian
@@ -32,7 +36,7 @@ def segmentation(identity: Identity, images: list[Dataset]) -> Segmentation:
     place = Planes.of(results).arguments() if results.series.placed else {}
     made = hd.seg.Segmentation(
         pixel_array=as_planes(np.asarray(segments)),
-        segmentation_type="BINARY",
+        segmentation_type=stored.upper(),
         segment_descriptions=[
             _described(identity, number, spot) for number, spot in enumerate(results.spots, 1)
         ],

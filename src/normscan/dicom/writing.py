@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,32 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from normscan.dicom.parametric_map import Stored
+    from normscan.dicom.segmentation import SegmentsAs
 
-ENDINGS = {"map": "map", "findings": "seg", "picture": "sc", "report": "sr"}
+ENDINGS = {"map": "map", "findings": "seg", "picture": "sc", "report": "sr", "page": "pdf"}
 
 
-def write_dicom(
-    folder: Path, name: str, results: Results, stored: Stored = "float32"
-) -> list[Path]:
-    """Write ``NAME_map.dcm``, ``NAME_seg.dcm``, ``NAME_sc.dcm`` and ``NAME_sr.dcm``.
+@dataclass(frozen=True)
+class Options:
+    """How results are written.
+
+    Attributes:
+        map: values of the parametric map, see ``parametric_map``.
+        segments: ``binary`` has a frame for each segment and plane; ``labelmap`` one for each
+            plane, which viewers before 2025 don't know.
+        page: also write the page about the finding as Encapsulated PDF.
+    """
+
+    map: Stored = "float32"
+    segments: SegmentsAs = "binary"
+    page: bool = False
+
+
+USUAL = Options()
+
+
+def write_dicom(folder: Path, name: str, results: Results, options: Options = USUAL) -> list[Path]:
+    """Write ``NAME_map.dcm``, ``NAME_seg.dcm``, ``NAME_sc.dcm``, ``NAME_sr.dcm``, ``NAME_pdf.dcm``.
 
     A series that lies in space gets its map as Parametric Map and its components as Segmentation;
     a picture without a place in the patient gets its components as Segmentation and a Secondary
@@ -36,7 +55,7 @@ def write_dicom(
         folder: made if missing.
         name: start of the file names.
         results: what to write.
-        stored: values of the map, see ``parametric_map``.
+        options: how.
 
     Returns:
         The files written.
@@ -48,7 +67,7 @@ def write_dicom(
     """
     check_highdicom()
     with _building(name):
-        objects = _build(results, stored)
+        objects = _build(results, options)
     written = []
     for kind, dataset in objects.items():
         path = folder / f"{name}_{ENDINGS[kind]}.dcm"
@@ -58,9 +77,10 @@ def write_dicom(
     return written
 
 
-def _build(results: Results, stored: Stored) -> dict[str, Dataset]:
+def _build(results: Results, options: Options) -> dict[str, Dataset]:
     """Return the objects by their kind."""
     from normscan.dicom.capture import capture
+    from normscan.dicom.document import document
     from normscan.dicom.parametric_map import parametric_map
     from normscan.dicom.report import report
     from normscan.dicom.segmentation import segmentation
@@ -71,16 +91,18 @@ def _build(results: Results, stored: Stored) -> dict[str, Dataset]:
     placed = results.series.placed
     made: dict[str, Dataset] = {}
     if results.map is not None and placed:
-        made["map"] = parametric_map(identity, images, stored)
+        made["map"] = parametric_map(identity, images, options.map)
     # A frame of a clip has no place by which highdicom could find it among the others.
     alone = placed or frames_of(results.series, images[0]) is None
     if results.components and alone:
-        made["findings"] = segmentation(identity, images)
+        made["findings"] = segmentation(identity, images, options.segments)
     for dataset in made.values() if placed else ():
         name_frames(dataset, results.series)
     if results.picture is not None and not placed:
         made["picture"] = capture(identity, images[0], results.picture())
     made["report"] = report(identity, images, made)
+    if options.page and results.page is not None:
+        made["page"] = document(identity, images[0], results.page())
     for kind, dataset in made.items():
         _settle(dataset, identity.uid(kind, "dimensions"))
     return made

@@ -8,9 +8,9 @@ import numpy as np
 
 from normscan.cohort import CohortRow
 from normscan.detector.finding import Finding
+from normscan.display import is_raster
 from normscan.errors import ArgumentError, ScanError
 from normscan.metrics.boxes import BoxScores, as_boxes
-from normscan.report.orientation import is_raster
 
 BOXES, POINTS = "boxes", "points"
 

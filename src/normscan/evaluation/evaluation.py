@@ -14,6 +14,7 @@ from normscan.cohort import Cohort, Division
 from normscan.detector import Detector, storage
 from normscan.errors import CohortError, OutputError, nearest
 from normscan.evaluation.baselines import BASELINES, fit_baselines
+from normscan.evaluation.results import Results
 from normscan.evaluation.scoring import Region, Scores, group_column, score_together
 from normscan.evaluation.summary import (
     accepted_metrics,
@@ -41,7 +42,8 @@ def evaluate(
     command: str = "",
     progress: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+    radiological: bool | None = None,
+) -> Results:
     """Evaluate a detector and write ``results.json``, ``scans.csv`` and ``report.html``.
 
     Args:
@@ -57,9 +59,11 @@ def evaluate(
         command: to be recorded.
         progress: show progress on stderr.
         overwrite: replace an evaluation of other scans, too.
+        radiological: pictures have the patient's right at the left; by default those of scans from
+            DICOM have.
 
     Returns:
-        The results, as in ``results.json``.
+        The results, as in ``results.json``; a dictionary that a notebook shows and ``plot()`` draws.
 
     Raises:
         CohortError: no scan in that part, or none could be predicted.
@@ -94,7 +98,9 @@ def evaluate(
         doubts += detector.left_out()
         for note in (*doubts, *scores.masks.notes()):
             bar.say(note)
-        results = _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
+        results = Results(
+            _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
+        )
         results["cohort"]["sha256"] = scanned
         results["tested"] = _tested(detector, rows, split, scanned)
         if group:
@@ -108,7 +114,7 @@ def evaluate(
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))
         page = Path(report) if report else out / "report.html"
-        write_page(page, detector, rows, results, table)
+        write_page(page, detector, rows, results, table, radiological)
     return results
 
 
@@ -166,6 +172,7 @@ def _results(
         "quality_gate": _gate_counts(scores),
         "accepted": accepted_metrics(scores, detector, masks),
         "failures": scores.failures,
+        "card": storage.model_card(detector),
         "config": {**detector.configuration(), "training": detector.training},
         "versions": storage.versions(),
         "seconds": {"predict_per_scan": float(np.mean(seconds)), "stages": scores.stages()},

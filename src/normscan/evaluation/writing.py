@@ -15,7 +15,8 @@ from normscan.io import atomic_path
 if TYPE_CHECKING:
     import pandas as pd
 
-PICTURES = 6
+PICTURES, TYPICAL = 6, 3
+FIGURES = "figures"
 
 
 def write_scans(path: Path, scores: Scores) -> pd.DataFrame:
@@ -42,16 +43,45 @@ def choose(table: pd.DataFrame) -> dict[str, list[str]]:
         "Worst misses": missed,
         "Worst false alarms": alarms,
     }
-    return {
+    chosen = {
         title: [str(s) for s in part["scan"].head(PICTURES)] for title, part in sections.items()
+    }
+    return chosen | {
+        "Typical anomalous scans": _typical(anomalous),
+        "Typical healthy scans": _typical(healthy),
     }
 
 
+def _typical(ranked: pd.DataFrame) -> list[str]:
+    """Return the scans of the subjects in the middle, each subject with its highest score."""
+    subjects = ranked.drop_duplicates("subject")
+    first = max(0, (len(subjects) - TYPICAL) // 2)
+    return [str(s) for s in subjects["scan"].iloc[first : first + TYPICAL]]
+
+
 def write_page(
-    path: Path, detector: Detector, rows: Cohort, results: dict[str, Any], table: pd.DataFrame
+    path: Path,
+    detector: Detector,
+    rows: Cohort,
+    results: dict[str, Any],
+    table: pd.DataFrame,
+    radiological: bool | None = None,
 ) -> None:
-    """Draw the scans that are worth it and write the page; see ``normscan.report.write_report``."""
+    """Draw the scans that are worth it and write the page; see ``normscan.report.write_report``.
+
+    The charts are written beside it, too: ``figures/*.svg``, ``*.pdf`` and their data as ``*.csv``.
+
+    Args:
+        path: of the page.
+        detector: that was evaluated.
+        rows: scans.
+        results: of the evaluation.
+        table: of the scans.
+        radiological: the patient's right at the left; by default for scans from DICOM.
+    """
     from normscan.report import write_report
+    from normscan.report.charts import keeping
+    from normscan.report.printed import write_figures
 
     by_name = {row.scan: row for row in rows}
     drawn: dict[str, Any] = {}
@@ -62,15 +92,17 @@ def write_page(
         if isinstance(finding, NormscanError):
             raise finding
         mask = row.load_mask(finding.scan) if row.mask else None
-        picture = finding.picture(mask, row.label, name)
+        picture = finding.picture(mask, row.label, name, radiological)
         caption = " ".join(
             filter(None, [picture.caption and f"{picture.caption}.", *finding.why()])
         )
         drawn[name] = replace(picture, caption=caption)
-    write_report(
-        path,
-        results=results,
-        scans=table,
-        pictures={title: [drawn[n] for n in names] for title, names in sections.items()},
-        pixel_threshold=detector.pixel_threshold,
-    )
+    with keeping() as kept:
+        write_report(
+            path,
+            results=results,
+            scans=table,
+            pictures={title: [drawn[n] for n in names] for title, names in sections.items()},
+            pixel_threshold=detector.pixel_threshold,
+        )
+    write_figures(path.parent / FIGURES, kept)

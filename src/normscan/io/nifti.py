@@ -6,7 +6,6 @@ free text (possibly a patient's name) and declare their own sizes.
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -122,7 +121,13 @@ def write_nifti(path: Path, array: np.ndarray, like: Scan) -> None:
     else:
         header.set_xyzt_units("mm")
         written = image(values, like.affine, header)
-    nib.save(written, path)
+    if extension(path) != ".nii.gz":
+        return nib.save(written, path)
+    # What zlib takes is most of the time of writing a map; this is seven times as fast.
+    from isal import igzip
+
+    with path.open("wb") as file, igzip.IGzipFile("", "wb", 1, file, mtime=0) as packed:
+        written.to_stream(packed)
 
 
 def bids_suffix(path: Path) -> str:
@@ -141,7 +146,11 @@ def _same_geometry(like: Scan) -> bool:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if extension(path) == ".nii.gz" else path.open("rb")  # type: ignore[return-value]
+    if extension(path) != ".nii.gz":
+        return path.open("rb")
+    from isal import igzip
+
+    return igzip.open(path)  # type: ignore[no-any-return]
 
 
 def _header(file: IO[bytes], path: Path) -> Any:

@@ -263,6 +263,10 @@ class Method(nn.Module):
         """What training found out about healthy scans, by id and subject; for ``training``."""
         return {}
 
+    def learnt(self) -> dict[str, Any]:
+        """What it chose by itself and why, as JSON values, from its stored state alone."""
+        return {}
+
     def shared(self) -> Sequence[nn.Module] | None:
         """What leaves a site in federated training; None for everything that is learnt."""
         return None

@@ -64,6 +64,10 @@ class Folds(Method):
         # Each member knows its own scans alone, and the numbers here are not theirs.
         return {}
 
+    def learnt(self) -> dict[str, Any]:
+        each = [member.learnt() for member in self]
+        return {"folds": each} if any(each) else {}
+
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Load a state dict in which what is shared stands once."""
         state = dict(state)

@@ -44,6 +44,9 @@ class Wrapped(Method):
     def maps(self, batch: Batch) -> Maps:
         return self.inner.maps(batch)
 
+    def learnt(self) -> dict[str, Any]:
+        return self.inner.learnt()
+
     def found(self, scans: Sequence[str], subjects: Sequence[int]) -> dict[str, Any]:
         return self.inner.found(scans, subjects)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from normscan.metrics.agreement import (
     VolumeAgreement,
+    cohen_kappa,
     mean_defined,
     surface_distances,
     volume_agreement,
@@ -69,6 +70,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_difference",
     "calibration",
+    "cohen_kappa",
     "compare_scores",
     "decision_metrics",
     "delong",

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from normscan.errors import ArgumentError
-from normscan.metrics.estimates import to_json
+from normscan.metrics.estimates import number_subjects, to_json
 from normscan.metrics.maps import checked_mask
+from normscan.metrics.statistics import Interval, bca
 
 
 def surface_distances(
@@ -149,3 +150,55 @@ def icc(ratings: npt.ArrayLike) -> float:
     rest = (total - rows * (n - 1) - columns * (k - 1)) / ((n - 1) * (k - 1))
     below = rows + (k - 1) * rest + k * (columns - rest) / n
     return float((rows - rest) / below) if total > 0 and below > 0 else math.nan
+
+
+def cohen_kappa(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    subjects: Sequence[Any] | None = None,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return Cohen's kappa of two raters who said yes or no, with its interval by subject.
+
+    1 is full agreement, 0 what chance gives (Cohen, Educational and Psychological Measurement 20,
+    1960). The interval is BCa.
+
+    Args:
+        first: ratings (n,) of 0 and 1.
+        second: ratings (n,) of the same scans.
+        subjects: (n,) subject of each scan; each its own by default.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The estimate; NaN where both say the same of every scan, since chance then agrees fully.
+
+    Raises:
+        ArgumentError: lengths that differ, no ratings, or other ratings than 0 and 1.
+    """
+    pair = [np.asarray(ratings, dtype=np.float64).ravel() for ratings in (first, second)]
+    if pair[0].size != pair[1].size or not pair[0].size:
+        raise ArgumentError(
+            f"Two raters rate the same scans, not {pair[0].size} and {pair[1].size}."
+        )
+    if not all(np.isin(ratings, (0, 1)).all() for ratings in pair):
+        raise ArgumentError("Ratings are 0 or 1; leave out what is unsure.")
+    number, count = number_subjects(subjects, pair[0].size)
+    cells = np.zeros((count, 4))
+    np.add.at(cells, (number, (2 * pair[0] + pair[1]).astype(int)), 1)
+
+    def kappa(weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+        neither, only_second, only_first, both = (weights @ cells).T
+        total = neither + only_second + only_first + both
+        yes = (both + only_first) * (both + only_second)
+        no = (neither + only_first) * (neither + only_second)
+        by_chance = (yes + no) / total**2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {"kappa": ((neither + both) / total - by_chance) / (1 - by_chance)}
+
+    point = {"kappa": float(kappa(np.ones((1, count)))["kappa"][0])}
+    found = bca(kappa, point, count, cells=4, replicates=replicates, seed=seed)["kappa"]
+    assert isinstance(found, Interval)
+    return found

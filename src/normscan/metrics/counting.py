@@ -17,6 +17,10 @@ Keys = npt.NDArray[np.uint32]
 
 _BLOCK = 2**16  # Scores worked on at once: their keys and bins stay in the cache.
 _BINS_PER_EDGE = 3  # Finer bins leave fewer scores to compare, but fall out of the cache.
+_LOW_BITS = np.uint32(
+    12
+)  # What `Lookup` leaves out of a key; what is used of the rest fits in the cache.
+_TABLE = 2 ** (32 - int(_LOW_BITS))
 
 
 def ordered_keys(scores: Singles) -> Keys:
@@ -50,6 +54,41 @@ def unsorted_cells(parts: list[Singles], edges: Singles) -> Floats:
         for start in range(0, part.size, _BLOCK):
             bins.add(ordered_keys(part[start : start + _BLOCK]))
     return bins.cells()[::-1]
+
+
+class Lookup:
+    """The cells of unsorted scores, by a table over the upper bits of their keys.
+
+    Made for few edges and many small arrays. A bin of the table with an edge inside is looked up
+    score by score, so edges at the ends of bins, as `bin_start` gives them, are the quick ones.
+
+    Args:
+        edges: descending float32 edges (K,), the last one -inf.
+    """
+
+    def __init__(self, edges: Singles) -> None:
+        self.edges = ordered_keys(edges)[::-1].copy()
+        self.edges[0] = 0  # nothing is below -inf
+        first = (self.edges >> _LOW_BITS).astype(np.intp)
+        inside = self.edges & ((np.uint32(1) << _LOW_BITS) - np.uint32(1)) != 0
+        # The cell of a bin's lowest key: an edge inside counts from the next bin on.
+        starts = np.append(first + inside, _TABLE)
+        self.table = np.repeat(np.arange(edges.size)[::-1].astype(np.int32), np.diff(starts))
+        self.table[first[inside]] = -1
+
+    def __call__(self, scores: Singles) -> npt.NDArray[np.int32]:
+        """Return the cell (n,) in [0, K) of each score (n,)."""
+        keys = ordered_keys(scores)
+        found = self.table[keys >> _LOW_BITS]
+        unclear = np.flatnonzero(found < 0)
+        at = np.searchsorted(self.edges, keys[unclear], side="right")
+        found[unclear] = self.edges.size - at
+        return found
+
+
+def bin_start(edges: Singles) -> Singles:
+    """Return the lowest score (K,) of the bin of `Lookup` in which each edge (K,) lies."""
+    return scores_of(ordered_keys(edges) >> _LOW_BITS << _LOW_BITS)
 
 
 def _sorted_cells(parts: list[Singles], edges: Singles) -> Floats:

@@ -14,7 +14,7 @@ from normscan.errors import ArgumentError, nearest
 from normscan.metrics.curves import Floats, divide
 from normscan.metrics.estimates import Estimate, bootstrap, to_json
 from normscan.metrics.maps import Mask, checked_map, checked_mask
-from normscan.metrics.pixels import connected
+from normscan.scores.components import connected
 
 # False positives per scan at which the FROC curve is read: those of the LUNA16 challenge.
 FROC_RATES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)

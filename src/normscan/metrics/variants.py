@@ -17,7 +17,8 @@ from normscan.metrics import curves
 from normscan.metrics.counting import unsorted_cells
 from normscan.metrics.curves import Floats, divide
 from normscan.metrics.maps import Singles, checked_map, checked_mask
-from normscan.metrics.pixels import connected, split_scores
+from normscan.metrics.pixels import split_scores
+from normscan.scores.components import connected
 
 Maps = Sequence[npt.ArrayLike]
 

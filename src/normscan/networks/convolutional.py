@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -14,8 +14,8 @@ from normscan.networks.blocks import layer
 class PointCode(CodedNetwork):
     """Convolutions of stride 2, then one as large as what is left of the image; the way back alike.
 
-    No biases, no normalisation, Leaky ReLUs of slope 0.01, linear code and output. The heads of the
-    code are parts of one convolution.
+    No biases, no normalisation, linear code and output. The heads of the code are parts of one
+    convolution.
 
     Args:
         dims: 2 or 3.
@@ -25,6 +25,7 @@ class PointCode(CodedNetwork):
         widths: channels behind each convolution.
         kernel: 3 or 4, of the convolutions on the way down; on the way up it is 4.
         heads: 2 for mean and spread of a variational code.
+        activation: behind each convolution but the last of either way; Leaky ReLU of slope 0.01.
         condition: numbers that both ways are told, see ``encode`` and ``decode``.
 
     Raises:
@@ -33,7 +34,8 @@ class PointCode(CodedNetwork):
 
     def __init__(
         self, dims: int, channels: int, size: int, latent: int, widths: Sequence[int],
-        kernel: int = 4, heads: int = 2, condition: int = 0,
+        kernel: int = 4, heads: int = 2, activation: Callable[[], nn.Module] = nn.LeakyReLU,
+        condition: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         left, rest = divmod(size, 2 ** len(widths))
@@ -45,7 +47,7 @@ class PointCode(CodedNetwork):
         self.head_count = heads
         down: list[nn.Module] = []
         for a, b in zip([channels + condition, *widths], widths, strict=False):
-            down += [layer("conv", dims, a, b, kernel, 2, 1, bias=False), nn.LeakyReLU()]
+            down += [layer("conv", dims, a, b, kernel, 2, 1, bias=False), activation()]
         self.encoder = nn.Sequential(
             *down, layer("conv", dims, widths[-1], heads * latent, left, bias=False), nn.Flatten()
         )
@@ -54,7 +56,7 @@ class PointCode(CodedNetwork):
             layer("conv_transpose", dims, latent + condition, widths[-1], left, bias=False),
         ]
         for a, b in zip(widths[::-1], [*widths[-2::-1], channels], strict=True):
-            up += [nn.LeakyReLU(), layer("conv_transpose", dims, a, b, 4, 2, 1, bias=False)]
+            up += [activation(), layer("conv_transpose", dims, a, b, 4, 2, 1, bias=False)]
         self.decoder = nn.Sequential(*up)
 
     def encode(self, x: Tensor) -> list[Tensor]:

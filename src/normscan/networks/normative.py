@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 from normscan.networks.blocks import layer
-from normscan.objectives.losses import kl_normals, kl_standard_normal
+from normscan.networks.divergences import kl_normals, kl_standard_normal
 
 # A shape to standard normal numbers.
 Draw = Callable[[Sequence[int]], Tensor]

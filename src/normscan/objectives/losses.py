@@ -9,18 +9,6 @@ import torch
 from torch import Tensor
 
 
-def kl_standard_normal(mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, 1)) per element: (mean^2 + std^2 - log std^2 - 1) / 2."""
-    return 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1)
-
-
-def kl_normals(mean: Tensor, log_std: Tensor, of_mean: Tensor, of_log_std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(of_mean, of_std^2)) per element."""
-    narrower = of_log_std - log_std
-    away = (mean - of_mean) * (-of_log_std).exp()
-    return narrower + 0.5 * ((-2 * narrower).exp() + away.square() - 1)
-
-
 def per_image_sum(values: Tensor) -> Tensor:
     """Sum over each image, mean over the batch: a scalar."""
     return values.flatten(1).sum(1).mean()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from normscan.errors import WeightsError
 from normscan.networks.backbones import Backbone, comes_from_state
+from normscan.networks.sources import read_weights
 
 
 class ChannelStatistics(nn.Module):
@@ -131,3 +132,53 @@ class RelativePerceptual(nn.Module):
         """Mean of the channels, enlarged bilinearly to the image, (B, 1, H, W)."""
         distance = self(x, restored).mean(1, keepdim=True)
         return F.interpolate(distance, x.shape[2:], mode="bilinear", align_corners=False)
+
+
+class LearnedPerceptual(nn.Module):
+    """Learned perceptual image patch similarity, in space (LPIPS, Zhang et al., CVPR 2018).
+
+    The squared difference of features brought to length 1, weighed by channel, enlarged linearly
+    to the image and summed over the taps.
+
+    Args:
+        backbone: frozen; the article's are VGG16 (behind relu1_2, 2_2, 3_3, 4_3, 5_3), AlexNet and
+            SqueezeNet, and its images reach them as those of ImageNet.
+        heads: path of the release's state dict of the channels' weights, ``lin0.model.1.weight`` and
+            so on; None for 1 for all, as in its baseline.
+
+    Raises:
+        WeightsError: no such file, or weights of another number of taps or channels.
+    """
+
+    def __init__(self, backbone: Backbone, heads: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        widths = list(backbone.channels)
+        names = [f"lin{i}.model.1.weight" for i in range(len(widths))]
+        if heads is None or comes_from_state():
+            given = {name: torch.ones(n) for name, n in zip(names, widths, strict=True)}
+        else:
+            given = read_weights(Path(heads), "LPIPS")
+        if [given[n].numel() if n in given else 0 for n in names] != widths:
+            raise WeightsError(
+                f"{heads} weighs other features than the {widths} channels that are compared. Take "
+                "the file of this backbone, such as weights/v0.1/vgg.pth of the package lpips for "
+                "vgg16, or leave it out."
+            )
+        for i, name in enumerate(names):
+            self.register_buffer(f"head{i}", given[name].reshape(1, -1, 1, 1).float())
+
+    def forward(self, x: Tensor, restored: Tensor) -> Tensor:
+        """Distances (B, 1, H, W).
+
+        Args:
+            x: (B, 1 or 3, H, W) in 0..1.
+            restored: of the same shape.
+        """
+        ours, theirs = self.backbone(x), self.backbone(restored)
+        found = []
+        for i, tap in enumerate(self.backbone.taps):
+            a, b = (f / (f.norm(dim=1, keepdim=True) + 1e-10) for f in (ours[tap], theirs[tap]))
+            near = (self.get_buffer(f"head{i}") * (a - b).square()).sum(1, keepdim=True)
+            found.append(F.interpolate(near, x.shape[2:], mode="bilinear", align_corners=False))
+        return torch.stack(found).sum(0)

@@ -1,4 +1,4 @@
-"""Brain extraction: by the MNI152 mask and the scan's own edges, or by HD-BET or SynthStrip.
+"""Brain extraction: by MNI152 and the scan's own edges, or by HD-BET, SynthStrip or deepbet.
 
 The atlas method registers MNI152 to the scan, carries its brain mask over, and moves the border to
 where the scan's own intensities change. It needs no weights and no contrast in particular.
@@ -20,6 +20,9 @@ from normscan.preprocess.template import mni152
 
 LARGEST_BRAIN = 2100.0
 """ml; what stands alone in a constant background and is larger is a head, not a brain."""
+
+MARGIN = 1.0
+"""mm by which the refined mask of the atlas is widened at last."""
 
 
 def stripped_brain(data: np.ndarray, voxel: float) -> np.ndarray | None:
@@ -97,7 +100,11 @@ def refine(
     brain &= ndimage.distance_transform_edt(~core, sampling=spacing) <= 4.5
     closed = ndimage.distance_transform_edt(~brain, sampling=spacing) <= 5.0
     brain |= ndimage.distance_transform_edt(closed, sampling=spacing) > 5.0
-    return _largest(ndimage.binary_fill_holes(brain))
+    brain = _largest(ndimage.binary_fill_holes(brain))
+    if not brain.any():
+        return brain
+    # Where fluid and cortex meet the border runs through the cortex: half of what was cut comes back.
+    return np.asarray(ndimage.distance_transform_edt(~brain, sampling=spacing) <= MARGIN)
 
 
 def atlas_brain(working: Working, channel: int = 0) -> tuple[np.ndarray, Working]:
@@ -127,7 +134,7 @@ def atlas_brain(working: Working, channel: int = 0) -> tuple[np.ndarray, Working
 @step("brain_extraction")
 def brain_extraction(
     working: Working,
-    method: Literal["atlas", "hd-bet", "synthstrip"] = "atlas",
+    method: Literal["atlas", "hd-bet", "synthstrip", "deepbet"] = "atlas",
     strip: bool = True,
     channel: int = 0,
     device: str = "cpu",
@@ -139,12 +146,13 @@ def brain_extraction(
 
     Args:
         working: a volume with the brain in view.
-        method: ``atlas`` always works; ``hd-bet`` (Isensee et al., Human Brain Mapping 2019) and
-            ``synthstrip`` (Hoopes et al., NeuroImage 2022) call these programs where the user has
-            installed them.
+        method: ``atlas`` always works; ``hd-bet`` (Isensee et al., Human Brain Mapping 2019),
+            ``synthstrip`` (Hoopes et al., NeuroImage 2022) and ``deepbet`` (Fisch et al., Computers
+            in Biology and Medicine 2024; T1 of healthy adults) call these programs where the user
+            has installed them.
         strip: set what is outside to 0, or to the minimum of a channel with negative values.
         channel: the channel to look at; all channels share its mask.
-        device: of HD-BET: ``cpu``, ``cuda`` or ``mps``.
+        device: of HD-BET and deepbet: ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
         ScanError: a 2D scan, or no brain is found.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from normscan.scores.components import box_of, connected
+
 MINIMUM_FRACTION = 0.05
 # Smaller parts beside the body are specks and markers.
 LEAST_PART = 0.1
@@ -33,31 +35,44 @@ def foreground_mask(data: np.ndarray) -> np.ndarray:
     Returns:
         (*spatial) bool.
     """
+    image = data[0] if len(data) == 1 else data.mean(axis=0)
+    if image.flags.f_contiguous and not image.flags.c_contiguous:
+        return _mask(image.T).T
+    return _mask(image)
+
+
+def _mask(image: np.ndarray) -> np.ndarray:
+    """Return the foreground of (*spatial), quick where the axes lie in order in memory."""
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
-    image = data.mean(axis=0)
     low = float(image.min())
     border = _border(image)
     values, counts = np.unique(border, return_counts=True)
     common = values[counts.argmax()]
-    if counts.max() > 0.9 * border.size and (image == common).mean() > 0.2:
-        mask = _without_markers(image != common, image)
+    same = image == common
+    if counts.max() > 0.9 * border.size and _share(same) > 0.2:
+        mask = _without_markers(~same, image)
     else:
         smooth = ndimage.uniform_filter(image, 3)
         limit = min(
             float(threshold_otsu(smooth)), low + 0.1 * (float(np.percentile(image, 99)) - low)
         )
         mask = ndimage.binary_fill_holes(smooth > limit)
-        labels, n = ndimage.label(mask)
-        if n > 1:
+        labels = connected(mask, faces=True)
+        if labels.max() > 1:
             sizes = np.bincount(labels.ravel())
             sizes[0] = 0
             mask = sizes[labels] >= LEAST_PART * sizes.max()
-    mask &= ~_cut_rim(image == common)
-    if mask.mean() < MINIMUM_FRACTION:
+    mask &= ~_cut_rim(same)
+    if _share(mask) < MINIMUM_FRACTION:
         return np.ones(image.shape, bool)
     return np.asarray(mask)
+
+
+def _share(mask: np.ndarray) -> float:
+    """Return how much of it is true; the mean of booleans is slow."""
+    return np.count_nonzero(mask) / mask.size
 
 
 def _border(array: np.ndarray) -> np.ndarray:
@@ -83,7 +98,8 @@ def _without_markers(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Drop small bright parts, such as burnt-in text beside the body."""
     from scipy import ndimage
 
-    labels, n = ndimage.label(mask)
+    labels = connected(mask, faces=True)
+    n = int(labels.max())
     if n < 2:
         return mask
     sizes = np.bincount(labels.ravel())
@@ -107,13 +123,16 @@ def _cut_rim(filled: np.ndarray) -> np.ndarray:
     from skimage.measure import regionprops
 
     pieces = np.zeros(filled.shape, bool)
-    if not LEAST_PIECE <= filled.mean() < 1:
+    if not LEAST_PIECE <= _share(filled) < 1:
         return pieces
     # Triangles at two corners may touch by their tips.
-    labels, _ = ndimage.label(_eroded(filled))
-    sizes = np.bincount(labels.ravel())
+    labels = connected(_eroded(filled), faces=True)
     touching = np.setdiff1d(np.unique(_border(labels)), [0])
-    shares = sizes[touching] / filled.size
+    if touching.size > 4:
+        sizes = np.bincount(labels.ravel())[touching]
+    else:  # mostly one, the background, which is counted sooner by itself
+        sizes = np.array([np.count_nonzero(labels == label) for label in touching])
+    shares = sizes / filled.size
     touching = touching[(shares >= LEAST_PIECE) & (shares <= LARGEST_PIECE)]
     step = 1 if filled.ndim == 2 else max(1, min(filled.shape) // 64)
     coarse = labels[(slice(None, None, step),) * filled.ndim]
@@ -132,9 +151,5 @@ def _cut_rim(filled: np.ndarray) -> np.ndarray:
 
 def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Return first and last+1 index of the true part, per axis; the whole axis if nothing is true."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        box.append((int(hits[0]), int(hits[-1]) + 1) if hits.size else (0, mask.shape[axis]))
-    return tuple(box)
+    found = [(side.start, side.stop) for side in box_of(mask)]
+    return tuple(side if any(side) else (0, n) for side, n in zip(found, mask.shape, strict=True))

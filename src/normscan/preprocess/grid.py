@@ -7,6 +7,7 @@ axis. The same object brings a map back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from normscan.scan import Scan
+from normscan.scores.components import box_of
 
 # World axes (0 right, 1 anterior, 2 superior) and directions of the working axes. A slice is drawn
 # upright: rows run down, columns to the right of the picture.
@@ -52,12 +54,38 @@ def axis_weights(n_in: int, centres: np.ndarray, step: float) -> np.ndarray:
 
 
 def apply_axes(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
-    """Apply one matrix to each spatial axis of (C, *spatial)."""
-    for axis, matrix in enumerate(matrices, start=1):
-        if len(matrix) == array.shape[axis] and np.array_equal(matrix, np.eye(len(matrix))):
-            continue  # slices that stay what they are
-        array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(array, dtype=np.float32)
+    """Apply one matrix to each spatial axis of (C, *spatial), one axis after the other.
+
+    What all weights of an axis pass over is left out. The result lies in memory as the array does.
+    """
+    spans = [box_of(matrix != 0) for matrix in matrices]
+    rows, columns = zip(*spans, strict=True)
+    shape = (len(array), *map(len, matrices))
+    order = sorted(range(array.ndim), key=lambda a: -abs(array.strides[a]) if a else -math.inf)
+    back = np.argsort(order)
+    whole = np.zeros([shape[a] for a in order], np.float32).transpose(back)
+    if not all(row.stop for row in rows):
+        return whole  # no place lies on the array
+    inner = np.asarray(array[(slice(None), *columns)], np.float32).transpose(order)
+    for axis, (matrix, row, column) in enumerate(
+        zip(matrices, rows, columns, strict=True), start=1
+    ):
+        inner = _along(inner, order.index(axis), matrix[row, column])
+    whole[(slice(None), *rows)] = inner.transpose(back)
+    return whole
+
+
+def _along(array: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
+    """Apply a matrix to one axis; of an array whose axes lie in order no number is moved."""
+    if len(matrix) == array.shape[axis] and np.array_equal(matrix, np.eye(len(matrix))):
+        return array  # slices that stay what they are
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    if after:
+        flat = array.reshape(-1, array.shape[axis], math.prod(after))
+        found = np.matmul(matrix, flat)
+    else:
+        found = array.reshape(-1, array.shape[axis]) @ matrix.T
+    return found.reshape(*before, len(matrix), *after)
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,7 @@ class Grid:
     source_shape: tuple[int, ...]
 
     def forward(self, array: np.ndarray) -> np.ndarray:
-        """Bring (C, *source_shape) onto the working grid; outside the scan it is zero."""
+        """Bring numbers (C, *source_shape) onto the working grid; outside the scan it is zero."""
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         matrices = [
             axis_weights(
@@ -87,7 +115,7 @@ class Grid:
             )
             for i, n in enumerate(self.shape)
         ]
-        return apply_axes(moved, matrices)
+        return np.ascontiguousarray(apply_axes(moved, matrices))
 
     def nearest(self, array: np.ndarray) -> np.ndarray:
         """Bring labels (C, *source_shape) onto the working grid; outside the scan they are zero."""
@@ -102,7 +130,10 @@ class Grid:
         return np.ascontiguousarray(moved)
 
     def backward(self, array: np.ndarray) -> np.ndarray:
-        """Bring (C, *shape) onto the scan's own grid; outside the working grid it is zero."""
+        """Bring (C, *shape) onto the scan's own grid; outside the working grid it is zero.
+
+        The first axis of a volume is the one whose voxels lie next to each other in memory.
+        """
         matrices = [
             axis_weights(
                 n,
@@ -111,8 +142,11 @@ class Grid:
             )
             for i, (n, a) in enumerate(zip(self.shape, self.axes, strict=True))
         ]
-        moved = apply_axes(array, matrices)
-        return np.ascontiguousarray(moved.transpose(0, *(np.argsort(self.axes) + 1)))
+        back = np.argsort(self.axes) + 1
+        # In memory a volume lies as files store it, so that it needn't be turned over to be written.
+        order = [0, *(back if len(back) == 2 else back[::-1])]
+        turned = np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+        return apply_axes(turned, matrices).transpose(0, *back)
 
     def affine(self, source: np.ndarray) -> np.ndarray:
         """Return the affine of the working grid, (4, 4)."""

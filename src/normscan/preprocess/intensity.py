@@ -94,6 +94,42 @@ def zscore(working: Working, outside: float | None = None) -> Working:
     return _scaled(working, lambda channel, v: (channel - v.mean()) / v.std(), outside)
 
 
+@step("tissues")
+def tissues(working: Working, classes: int = 3, smooth: float = 0.5) -> Working:
+    """Replace intensities by classes of the foreground's, 1 the darkest, and 0 outside it.
+
+    A plain stand-in for a segmentation into fluid, grey and white matter: the thresholds between
+    the classes are those of Otsu's criterion, on an image that a Gaussian has smoothed.
+
+    Args:
+        working: any scan; its channels are divided apart.
+        classes: 2 to 5.
+        smooth: deviation of the Gaussian, in voxels; 0 for none.
+
+    Raises:
+        ArgumentError: another number of classes, or a negative deviation.
+        ScanError: a channel has fewer values than classes in the foreground.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.filters import threshold_multiotsu
+
+    if not 2 <= classes <= 5 or smooth < 0:
+        raise ArgumentError(f"tissues: classes={classes} of 2 to 5, smooth={smooth} from 0 on.")
+
+    mask = foreground_of(working)
+
+    def scale(channel: np.ndarray, _: np.ndarray) -> np.ndarray:
+        even = gaussian_filter(channel.astype(float), smooth)
+        if len(np.unique(even[mask])) < classes:
+            raise ScanError(
+                f"{working.scan.name}: tissues finds fewer values than {classes} classes."
+            )
+        # 128 bins: the search over all pairs of thresholds grows with the square of them.
+        return 1.0 + np.digitize(even, threshold_multiotsu(even[mask], classes, nbins=128))
+
+    return _scaled(working, scale, outside=0.0)
+
+
 @step("white_stripe")
 def white_stripe(
     working: Working,

@@ -258,8 +258,8 @@ class Preprocess:
         grid = fit_grid(scan, box, size, self.spacing, self.fit, dims == 2, share)
         # Padding must look like background, whatever value the background has.
         low = data.min(axis=tuple(range(1, data.ndim)), keepdims=True)
-        image = grid.forward(data - low) + low
-        inside = grid.forward(foreground[None].astype(np.float32))[0] > 0.5
+        image = grid.forward(data - low if low.any() else data) + low
+        inside = grid.forward(foreground[None])[0] > 0.5
         if not inside.any():
             inside = np.ones(grid.shape, bool)
         return Prepared(self.scale(image, inside, slices), inside, grid)

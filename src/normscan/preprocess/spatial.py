@@ -16,9 +16,9 @@ def _through(working: Working, grid: Grid) -> Working:
     low = data.min(axis=tuple(range(1, data.ndim)), keepdims=True)
     mask = working.foreground
     if mask is not None:
-        mask = grid.forward(mask[None].astype(np.float32))[0] > 0.5
+        mask = grid.forward(mask[None])[0] > 0.5
     affine = grid.affine(working.scan.affine)
-    return working.moved(grid.forward(data - low) + low, affine, mask)
+    return working.moved(grid.forward(data - low if low.any() else data) + low, affine, mask)
 
 
 @step("reorient")

@@ -310,8 +310,10 @@ class Gate:
             return told
         if profile.whole["hounsfield"] and True not in self.limits["hounsfield"]:
             return "a CT, since its values are Hounsfield units"
-        told = kinds.damaged_kind(profile.whole, scan.dims, self.limits) or kinds.looks_like(
-            scan, self.limits
+        told = (
+            kinds.damaged_kind(profile.whole, scan.dims, self.limits)
+            or kinds.looks_like(scan, self.limits)
+            or kinds.rimmed_kind(looked_at.whole, self.limits)
         )
         likeness = self._likeness(looked_at)
         if told or self.nearest is None or max(likeness.values(), default=0.0) <= 1:

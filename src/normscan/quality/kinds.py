@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normscan.quality.measures import RGB, reduced
-from normscan.quality.rules import LOST, NOISE, SLACK, Limits
+from normscan.quality.rules import LOST, NOISE, RIM_SLACK, SLACK, Limits
 from normscan.scan import Scan
 
 # DICOM's defined terms (PS3.3 C.7.3.1.1.1) in words.
@@ -67,6 +67,14 @@ def looks_like(scan: Scan, limits: Limits) -> str:
     if scan.channels == RGB and 3 not in limits["channels"]:
         return "a colour picture, such as a photograph"
     return ""
+
+
+def rimmed_kind(whole: Mapping[str, Any], limits: Limits) -> str:
+    """Return what a rim says that is whiter than in training, or an empty string."""
+    known = "rim" in whole and "rim" in limits
+    return (
+        "a CT, by its white rim" if known and whole["rim"] > limits["rim"][1] + RIM_SLACK[0] else ""
+    )
 
 
 def fills_frame(scan: Scan) -> bool:

@@ -40,6 +40,9 @@ SENTENCES = {
     "repeated": "{value:.0%} of its slices or lines repeat the one before",
     "saturated": "{value:.0%} of its voxels have the highest value",
 }
+# Flagged and refused where the rim of a picture is bright in so much more or less of it than in nine
+# of ten training pictures; a few of the others may be of another modality.
+RIM_SLACK, RIM_SHARE = (0.2, 0.35), 0.9
 
 KINDS = ("dims", "channels", "modality", "contrast", "orientation")
 RANGES = ("spacing", "extent", "aspect", "oblique")
@@ -119,6 +122,9 @@ def widen_values(limits: dict[str, Any], wholes: list[dict[str, Any]]) -> None:
         values = np.array([w[name] for w in wholes], dtype=float)
         ends = np.quantile(values, 0.02, method="lower"), np.quantile(values, 0.98, method="higher")
         limits[name] = [float(v) for v in ends]
+    rims = [w["rim"] for w in wholes if "rim" in w]
+    if rims:
+        limits["rim"] = [float(v) for v in np.quantile(rims, [1 - RIM_SHARE, RIM_SHARE])]
 
 
 def kind_problems(header: Mapping[str, Any], limits: Limits) -> Iterator[Problem]:
@@ -241,6 +247,22 @@ def value_problems(whole: Mapping[str, Any], dims: int, limits: Limits) -> Itera
             (
                 f"One half of the image holds {half:.0%} of what it shows; in training scans it was "
                 f"at least {least:.0%}."
+            ),
+        )
+    if "rim" in whole and "rim" in limits:
+        yield from rim_problems(whole["rim"], limits["rim"])
+
+
+def rim_problems(rim: float, limits: list[float]) -> Iterator[Problem]:
+    """Yield a rim that is white in much more or less of it than in training: CT beside MR."""
+    low, high = limits
+    beyond = max(rim - high, low - rim)
+    if beyond > RIM_SLACK[0]:
+        yield (
+            beyond > RIM_SLACK[1],
+            (
+                f"{rim:.0%} of the rim of what it shows is about as bright as its brightest, as bone "
+                f"in a CT is; in most training scans it was {low:.0%} to {high:.0%}."
             ),
         )
 

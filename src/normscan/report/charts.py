@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +26,16 @@ VARIABLES = {
     ANOMALOUS: "--anomalous",
     VALIDATION: "--muted",
     ACCENT: "--accent",
+}
+# The colours of the light page, for drawings that stand outside of it; told apart by the
+# colour-blind and on grey paper.
+PRINTED = {
+    "--ink": "#1b1f23",
+    "--line-strong": "#8a949e",
+    "--healthy": "#0072b2",
+    "--anomalous": "#d55e00",
+    "--muted": "#6b7580",
+    "--accent": "#0072b2",
 }
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -68,21 +81,24 @@ def score_histogram(
     from matplotlib.ticker import MaxNLocator
 
     with style():
-        figure, axes = canvas(11.6, 3.5)
+        figure, axes = canvas(11.6, 3.5, bottom=0.5 + 0.1 * len(groups), top=0.35)
         edges = _edges(np.concatenate([scores for _, scores, _ in groups]), threshold)
-        for name, scores, colour in groups:
-            label = f"{name} ({scores.size})"
+        named = [(f"{name} ({scores.size})", scores, colour) for name, scores, colour in groups]
+        # Side by side: where colours overlap a third one arises that no legend names.
+        beside = [group for group in named if group[2] != VALIDATION]
+        if beside:
+            labels, values, colours = (list(part) for part in zip(*beside, strict=True))
+            axes.hist(values, edges, color=colours, label=labels)
+        for label, scores, colour in named:
             if colour == VALIDATION:
                 axes.hist(scores, edges, histtype="step", color=colour, label=label, linewidth=1.2)
-            else:
-                axes.hist(scores, edges, color=colour, label=label, alpha=0.55)
         _rug(axes, groups)
         if threshold is not None and np.isfinite(threshold):
             axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
             _name_threshold(axes, threshold)
         axes.set(xlabel="anomaly score of the scan", ylabel="scans")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper right", ncols=3, fontsize=9)
+        figure.legend(loc="upper right", ncols=3, fontsize=9, borderaxespad=0.2)
         return svg(figure, "histogram", "Histogram of the anomaly scores")
 
 
@@ -112,11 +128,12 @@ def score_strip(
         return None
     line = threshold is not None and np.isfinite(threshold)
     with style():
-        figure, axes = canvas(11.6, 0.6 + 0.85 * len(groups))
+        figure, axes = canvas(11.6, 0.6 + 0.85 * len(groups), left=1.6)
         edges = np.array(_edges(np.concatenate([g[1] for g in groups]), threshold, 150))
         for row, (_, scores, colour, marker, face) in enumerate(groups):
             place = -row - _spread(scores, edges)
-            axes.plot(scores, place, marker, color=colour, markerfacecolor=face, markersize=5,
+            axes.plot(scores, place, marker, color=colour, label=groups[row][0].replace("\n", " "),
+                      markerfacecolor=face, markersize=5,
                       markeredgewidth=0.9, alpha=0.75, linestyle="none")  # fmt: skip
         names = [f"{name} ({scores.size})" for name, scores, *_ in groups]
         axes.set(yticks=-np.arange(len(groups)), yticklabels=names, ylim=(0.5 - len(groups), 0.7),
@@ -261,6 +278,13 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
     axes.set_yticks(ticks)
 
 
+def lone(svg: str) -> str:
+    """Return an SVG of this module that stands by itself: in fixed colours, with its namespace."""
+    for variable, colour in PRINTED.items():
+        svg = svg.replace(f"var({variable})", colour)
+    return svg.replace("<svg", '<svg font-family="sans-serif"', 1)
+
+
 def style() -> Any:
     """Return the context in which a chart is drawn."""
     import matplotlib
@@ -268,13 +292,19 @@ def style() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a transparent figure of that size in inches, with axes."""
+def canvas(
+    width: float, height: float, left: float = 0.65, bottom: float = 0.55, top: float = 0.1
+) -> tuple[Figure, Axes]:
+    """Return a transparent figure of that size in inches, with axes inside such margins.
+
+    Margins that are known take half the time of those that matplotlib finds out.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
     figure.patch.set_visible(False)
-    axes = figure.add_subplot()
+    inner = (width - left - 0.12, height - bottom - top)
+    axes = figure.add_axes((left / width, bottom / height, inner[0] / width, inner[1] / height))
     axes.patch.set_visible(False)
     return figure, axes
 
@@ -301,4 +331,29 @@ def svg(figure: Figure, name: str, label: str = "") -> str:
     text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
+    if (kept := _KEPT.get()) is not None:
+        kept.append(Kept(name, figure, label, text.strip()))
     return text.strip()
+
+
+class Kept(NamedTuple):
+    """A chart of a page: its name, the figure, what it shows, the drawing in the page's colours."""
+
+    name: str
+    figure: Figure
+    label: str
+    svg: str
+
+
+_KEPT: ContextVar[list[Kept] | None] = ContextVar("kept charts", default=None)
+
+
+@contextmanager
+def keeping() -> Iterator[list[Kept]]:
+    """Keep the charts that are drawn in the block, to write them as files, too."""
+    kept: list[Kept] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)

@@ -93,7 +93,7 @@ def froc_chart(lesions: Mapping[str, Any]) -> str:
     values = np.array([np.nan if v is None else float(v) for v in lesions["froc"].values()])
     label = f"FROC, mean {number(lesions['froc_mean'])}"
     with style():
-        figure, axes = canvas(5.0, 4.0)
+        figure, axes = canvas(5.0, 4.0, top=0.35)
         axes.step(rates, values, where="post", color=ACCENT, label=label)
         axes.plot(rates, values, "o", color=ACCENT, markersize=5)
         axes.set_xscale("log", base=2)
@@ -126,7 +126,7 @@ def strata_chart(strata: Mapping[str, Mapping[str, Any]]) -> str:
         strata: by name, `lesions` and `sensitivity` (value, low, high).
     """
     with style():
-        figure, axes = canvas(5.0, 3.2)
+        figure, axes = canvas(5.0, 3.2, left=1.35)
         for place, each in enumerate(strata.values()):
             value, low, high = (each["sensitivity"][k] for k in ("value", "low", "high"))
             if not known(value):
@@ -153,7 +153,7 @@ def volume_chart(pairs: Sequence[Sequence[float]], volumes: Mapping[str, Any], u
     segmented, true = np.asarray(pairs, np.float64).reshape(-1, 2).T
     middle, gap = (segmented + true) / 2, segmented - true
     with style():
-        figure, axes = canvas(5.0, 4.0)
+        figure, axes = canvas(5.0, 4.0, left=0.95, top=0.55)
         groups = [
             ("with a lesion", true > 0, ANOMALOUS, "o"), ("without", true <= 0, HEALTHY, "^")
         ]  # fmt: skip
@@ -173,4 +173,4 @@ def volume_chart(pairs: Sequence[Sequence[float]], volumes: Mapping[str, Any], u
 
 
 def _legend(figure: Any) -> None:
-    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+    figure.legend(loc="upper center", ncols=2, fontsize=9, borderaxespad=0.2)

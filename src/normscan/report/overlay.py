@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from normscan.display import upright, upright_spacing
 from normscan.report.figures import (
     MASK_COLOUR,
     REGION_COLOUR,
@@ -18,7 +19,6 @@ from normscan.report.figures import (
     overlay_levels,
     overlay_table,
 )
-from normscan.report.orientation import upright, upright_spacing
 
 if TYPE_CHECKING:
     from normscan.report.picture import Picture
@@ -60,12 +60,13 @@ def overlay_image(
     factor = size / (shown.shape[1], shown.shape[0])
     legend = []
     mask = None if picture.mask is None else upright(picture.mask, affine)
-    if mask is not None and (lines := outlines(mask, 0.5)):
+    if mask is not None and (lines := outlines(mask, 0.5, tolerance=0)):
         legend.append(("true lesion", MASK_COLOUR, False))
         _outline(pen, [line * factor for line in lines], MASK_COLOUR, dashed=False)
-    if pixel_threshold is not None and (lines := outlines(shown, pixel_threshold)):
+    found = [] if pixel_threshold is None else outlines(shown, pixel_threshold, tolerance=0)
+    if found:
         legend.append(("found", REGION_COLOUR, True))
-        _outline(pen, [line * factor for line in lines], REGION_COLOUR, dashed=True)
+        _outline(pen, [line * factor for line in found], REGION_COLOUR, dashed=True)
     return _framed(drawn, picture.title, legend)
 
 

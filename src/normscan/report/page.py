@@ -26,6 +26,8 @@ SECTION_NOTES = {
     "most anomalous scans": "The highest scores of the test set, whatever their label.",
     "worst misses": "Anomalous scans with the lowest scores: what the detector does not see.",
     "worst false alarms": "Healthy scans with the highest scores: what misleads the detector.",
+    "typical anomalous scans": "Of the anomalous subjects those in the middle, by their highest score.",
+    "typical healthy scans": "The same of the healthy subjects: what usually goes unseen, as it should.",
 }
 
 
@@ -150,6 +152,7 @@ def _context(
         "region_colour": figures.REGION_COLOUR,
         "has_letters": any(row.letters for row in rows),
         "failures": results.get("failures"),
+        "card": results.get("card"),
         "config": _json(results.get("config")),
         "versions": results.get("versions") or {},
         "seconds": results.get("seconds") or {},

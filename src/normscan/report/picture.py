@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from normscan.display import Plane, is_raster
 from normscan.errors import ArgumentError
-from normscan.report.orientation import is_raster
 from normscan.scan import RASTER_AFFINE
+from normscan.scores.components import box_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,8 @@ class Picture:
         affine: (4, 4), the array axes H and W to RAS+ millimetres in its first two columns.
         rgb: the three channels are red, green and blue; None takes that for granted where a raster
             image has three channels.
+        radiological: show the patient's right at the left.
+        around: of a volume, the planes through the peak of its map.
     """
 
     title: str
@@ -44,6 +47,8 @@ class Picture:
     anomalous: bool
     affine: np.ndarray = field(default_factory=lambda: RASTER_AFFINE)
     rgb: bool | None = None
+    radiological: bool = False
+    around: tuple[Plane, ...] = ()
 
     def __post_init__(self) -> None:
         plane = self.map.shape
@@ -74,6 +79,7 @@ def best_slice(
     *,
     reconstruction: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    index: int | None = None,
     **about: Any,
 ) -> Picture:
     """Make a picture of the slice along the last axis that says most about a volume.
@@ -88,6 +94,7 @@ def best_slice(
         affine: (4, 4) of the volume.
         reconstruction: (C, X, Y, Z) or None.
         mask: (X, Y, Z) bool or None.
+        index: of the slice, instead of the one that says most.
         **about: the other fields of `Picture`: title, score, p_value, label, anomalous and, if
             wanted, caption (the slice number by default) and rgb.
     """
@@ -101,7 +108,7 @@ def best_slice(
             f"{about.get('title', 'picture')}: an image of shape {image.shape} and a map of shape "
             f"{map.shape} are not (C, X, Y, Z) and (X, Y, Z)."
         )
-    k = _best_index(map, mask)
+    k = best_index(map, mask) if index is None else index
     picture = Picture(
         image=image[..., k],
         reconstruction=None if reconstruction is None else reconstruction[..., k],
@@ -117,13 +124,20 @@ def _slice_name(k: int, count: int) -> str:
     return f"slice {k + 1} of {count}"
 
 
-def _best_index(map: np.ndarray, mask: np.ndarray | None) -> int:
+def best_index(map: np.ndarray, mask: np.ndarray | None) -> int:
+    """Return the slice of a volume (X, Y, Z) that says most, see `best_slice`."""
     if mask is not None and mask.any():
         return int(mask.astype(bool).sum(axis=(0, 1)).argmax())
     finite = np.isfinite(map)
     if not finite.any():
         return map.shape[-1] // 2
-    # The plain sum would choose the slice with most tissue; only the hottest voxels count.
-    floor = np.percentile(map[finite], 99)
-    content = np.where(finite, np.maximum(map - floor, 0), 0).sum(axis=(0, 1))
-    return int(content.argmax()) if content.any() else map.shape[-1] // 2
+    # The plain sum would choose the slice with most tissue; only the hottest voxels count, and where
+    # there are enough above 0, only the box around those is looked at.
+    hot = finite & (map > 0)
+    hottest = np.count_nonzero(finite) / 100
+    enough = np.count_nonzero(hot) > hottest
+    box = box_of(hot) if enough else (slice(0, None),) * 3
+    values = map[box][(hot if enough else finite)[box]]
+    floor = np.quantile(values, 1 - hottest / values.size)
+    content = np.where(finite[box], np.maximum(map[box] - floor, 0), 0).sum(axis=(0, 1))
+    return box[-1].start + int(content.argmax()) if content.any() else map.shape[-1] // 2

@@ -6,12 +6,21 @@ times, and the outlines stay sharp however far the reader zooms in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from normscan.display import (
+    OPPOSITE,
+    display_of,
+    edge_letters,
+    is_raster,
+    painted,
+    upright,
+    upright_spacing,
+)
 from normscan.report.figures import (
     display_image,
     outlines,
@@ -21,7 +30,6 @@ from normscan.report.figures import (
     shrink,
     window,
 )
-from normscan.report.orientation import edge_letters, upright, upright_spacing
 from normscan.report.picture import Picture
 
 # Pixels along the longer side: about what a quarter of the page shows, and small in the file.
@@ -45,6 +53,7 @@ class Row:
         lesion: SVG path of the true mask; empty without one.
         region: SVG path of the map above the pixel threshold; empty without a threshold.
         letters: directions at the top and the left edge, or None.
+        around: of a volume, planes through the peak with the map, each its name and PNG address.
     """
 
     picture: Picture
@@ -59,6 +68,7 @@ class Row:
     lesion: str
     region: str
     letters: tuple[str, str] | None
+    around: tuple[tuple[str, str], ...] = ()
 
 
 def make_row(
@@ -67,15 +77,26 @@ def make_row(
     """Turn a picture upright, cut the empty border off and render its layers."""
     affine, rgb = picture.affine, picture.is_rgb
     limits = window(picture.image, rgb)
-    crop = _content(picture, limits, scale[0])
+    mirrored = (
+        picture.radiological and not is_raster(affine) and display_of(affine).column_axis == 0
+    )
+
+    def turned(array: np.ndarray) -> np.ndarray:
+        shown = upright(array, affine)
+        return shown[..., ::-1] if mirrored else shown
+
+    crop = _content(picture, limits, scale[0], turned)
+    letters = edge_letters(affine)
+    if letters and mirrored:
+        letters = (letters[0], OPPOSITE[letters[1]])
 
     def layer(image: np.ndarray) -> str:
         colours = rgb and len(image) == 3
-        shown = display_image(upright(image, affine)[..., *crop], limits, colours)
+        shown = display_image(turned(image)[..., *crop], limits, colours)
         return png_data_uri(shrink(shown, SIDE))
 
-    shown = np.asarray(upright(picture.map, affine)[crop], dtype=np.float32)
-    mask = None if picture.mask is None else upright(picture.mask, affine)[crop]
+    shown = np.asarray(turned(picture.map)[crop], dtype=np.float32)
+    mask = None if picture.mask is None else turned(picture.mask)[crop]
     # Averaging the map, not its colours, keeps a small hot spot as hot as its mean.
     averaged = np.asarray(shrink(np.nan_to_num(shown, nan=scale[0]), SIDE, smooth=False))
     overlay = Image.fromarray(overlay_levels(averaged, scale))
@@ -93,11 +114,20 @@ def make_row(
         overlay=png_data_uri(overlay, overlay_table()),
         lesion="" if mask is None else svg_path(outlines(mask, 0.5)),
         region="" if pixel_threshold is None else svg_path(outlines(shown, pixel_threshold)),
-        letters=edge_letters(affine),
+        letters=letters,
+        around=tuple(
+            (plane.name, png_data_uri(painted(plane, SIDE, scale).quantize(96)))
+            for plane in picture.around
+        ),
     )
 
 
-def _content(picture: Picture, limits: tuple[float, float], floor: float) -> tuple[slice, slice]:
+def _content(
+    picture: Picture,
+    limits: tuple[float, float],
+    floor: float,
+    turned: Callable[[np.ndarray], np.ndarray],
+) -> tuple[slice, slice]:
     """Return rows and columns of the upright plane that show anything at all, with a margin.
 
     Only a black border goes, and no pixel of the lesion or of the overlay.
@@ -107,7 +137,7 @@ def _content(picture: Picture, limits: tuple[float, float], floor: float) -> tup
     shown |= np.nan_to_num(picture.map, nan=floor) > floor
     if picture.mask is not None:
         shown |= picture.mask.astype(bool)
-    shown = np.asarray(upright(shown, picture.affine))
+    shown = np.asarray(turned(shown))
     if not shown.any():
         return slice(None), slice(None)
     return _span(np.any(shown, axis=1)), _span(np.any(shown, axis=0))

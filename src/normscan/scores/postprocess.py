@@ -6,14 +6,19 @@ goes back to the scan's own grid.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from normscan.errors import ArgumentError, nearest
+from normscan.scores.components import box_of, connected
 
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+
+# Values of a map whose medians are taken at once: so many stay in the cache.
+IN_CACHE = 2**15
 _STEPS: dict[str, tuple[Step, float]] = {}
 
 
@@ -106,6 +111,8 @@ def median(
     """Median over a square or cube of so many voxels, reflected at the border."""
     from scipy.ndimage import median_filter
 
+    if anomaly.ndim == 2:
+        return median_inplane(anomaly, foreground, image, value)
     return np.asarray(median_filter(anomaly, int(value), mode="reflect"))
 
 
@@ -116,8 +123,46 @@ def median_inplane(
     """Median over a square in the plane of each slice, reflected at the border."""
     from scipy.ndimage import median_filter
 
-    size = (int(value), int(value)) + (1,) * (anomaly.ndim - 2)
-    return np.asarray(median_filter(anomaly, size, mode="reflect"))
+    size = int(value)
+    if not size % 2:
+        whole = (size, size) + (1,) * (anomaly.ndim - 2)
+        return np.asarray(median_filter(anomaly, whole, mode="reflect"))
+    (rows, columns), half = anomaly.shape[:2], size // 2
+    wide = [(half, half)] * 2 + [(0, 0)] * (anomaly.ndim - 2)
+    padded, found = np.pad(anomaly, wide, mode="symmetric"), np.empty_like(anomaly)
+    some = max(1, IN_CACHE * rows // anomaly.size)
+    for row in range(0, rows, some):
+        end = min(row + some, rows)
+        places = itertools.product(range(size), repeat=2)
+        found[row:end] = middle([padded[row + a : end + a, b : b + columns] for a, b in places])
+    return found
+
+
+def middle(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the median of each place of an odd number of arrays, by minima and maxima alone.
+
+    Neither the lowest nor the highest of more than half of them can be it: both are left out and
+    another array comes in, until one is left. Five times as fast as sorting each place.
+    """
+    waiting = list(arrays)
+    held = [waiting.pop().copy() for _ in range(min(len(arrays), len(arrays) // 2 + 2))]
+    while len(held) > 1:
+        half = len(held) // 2
+        for i in range(half):
+            _order(held, i, -1 - i)
+        for i in range(1, len(held) - half):
+            _order(held, 0, i)
+        for i in range(half, len(held) - 1):
+            _order(held, i, -1)
+        held = held[1:-1] + [waiting.pop().copy() for _ in waiting[:1]]
+    return held[0]
+
+
+def _order(arrays: list[np.ndarray], low: int, high: int) -> None:
+    """Put the smaller value of each place into one array and the larger one into the other."""
+    smaller = np.minimum(arrays[low], arrays[high])
+    np.maximum(arrays[low], arrays[high], out=arrays[high])
+    arrays[low] = smaller
 
 
 @_step("smooth", 4)
@@ -145,6 +190,36 @@ def hyperintense(
     return anomaly * (grey >= np.quantile(grey, value))
 
 
+@_step("otsu", 1)
+def otsu(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero at and below so many times Otsu's threshold of the whole map (256 bins)."""
+    from skimage.filters import threshold_otsu
+
+    return np.asarray(anomaly * (anomaly > value * threshold_otsu(anomaly.ravel())))
+
+
+@_step("opening", 256)
+def area_opening(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero in areas above 0 of fewer than so many pixels of a slice, which touch at their edges."""
+    from skimage.morphology import area_opening as opened
+
+    planes = anomaly[..., None] if anomaly.ndim == 2 else anomaly
+    kept = [opened((p > 0).astype(np.uint8), int(value)) for p in np.moveaxis(planes, -1, 0)]
+    return np.asarray(anomaly * np.moveaxis(np.stack(kept), 0, -1).reshape(anomaly.shape))
+
+
+@_step("nonzero", 1)
+def keep_nonzero(
+    anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
+) -> np.ndarray:
+    """Zero where all channels of the image are 0."""
+    return np.asarray(anomaly * (image != 0).any(0))
+
+
 def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     """Drop the connected components of so many voxels or fewer, holes counted in.
 
@@ -154,12 +229,14 @@ def drop_small(segmentation: np.ndarray, smallest: int) -> np.ndarray:
     from scipy import ndimage
 
     touching = np.ones((3,) * segmentation.ndim)
-    labels, _ = ndimage.label(segmentation, touching)
-    keep = np.bincount(labels.ravel()) > smallest
-    keep[0] = False
-    for i, box in enumerate(ndimage.find_objects(labels), start=1):
+    kept = segmentation.copy(order="K")
+    whole = box_of(segmentation)
+    inside, labels = kept[whole], connected(segmentation[whole])
+    for i, box in enumerate(ndimage.find_objects(labels) if labels.size else [], start=1):
         # A component that is large without its holes needs no filling, nor one that can't get large.
-        room = math.prod(axis.stop - axis.start for axis in box)
-        if not keep[i] and room > smallest:
-            keep[i] = ndimage.binary_fill_holes(labels[box] == i, touching).sum() > smallest
-    return keep[labels]
+        room, part = math.prod(axis.stop - axis.start for axis in box), labels[box] == i
+        if np.count_nonzero(part) > smallest:
+            continue
+        if room <= smallest or ndimage.binary_fill_holes(part, touching).sum() <= smallest:
+            inside[box] &= ~part
+    return kept

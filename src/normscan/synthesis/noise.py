@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -76,51 +77,63 @@ def simplex_3d(points: Tensor, permutation: Tensor) -> Tensor:
     return 32 * total
 
 
+_OPEN_SIMPLEX_GRADIENTS = {2: (5, 2), 3: (11, 4, 4), 4: (3, 1, 1, 1)}
+_OPEN_SIMPLEX_NORM = {2: 47, 3: 103, 4: 30}
+# Neighbours in the permutation that share a gradient.
+_OPEN_SIMPLEX_STRIDE = {2: 2, 3: 1, 4: 4}
+
+
 @functools.cache
-def _open_simplex_tables() -> tuple[Tensor, Tensor]:
-    """Lattice offsets that can reach a point of a cell, and the 24 gradients."""
-    offsets = torch.cartesian_prod(*[torch.arange(-1, 3)] * 3)
-    places = offsets + offsets.sum(1, keepdim=True) / 3
-    cell = torch.cartesian_prod(*[torch.linspace(0, 1, 9)] * 3)
-    cell = cell + cell.sum(1, keepdim=True) / 3
+def _open_simplex_tables(axes: int) -> tuple[Tensor, Tensor, float]:
+    """Lattice offsets that can reach a point of a cell, the gradients, and the lattice's widening."""
+    widen = axes / (math.sqrt(axes + 1) - 1)
+    offsets = torch.cartesian_prod(*[torch.arange(-1, 3)] * axes)
+    places = offsets + offsets.sum(1, keepdim=True) / widen
+    cell = torch.cartesian_prod(*[torch.linspace(0, 1, 9 if axes < 4 else 5)] * axes)
+    cell = cell + cell.sum(1, keepdim=True) / widen
     near = torch.cdist(places.double(), cell.double()).amin(1) < 2**0.5
+    steep = _OPEN_SIMPLEX_GRADIENTS[axes]
     # In the order of the release, so that one permutation gives one field.
-    signs = torch.tensor([(x, y, z) for z, y, x in itertools.product((1, -1), (1, -1), (-1, 1))])
-    turns = torch.tensor([[11, 4, 4], [4, 11, 4], [4, 4, 11]])
-    gradients = (signs[:, None] * turns[None]).reshape(-1, 3).float()
-    return offsets[near], gradients
+    ways = [(1, -1)] * (axes - 1) + [(-1, 1) if axes == 3 else (1, -1)]
+    signs = [c[::-1] for c in itertools.product(*ways)]
+    turns = torch.tensor([[steep[(j - i) % axes] for j in range(axes)] for i in range(axes)])
+    gradients = (torch.tensor(signs)[:, None] * turns[None]).reshape(-1, axes).float()
+    return offsets[near], gradients, widen
 
 
-def open_simplex_3d(points: Tensor, permutation: Tensor) -> Tensor:
+def open_simplex(points: Tensor, permutation: Tensor) -> Tensor:
     """OpenSimplex noise (Spencer 2014): a wider kernel than simplex noise, so a coarser grain.
 
     The sum over the lattice points within the square root of 2 of (2 - r^2)^4 times a gradient's
     product with the offset.
 
     Args:
-        points: (B, N, 3).
+        points: (B, N, D) with D of 2, 3 or 4.
         permutation: (B, 256) a permutation of 0..255 per field.
 
     Returns:
         (B, N), about in [-1, 1].
     """
-    offsets, gradients = _open_simplex_tables()
+    axes = points.shape[-1]
+    offsets, gradients, widen = _open_simplex_tables(axes)
     gradients = gradients.to(points)
-    stretched = points - points.sum(-1, keepdim=True) / 6
+    shrink = axes / (1 - 1 / math.sqrt(axes + 1))
+    stretched = points - points.sum(-1, keepdim=True) / shrink
     base = torch.floor(stretched)
     inside = stretched - base
-    origin = inside + inside.sum(-1, keepdim=True) / 3
+    origin = inside + inside.sum(-1, keepdim=True) / widen
     cell = base.long()
     total = torch.zeros(points.shape[:2], dtype=points.dtype, device=points.device)
     for offset in offsets.to(points.device):
         place = offset.to(origin)
-        d = origin - (place + place.sum() / 3)
+        d = origin - (place + place.sum() / widen)
         weight = (2 - d.square().sum(-1)).clamp_min(0).pow(4)
         index = torch.zeros_like(cell[..., 0])
-        for axis in range(3):
+        for axis in range(axes):
             index = torch.gather(permutation, 1, (index + cell[..., axis] + offset[axis]) & 255)
-        total += weight * (gradients[index % 24] * d).sum(-1)
-    return total / 103
+        index = index // _OPEN_SIMPLEX_STRIDE[axes] % len(gradients)
+        total += weight * (gradients[index] * d).sum(-1)
+    return total / _OPEN_SIMPLEX_NORM[axes]
 
 
 def simplex_noise(
@@ -131,6 +144,7 @@ def simplex_noise(
     persistence: float = 0.8,
     frequency: float = 64,
     kind: Literal["simplex", "opensimplex"] = "simplex",
+    axes: Literal[2, 3, 4] = 3,
 ) -> Tensor:
     """Octaves of simplex noise in the plane, with the diffusion step as third coordinate.
 
@@ -146,18 +160,50 @@ def simplex_noise(
         persistence: weight of an octave relative to the one before.
         frequency: period of the first octave in pixels.
         kind: of noise, the classic one or OpenSimplex.
+        axes: 2 leaves the step away, as Behrendt et al. 2023; with 4 the channel comes between the
+            plane and the step, and the channels of a sample share their field (Kumar et al. 2023).
+            Classic noise has the step 0 with 2, and no form with 4.
     """
-    field = simplex_3d if kind == "simplex" else open_simplex_3d
+    if kind == "simplex" and axes == 2:
+        t, axes = torch.zeros_like(t), 3
+    field = simplex_3d if kind == "simplex" else open_simplex
     batch, channels, height, width = shape
-    permutation = rng.uniform((batch, channels * 256)).reshape(-1, 256).argsort(dim=1)
-    fields = batch * channels
+    fields = batch if axes == 4 else batch * channels
+    permutation = rng.uniform((batch, fields // batch * 256)).reshape(-1, 256).argsort(dim=1)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     plane = torch.stack([x, y], -1).reshape(1, -1, 2).expand(fields, -1, -1).float()
-    depth = t.cpu().float().repeat_interleave(channels).reshape(-1, 1, 1)
+    depth = t.cpu().float().repeat_interleave(fields // batch).reshape(-1, 1, 1)
     depth = depth.expand(fields, height * width, 1)
-    points = torch.cat([plane, depth], -1)
+    if axes == 4:
+        channel = torch.arange(channels).repeat_interleave(height * width).reshape(1, -1, 1)
+        plane, depth = plane.repeat(1, channels, 1), depth.repeat(1, channels, 1)
+        plane = torch.cat([plane, channel.expand(fields, -1, 1)], -1)
+    points = plane if axes == 2 else torch.cat([plane, depth], -1)
     noise = sum(
         persistence**o * field(points / (frequency / 2**o), permutation) for o in range(octaves)
     )
     assert isinstance(noise, Tensor)
     return noise.reshape(batch, channels, height, width)
+
+
+def pyramid_noise(shape: Sequence[int], rng: Rng, discount: float = 0.8) -> Tensor:
+    """Gaussian noise summed over grids of halving resolution, with variance 1 in each field.
+
+    The multi-resolution noise of Whitaker 2023, with halves instead of random strides.
+
+    Args:
+        shape: (B, C, *spatial).
+        rng: source of randomness.
+        discount: weight of a grid relative to the finer one before.
+    """
+    spatial = tuple(shape[2:])
+    mode = "bilinear" if len(spatial) == 2 else "trilinear"
+    total, level, grid = torch.zeros(tuple(shape)), 0, list(spatial)
+    while True:
+        field = rng.normal((*shape[:2], *grid))
+        total += discount**level * F.interpolate(field, spatial, mode=mode, align_corners=False)
+        if max(grid) == 1:
+            break
+        level, grid = level + 1, [max(1, n // 2) for n in grid]
+    axes = tuple(range(2, total.ndim))
+    return total / total.std(dim=axes, keepdim=True).clamp_min(1e-6)

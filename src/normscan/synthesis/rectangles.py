@@ -6,6 +6,7 @@ Pure functions of images and a source of randomness. A rectangle is a cuboid in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -77,6 +78,56 @@ def context_square(image: Tensor, rng: Rng, most: float = 0.5, share: float = 2 
         mask = mask & ((at >= start) & (at < start + side)).reshape(shape)
     value = torch.lerp(image.min(), image.max(), rng.uniform((n, 1)).to(image))
     return torch.where(mask.to(image.device), value.reshape(n, 1, *ones), image)
+
+
+Erasure = Literal["squares", "cuboids", "slabs"]
+
+
+def erased(
+    image: Tensor,
+    foreground: Tensor,
+    rng: Rng,
+    kind: Erasure = "cuboids",
+    count: int = 3,
+    most: float = 0.5,
+) -> Tensor:
+    """Set boxes inside the bounding box of the foreground to 0 (spatial erasing).
+
+    A side has 1 pixel to ``most`` of the bounding box along its axis.
+
+    Args:
+        image: (B, C, *spatial).
+        foreground: (B, 1, *spatial) bool; where it is empty nothing is erased.
+        rng: source of randomness.
+        kind: ``squares`` of the first two axes, each slice its own, ``cuboids``, or ``slabs`` of
+            whole slices; slices lie along the last axis. In the plane squares are cuboids and slabs
+            are stripes.
+        count: boxes, in each slice or volume.
+        most: largest share of the bounding box along an axis.
+    """
+    spatial = image.shape[2:]
+    n, dims = len(image), len(spatial)
+    apart = spatial[-1] if kind == "squares" and dims == 3 else 1
+    bounded = {"squares": range(2), "cuboids": range(dims), "slabs": range(dims - 1, dims)}[kind]
+    gone = torch.zeros(n, *spatial, dtype=torch.bool)
+    for _ in range(count):
+        box = foreground.any(1).cpu()
+        for axis in bounded:
+            size = spatial[axis]
+            seen = foreground.flatten(0, 1).movedim(axis + 1, 1).flatten(2).any(2).cpu()
+            low = seen.int().argmax(1)[:, None]
+            long = (seen * torch.arange(1, size + 1)).amax(1)[:, None] - low
+            side = 1 + (rng.uniform((n, apart)) * (most * long).long().clamp_min(1)).long()
+            start = low + (rng.uniform((n, apart)) * (long - side + 1)).long()
+            at = torch.arange(size)
+            within = (at >= start[..., None]) & (at < (start + side)[..., None])
+            shape = [n, *[1] * dims]
+            shape[axis + 1] = size
+            shape[dims] = apart if axis < dims - 1 else shape[dims]
+            within = within.movedim(1, -1) if axis < dims - 1 else within
+            box = box & within.reshape(shape)
+        gone |= box
+    return torch.where(gone[:, None].to(image.device), 0, image)
 
 
 def bright_values(image: Tensor, rng: Rng, most: int = 3) -> Tensor:

@@ -22,6 +22,8 @@ CACHE = "cache"
 FOLDS = "folds"  # of a cross-calibrated detector; each has a folder
 MAPS = "maps"  # of healthy scans, until a reduction is settled
 MEMBER = "member.safetensors"  # a finished fold
+PLAN = "plan.json"  # what the healthy scans settled before training, and why
+BEGUN = (CONFIG, DIVISION, PLAN)  # written before anything is trained
 
 
 def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> None:
@@ -93,8 +95,8 @@ def tidied(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder / MAPS, ignore_errors=True)
             (folder / LOG).unlink(missing_ok=True)
             # With anything else there it can still be gone on with.
-            if not {p.name for p in folder.glob("*") if _counts(p)} - {CONFIG, DIVISION, CACHE}:
-                for name in (CONFIG, DIVISION):
+            if not {p.name for p in folder.glob("*") if _counts(p)} - {*BEGUN, CACHE}:
+                for name in BEGUN:
                     (folder / name).unlink(missing_ok=True)
         raise
     finally:

@@ -21,7 +21,7 @@ LARGEST_MM = 1e5  # no patient is longer
 PROJECTIONS = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA", "US", "IVUS", "ES", "XC", "OP", "GM")
 """Modalities whose single images are pictures; the planes of the others stand in space."""
 
-_NO_IMAGE = {
+NO_IMAGE = {
     "1.2.840.10008.5.1.4.1.1.66": "a registration, segmentation or raw data, no image",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map, not the image itself",
     "1.2.840.10008.5.1.4.1.1.67": "a mapping of values, no image",
@@ -182,7 +182,7 @@ def _facts(source: Source, data: Dataset, pixel_bytes: int | None) -> Instance:
     }
     if not known["modality"].isalnum():
         known["modality"] = "OT"
-    for prefix, reason in _NO_IMAGE.items():
+    for prefix, reason in NO_IMAGE.items():
         if sop_class == prefix or sop_class.startswith(prefix + "."):
             return Instance(**known, reason=reason)
     rows, columns = (int(number(fetch(data, k)) or 0) for k in ("Rows", "Columns"))

@@ -111,7 +111,7 @@ class FastAnoGAN(Method):
         },
     },
     tiny={
-        "size": 16, "width": 8, "latent": 16, "gan_steps": 150, "encoder_steps": 200,
+        "size": 16, "width": 8, "latent": 16, "gan_steps": 130, "encoder_steps": 160,
         "batch_size": 8, "critic_turns": 2, "gan_lr": 1e-3, "encoder_lr": 2e-3,
     },
 )  # fmt: skip

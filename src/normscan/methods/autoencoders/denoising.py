@@ -96,8 +96,8 @@ def denoising_autoencoder(
     1e-3. In 3D the noise and the network take a third axis.
 
     ``noise`` takes the other noises that Kascenas et al., Medical Image Analysis 2023, compare: with
-    independent pixels the network learns a local filter and leaves lesions alone. ``anoddpm`` takes
-    the coarse noise, too.
+    independent pixels the network learns a local filter and leaves lesions alone. ``coarse_noise_ddpm``
+    is the same question put to a diffusion model.
 
     Departures:
         borders: within three pixels of the frame the median repeats the edge and erosion goes on

@@ -13,8 +13,9 @@ from normscan.methods.autoencoders.plain import LAPTOP_POSTPROCESS
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.reconstruction import Reconstruction, absolute
 from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.networks.divergences import kl_standard_normal
 from normscan.networks.volumes import PooledAutoencoder, StridedResidualAutoencoder
-from normscan.objectives.losses import kl_standard_normal, per_image_sum
+from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
 
 _LAPTOP = {

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from normscan.methods.base import Batch, Maps, Method, Phase, Player
-from normscan.methods.reconstruction import squared
+from normscan.errors import ArgumentError
+from normscan.methods.base import Batch, Method
+from normscan.methods.diffusion.engine import (
+    Noising,
+    PartialDiffusion,
+    Process,
+    Sampling,
+    Training,
+    diffusion_phase,
+    noise_field,
+    noising,
+    sampling,
+    training,
+)
+from normscan.methods.reconstruction import Residual, absolute, squared
 from normscan.networks.blocks import pad_to_multiple
-from normscan.networks.diffusion import DiffusionSchedule
+from normscan.networks.diffusion import DiffusionSchedule, cosine_betas, linear_betas
 from normscan.registry import register
-from normscan.rng import Rng
-from normscan.synthesis.noise import coarse_noise, simplex_noise
+from normscan.signatures import Options
 
 
 def adm_unet(
@@ -47,97 +57,43 @@ def adm_unet(
     return network
 
 
-def coarse_field(shape: Sequence[int], rng: Rng, t: Tensor, resolution: int) -> Tensor:
-    """Coarse Gaussian noise; unlike ``coarse_noise``, each sample is rolled on its own."""
-    seeds = rng.integers(0, 2**62, (shape[0],)).tolist()
-    one = (1, *shape[1:])
-    return torch.cat([coarse_noise(one, Rng(int(seed)), 1.0, resolution) for seed in seeds])
+class Noisy(Noising, Sampling, Training):
+    """The arguments that these methods share."""
 
-
-@dataclass(frozen=True)
-class Training:
-    """Updates, rate and averaging of the weights; see ``anoddpm``."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    ema: float
-
-
-@dataclass(frozen=True)
-class Walk:
-    """How far images are diffused and how they come back.
-
-    Attributes:
-        timesteps: steps of the schedule.
-        level: steps that a test image is diffused.
-        train_level: training draws its steps below this one.
-        repeats: restorations averaged at test.
-        multiple: of which the network takes sides.
-    """
-
-    timesteps: int
-    level: int
     train_level: int
-    repeats: int
-    multiple: int
 
 
-class PartialDiffusion(Method):
-    """Noise prediction, partial diffusion at test."""
+noisy = (
+    noising(noise="opensimplex")
+    | sampling
+    | training(steps=300_000, batch_size=1, ema=0.9999)
+    | Options(
+        {"train_level": int},
+        {"train_level": 800},
+        {"train_level": "training draws its steps below this one."},
+    )
+)
 
-    def __init__(
-        self, network: nn.Module, field: Callable[[Sequence[int], Rng, Tensor], Tensor],
-        walk: Walk, training: Training,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.network = network
-        self.schedule = DiffusionSchedule(walk.timesteps)
-        self.field, self.walk = field, walk
-        self._training = training
 
-    def phases(self) -> list[Phase]:
-        t = self._training
-        player = Player(
-            "network",
-            [self.network],
-            lambda p: torch.optim.AdamW(p, lr=t.lr, weight_decay=0.0),
-            clip=1.0,
-        )
-        every = max(1, t.steps // 20)
-        return [
-            Phase(
-                "diffuse", [player], t.steps, batch_size=t.batch_size, ema=t.ema,
-                validate_every=every,
-            )
-        ]  # fmt: skip
-
-    def noise(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """A noise field like x for the steps t."""
-        # The third coordinate is the step on the article's scale of 1000, whatever the schedule.
-        depth = t * (1000 / self.walk.timesteps)
-        return self.field(x.shape, batch.rng, depth).to(x)
-
-    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
-        x, _ = pad_to_multiple(2 * batch.image - 1, self.walk.multiple)
-        t = batch.rng.integers(0, self.walk.train_level, (len(batch),)).to(x.device)
-        noise = self.noise(x, t, batch)
-        predicted = self.network(self.schedule.diffuse(x, t, noise), t)
-        return {"noise": (predicted - noise).square().mean()}
-
-    @torch.no_grad()
-    def maps(self, batch: Batch) -> Maps:
-        walk = self.walk
-        x, cut = pad_to_multiple(2 * batch.image - 1, walk.multiple)
-        start = torch.full((len(x),), walk.level - 1, device=x.device, dtype=torch.long)
-        restored = torch.zeros_like(x)
-        for _ in range(walk.repeats):
-            noisy = self.schedule.diffuse(x, start, self.noise(x, start, batch))
-            restored += self.schedule.denoise(
-                noisy, walk.level, self.network, lambda t: self.noise(x, t, batch)
-            )
-        restored /= walk.repeats
-        return Maps(map=squared(x, restored)[cut], reconstruction=(restored[cut] + 1) / 2)
+def partial_diffusion(
+    network: nn.Module, multiple: int, axes: Literal[2, 3, 4] = 3, repeats: int = 1,
+    residual: Residual = squared, kind: type[PartialDiffusion] = PartialDiffusion,
+    betas: Tensor | None = None, **o: Unpack[Noisy],
+) -> PartialDiffusion:  # fmt: skip
+    """A network for the noise, with the shared arguments, AdamW and a gradient of norm 1 at most."""
+    field = noise_field(
+        o["noise"], o["octaves"], o["persistence"], o["frequency"], o["noise_resolution"], axes
+    )
+    process = Process(
+        o["level"], o["train_level"], sampler=o["sampler"], sample_steps=o["sample_steps"],
+        repeats=repeats, multiple=multiple,
+    )  # fmt: skip
+    fitting = functools.partial(
+        diffusion_phase, "diffuse", steps=o["steps"], batch_size=o["batch_size"], lr=o["lr"],
+        ema=o["ema"], optimizer=functools.partial(torch.optim.AdamW, weight_decay=0.0), clip=1.0,
+    )  # fmt: skip
+    schedule = DiffusionSchedule(linear_betas(o["timesteps"]) if betas is None else betas)
+    return kind(network, schedule, field, process, fitting, residual)
 
 
 @register(
@@ -159,6 +115,7 @@ class PartialDiffusion(Method):
         "train_level": 6, "steps": 60,
         "batch_size": 4, "lr": 2e-3, "ema": 0.95,
     },
+    options=noisy,
 )  # fmt: skip
 def anoddpm(
     dims: int = 2,
@@ -169,18 +126,8 @@ def anoddpm(
     blocks: int = 2,
     heads: int = 2,
     attention: tuple[int, ...] = (32, 16, 8),
-    timesteps: int = 1000,
-    level: int = 250,
-    train_level: int = 800,
-    noise: Literal["simplex", "opensimplex", "coarse"] = "opensimplex",
-    octaves: int = 6,
-    frequency: float = 64.0,
-    noise_resolution: int = 16,
     repeats: int = 1,
-    steps: int = 300_000,
-    batch_size: int = 1,
-    lr: float = 1e-4,
-    ema: float = 0.9999,
+    **options: Unpack[Noisy],
 ) -> Method:
     """Diffusion model with simplex noise (AnoDDPM).
 
@@ -189,9 +136,7 @@ def anoddpm(
     variance, and the squared difference is the map. Images are mapped to -1..1 inside, where
     restorations are cut. The noise is OpenSimplex, as in the release that made the article's
     figures, a field for each channel; classic simplex noise (``simplex``) is stronger and of a finer
-    grain. ``noise=coarse`` is the variant of Kascenas et al., Medical Image Analysis 2023, whose
-    forward noise is that of their denoising autoencoder, here with the standard deviation 1 on its
-    coarse grid.
+    grain.
 
     Departures:
         range: 0 to each scan's 99th percentile become -1..1, what is above is cut; the release maps
@@ -203,30 +148,177 @@ def anoddpm(
     Args:
         dims: spatial axes, 2.
         channels: of the image; each has a noise field of its own.
-        size: pixels along each axis.
         width: channels of the first level.
         multipliers: of the width, one per level.
         blocks: residual blocks in a level.
         heads: attention heads.
         attention: cells of the grid along an axis where attention stands.
-        timesteps: steps of the schedule; a shorter one scales its betas up.
-        level: steps that a test image is diffused.
-        train_level: training draws its steps below this one.
-        noise: ``opensimplex``, ``simplex`` (faster), or ``coarse`` for
-            Gaussian noise enlarged from a coarse grid.
-        octaves: of simplex noise.
-        frequency: period of the first octave in pixels; a quarter of the size in the article.
-        noise_resolution: cells of the coarse grid along each axis.
         repeats: restorations averaged at test.
-        steps: updates of the network.
-        batch_size: images in an update.
+        frequency: period of the first octave in pixels; a quarter of the size in the article.
         lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
-        ema: decay of the averaged weights.
     """
     network = adm_unet(dims, channels, size, width, multipliers, blocks, heads, attention)
-    if noise == "coarse":
-        field = functools.partial(coarse_field, resolution=noise_resolution)
-    else:
-        field = functools.partial(simplex_noise, octaves=octaves, frequency=frequency, kind=noise)
-    walk = Walk(timesteps, level, train_level, repeats, multiple=2 ** (len(multipliers) - 1))
-    return PartialDiffusion(network, field, walk, Training(steps, batch_size, lr, ema))
+    return partial_diffusion(network, 2 ** (len(multipliers) - 1), repeats=repeats, **options)
+
+
+class MaskedNoise(PartialDiffusion):
+    """Noise stays inside the foreground."""
+
+    def noise(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        inside, _ = pad_to_multiple(batch.foreground.to(x), self.process.multiple)
+        return super().noise(x, t, batch) * inside
+
+
+@register(
+    "coarse_noise_ddpm",
+    paper="Kascenas 2023",
+    dims=(2,),
+    preprocess={"scaling": "percentile", "limit": 1.0},
+    postprocess=("inner=5", "median_inplane=5"),
+    reduction="top_5_percent",
+    presets={
+        "laptop": {
+            "size": 64, "width": 16, "multipliers": (1, 2, 4), "blocks": 1, "attention": (16,),
+            "noise_resolution": 8, "timesteps": 100, "level": 25, "train_level": 50, "steps": 600,
+            "lr": 1e-3, "ema": 0.99, "batch_size": 8,
+        },
+    },
+    tiny={
+        "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 1, "attention": (8,),
+        "noise_resolution": 8, "timesteps": 10, "level": 4, "train_level": 6, "steps": 150,
+        "batch_size": 4, "lr": 3e-3, "ema": 0.95, "postprocess": ("foreground",),
+    },
+    options=noisy(noise="coarse", train_level=1000, steps=67_200, batch_size=16),
+)  # fmt: skip
+def coarse_noise_ddpm(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 128,
+    width: int = 128,
+    multipliers: tuple[int, ...] = (1, 1, 2, 3, 4),
+    blocks: int = 2,
+    heads: int = 2,
+    attention: tuple[int, ...] = (16, 8),
+    **options: Unpack[Noisy],
+) -> Method:
+    """Diffusion model whose noise is coarse and stays in the foreground.
+
+    Kascenas et al., Medical Image Analysis 2023, ask what noise does for denoising models: the noise
+    that makes their denoising autoencoder (``dae``) work, Gaussian on a grid of 16 cells, enlarged
+    and rolled, replaces the white one in a diffusion model as well. An image is diffused part of
+    the way with it and walked back, and the mean absolute difference over the modalities is the map,
+    eroded at the edge of the foreground and median filtered as for ``dae``. ``noise`` takes the
+    article's other noises.
+
+    Departures:
+        diffusion part: no code of it was released and only the abstract was known; how far images
+            are diffused, the network (that of ``anoddpm`` for 128 pixels), its rate, the mask on the
+            noise, and the standard deviation 1 of the coarse grid are ours. Map and post-processing
+            are those of the released autoencoder.
+        length: that of the released autoencoder, 2,100 epochs of 32 updates.
+        range: 0 to the 99th percentile become -1..1, what is above is cut, since restorations end
+            there; the released autoencoder cuts nothing.
+
+    Args:
+        dims: spatial axes, 2.
+        width: channels of the first level.
+        multipliers: of the width, one per level.
+        blocks: residual blocks in a level.
+        heads: attention heads.
+        attention: cells of the grid along an axis where attention stands.
+        lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
+    """
+    network = adm_unet(dims, channels, size, width, multipliers, blocks, heads, attention)
+    multiple = 2 ** (len(multipliers) - 1)
+    return partial_diffusion(network, multiple, residual=absolute, kind=MaskedNoise, **options)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by their means (Hu et al. 2018); (B, C, H, W) to the same."""
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.weigh = nn.Sequential(
+            nn.Linear(channels, inner), nn.ReLU(), nn.Linear(inner, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weigh(x.mean((2, 3)))[..., None, None]
+
+
+@register(
+    "annotsim",
+    paper="Kumar 2023",
+    preprocess={"scaling": "percentile", "limit": 1.0},
+    presets={
+        "code": {"residual": "absolute", "level": 125},
+        "laptop": {
+            "size": 64, "width": 16, "multipliers": (1, 2, 4), "blocks": 1, "attention": (16,),
+            "frequency": 16.0, "octaves": 3, "timesteps": 100, "level": 25, "train_level": 80,
+            "steps": 400, "batch_size": 4, "lr": 1e-3, "ema": 0.99,
+        },
+    },
+    tiny={
+        "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 1, "attention": (8,),
+        "frequency": 4.0, "octaves": 1, "timesteps": 10, "level": 5, "train_level": 7, "steps": 60,
+        "batch_size": 4, "lr": 3e-3, "ema": 0.95,
+    },
+    options=noisy(persistence=0.9),
+)  # fmt: skip
+def annotsim(
+    dims: int = 2,
+    channels: int = 1,
+    size: int = 256,
+    width: int = 128,
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4),
+    blocks: int = 2,
+    heads: int = 2,
+    attention: tuple[int, ...] = (32, 16, 8),
+    repeats: int = 1,
+    residual: Literal["squared", "absolute"] = "squared",
+    **options: Unpack[Noisy],
+) -> Method:
+    """Diffusion model with four-dimensional simplex noise (AnnoTsim).
+
+    Kumar et al., preprint of 2023, on the code of ``anoddpm``: the noise is a field over the plane,
+    the channel and the step, with octaves that fade less (0.9), on a cosine schedule. The U-Net is
+    that of ``anoddpm`` with channel weights (squeeze and excitation) instead of attention in its
+    middle, as released. An image is diffused to step 250 of 1000 and walked back with fresh fields;
+    the map is the squared difference.
+
+    Departures:
+        transformer: the U-Net of transformers of the article of 2025 is not part of it; in the
+            release it returns three tensors where its diffusion takes one, so the two don't run.
+        field: of its own for each image; in the release images of a batch share one seed and differ
+            by their step alone. The way back takes the octaves of training; the release's takes ten
+            octaves, 0.8 and a period of 128 there.
+        map: the main detection of the release draws a level of 100 to 150 for each image and takes
+            the absolute difference, cut by Otsu's threshold: ``code`` has its middle and no threshold.
+        range: 0 to the 99th percentile become -1..1; the release's brains are 0..1 where its
+            restorations are cut at -1 and 1.
+        length: that of ``anoddpm``; the release has several.
+
+    Args:
+        dims: spatial axes, 2.
+        channels: of the image; they share a field, whose third axis they are.
+        width: channels of the first level.
+        multipliers: of the width, one per level.
+        blocks: residual blocks in a level.
+        heads: attention heads.
+        attention: cells of the grid along an axis where attention stands.
+        repeats: restorations averaged at test.
+        residual: ``squared`` or ``absolute`` difference.
+        noise: of the walk; only ``opensimplex`` has four dimensions.
+        timesteps: steps of the cosine schedule.
+        lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
+    """
+    if options["noise"] == "simplex":
+        raise ArgumentError("classic simplex noise has no four dimensions: use noise=opensimplex.")
+    network: Any = adm_unet(dims, channels, size, width, multipliers, blocks, heads, attention)
+    network.middle_block.attention = SqueezeExcite(width * multipliers[-1])
+    multiple, betas = 2 ** (len(multipliers) - 1), cosine_betas(options["timesteps"])
+    apart = squared if residual == "squared" else absolute
+    return partial_diffusion(
+        network, multiple, axes=4, repeats=repeats, residual=apart, betas=betas, **options
+    )

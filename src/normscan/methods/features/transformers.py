@@ -242,7 +242,7 @@ _UNIAD_LAPTOP = {
     preprocess=PICTURE,
     tiny={
         **TINY, "size": 48, "width": 32, "layers": 1, "hidden": 64, "neighbours": 5,
-        "batch_size": 8, "steps": 250, "lr": 4e-3, "postprocess": ("erode=4",),
+        "batch_size": 8, "steps": 200, "lr": 4e-3, "postprocess": ("erode=4",),
     },
     options=tapped(
         size=224,

@@ -41,7 +41,7 @@ def entropy_and_dice(output: Tensor, made: Corrupted) -> dict[str, Tensor]:
     preprocess={"scaling": "minmax", "crop": "none"},
     tiny={
         "size": 32, "width": 8, "depth": 3, "dim": 32, "layers": 2, "heads": 4, "lr": 3e-3,
-        "steps": 80, "batch_size": 12,
+        "steps": 64, "batch_size": 12,
     },
     options=schedule(lr=1e-4, batch_size=16, epochs=50),
 )  # fmt: skip

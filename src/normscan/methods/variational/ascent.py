@@ -14,9 +14,10 @@ from normscan.methods.base import Batch, Method
 from normscan.methods.reconstruction import absolute
 from normscan.methods.schedule import Schedule, schedule
 from normscan.methods.variational.restoration import Anchor, Energy, Restoration
+from normscan.networks.divergences import kl_standard_normal
 from normscan.networks.residual import ResidualGrid
 from normscan.objectives.descent import Descent, total_variation
-from normscan.objectives.losses import kl_standard_normal, per_image_sum
+from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
 
 Spread = Literal["guessed", "sampled"]

@@ -22,7 +22,7 @@ from normscan.methods.variational.gradients import (
 )
 from normscan.methods.variational.vae import VariationalReconstruction
 from normscan.networks.convolutional import PointCode
-from normscan.objectives.losses import kl_normals
+from normscan.networks.divergences import kl_normals
 from normscan.registry import register
 
 Distance = Literal["euclidean", "kl", "wasserstein", "fisher_rao"]

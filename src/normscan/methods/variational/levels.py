@@ -22,8 +22,8 @@ from normscan.methods.variational.gradients import (
     absolute_error,
     per_image,
 )
+from normscan.networks.divergences import kl_normals, kl_standard_normal
 from normscan.networks.levels import Gaussian, TwoLevels
-from normscan.objectives.losses import kl_normals, kl_standard_normal
 from normscan.registry import register
 
 # Laplacian errors of images in 0..1 are small beside a unit's divergence.

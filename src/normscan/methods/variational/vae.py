@@ -24,7 +24,8 @@ from normscan.methods.autoencoders.plain import (
 )
 from normscan.methods.base import Batch, Method
 from normscan.methods.reconstruction import Reconstruction, positive, squared
-from normscan.objectives.losses import kl_standard_normal, per_image_sum
+from normscan.networks.divergences import kl_standard_normal
+from normscan.objectives.losses import per_image_sum
 from normscan.registry import register
 
 Inference = Literal["sample", "mean"]
@@ -69,7 +70,7 @@ class VariationalReconstruction(Reconstruction):
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         batch = self.scaled(batch)
-        mean, log_std = self.encode(batch.image)
+        mean, log_std = self.encode(self._corrupt(batch) if self._corrupt else batch.image)
         restored = self.network.decode(self.draw(mean, log_std, batch))
         kl = self.divergence(mean, log_std)
         kl = per_image_sum(kl) if self.kl_sum else kl.mean()

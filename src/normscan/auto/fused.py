@@ -1,0 +1,323 @@
+"""Candidates that become one detector: trained, judged by planted anomalies, weighed and fused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normscan.auto.batches import aside, at_size, narrowed, resized, scaled, without
+from normscan.auto.evidence import Scores, Trial, choose, left_out, weigh
+from normscan.auto.kinds import KINDS, planted
+from normscan.auto.member import Look, Member, levels
+from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.networks.backbones import Backbone
+from normscan.registry import card
+from normscan.rng import Rng, derive_seed
+from normscan.scores.places import Places, Sums
+
+JUDGES = 48  # healthy images that judge, at most
+FEWEST = 2  # subjects that judge, below which all members weigh the same
+ALIGNED = 0.5  # share of the variance of a healthy image that the mean image explains
+AT_ONCE = 16
+
+
+class Fused(Method):
+    """Several methods as one: the weighted mean of their surprises.
+
+    One of ``every`` subjects that it is fitted to trains no member. Their healthy images say what
+    each member's maps and scores are like on scans that it didn't see, and anomalies planted into
+    them say what it finds. No other scan takes part, so scans that set a threshold never choose.
+
+    Args:
+        members: candidates.
+        every: one of so many subjects judges.
+        effort: share of the steps of each phase that is trained.
+        seed: of the planted anomalies.
+    """
+
+    weighed: Tensor
+    errors: Tensor
+    apart: Tensor
+    facts: Tensor
+
+    def __init__(
+        self, members: Iterable[Member], every: int = 4, effort: float = 1.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.every, self.effort, self.seed = every, effort, seed
+        self.needs_grad = any(m.method.needs_grad for m in self)
+        count = len(self.members)
+        self.register_buffer("weighed", torch.full((count, len(KINDS)), torch.nan))
+        self.register_buffer("errors", torch.full((count,), torch.nan))
+        # By kind: the members that the other kinds chose, together and the best of them.
+        self.register_buffer("apart", torch.full((2, len(KINDS)), torch.nan))
+        # Subjects and images that judged, planted ones, explained by the mean image.
+        self.register_buffer("facts", torch.zeros(4, dtype=torch.float64))
+        self._share()
+
+    def __iter__(self) -> Iterator[Member]:
+        for member in self.members:
+            assert isinstance(member, Member)
+            yield member
+
+    # ---------------------------------------------------------------- training
+
+    def phases(self) -> list[Phase]:
+        return [
+            replace(
+                phase,
+                name=f"{number}/{phase.name}",
+                steps=None if phase.steps is None else max(1, round(self.effort * phase.steps)),
+                # The scans of a validation loss set the threshold, too.
+                validate_every=0, keep="last", patience=None,
+            )
+            for number, member in enumerate(self)
+            for phase in member.method.phases()
+        ]  # fmt: skip
+
+    def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
+        number, _, name = phase.partition("/")
+        member = list(self)[int(number)]
+        kept = ~aside(batch, self.every)
+        # A batch of judges alone, which happens where batches are tiny, teaches its first one.
+        batch = narrowed(batch, kept if bool(kept.any()) else torch.arange(len(batch)) == 0)
+        return member.method.loss(resized(batch, member.side), name, player)
+
+    @property
+    def fits(self) -> bool:
+        return True
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        judges, subjects = self._judges(batches)
+        alone = len(set(subjects)) < FEWEST
+        if alone:  # what trained must do
+            judges, subjects = _some(batches, JUDGES)
+        trials = [self._trial(member, batches, alone) for member in self]
+        self.facts[3] = aligned = _explained(judges.image)
+        twins = planted(judges.image, judges.foreground, self.seed)
+        numbers = {s: i for i, s in enumerate(dict.fromkeys(subjects))}
+        trial = Trial(
+            np.array([numbers[s] for s in subjects]), twins.hosts, twins.kinds, len(KINDS)
+        )
+        found = []
+        for member, method in zip(self, trials, strict=True):
+            healthy = self._looks(member, method, judges)
+            lesioned = self._looks(member, method, _like(judges, twins.images, twins.hosts))
+            found.append(_learn(member, trial, healthy, lesioned, aligned >= ALIGNED, not alone))
+        if alone or not len(twins.images):
+            for member in self:
+                member.weight.fill_(1 / len(self.members))
+            return
+        result = weigh(trial, found, self.seed)
+        for member, weight in zip(self, result.weights, strict=True):
+            member.weight.fill_(float(weight))
+        self.weighed.copy_(torch.from_numpy(result.areas))
+        self.errors.copy_(torch.from_numpy(result.error))
+        self.apart.copy_(torch.from_numpy(np.stack(left_out(trial, found, result))))
+        self.facts[:3] = torch.tensor([trial.people, len(subjects), len(twins.kinds)])
+
+    def _judges(self, batches: Iterable[Batch]) -> tuple[Batch, list[int]]:
+        def held() -> Iterator[Batch]:
+            for batch in batches:
+                if bool((kept := aside(batch, self.every)).any()):
+                    yield narrowed(batch, kept)
+
+        return _some(list(held()), JUDGES)
+
+    def _trial(self, member: Member, batches: Iterable[Batch], alone: bool) -> Method:
+        """Fit the closed form to all, and return one that didn't see the judges."""
+        method = member.method
+        if not method.fits:
+            return method
+        trial = method
+        if not alone:
+            trial = copy.deepcopy(method)
+            trial.fit(at_size(without(batches, self.every), member.side))
+            trial.eval()
+        method.fit(at_size(batches, member.side))
+        method.eval()
+        return trial
+
+    def _looks(self, member: Member, method: Method, batch: Batch) -> list[Look]:
+        found = []
+        for start in range(0, len(batch), AT_ONCE):
+            places = torch.arange(start, min(start + AT_ONCE, len(batch)))
+            kept = torch.zeros(len(batch), dtype=torch.bool)
+            kept[places] = True
+            seeds = [derive_seed(self.seed, "judge", int(i)) for i in places]
+            part = replace(narrowed(batch, kept), rng=Rng(seeds))
+            with torch.set_grad_enabled(method.needs_grad):
+                found += member.looks(part, method)
+        return found
+
+    # -------------------------------------------------------------- prediction
+
+    def maps(self, batch: Batch) -> Maps:
+        size = batch.image.shape[-1]
+        total: Tensor | float = 0.0
+        score = torch.zeros(len(batch), dtype=torch.float64)
+        for member in self:
+            weight = float(member.weight)
+            if not weight:
+                continue
+            surprises, scores = member.judge(member.looks(batch))
+            values = torch.from_numpy(surprises.astype(np.float32))[:, None]
+            total = total + weight * scaled(values, size)
+            score += weight * torch.tensor(scores, dtype=torch.float64)
+        assert isinstance(total, Tensor)
+        # Less than healthy on average is no finding.
+        anomaly = total.clamp_min(0).to(batch.image.device)
+        return Maps(map=anomaly, score=score.to(batch.image.device))
+
+    def learnt(self) -> dict[str, Any]:
+        """Say what judged, what each candidate found, and what came of it, as JSON values."""
+        people, images, lesions, explained = self.facts.tolist()
+        names = [kind.name for kind in KINDS]
+        return {
+            "judged_by": {
+                "subjects": int(people), "images": int(images), "planted": int(lesions),
+                "explained_by_mean_image": round(explained, 4), "by_place": explained >= ALIGNED,
+            },
+            "members": [
+                {
+                    "name": member.name,
+                    "weight": round(float(member.weight), 4),
+                    "score": member.scores[int(member.chosen)],
+                    "auroc": _number(self.weighed[number].nanmean()),
+                    "error": _number(self.errors[number]),
+                    "by_kind": dict(zip(names, map(_number, self.weighed[number]), strict=True)),
+                }
+                for number, member in enumerate(self)
+            ],
+            "kind_left_out": {
+                name: {"together": _number(both), "best_single": _number(one)}
+                for name, both, one in zip(names, *self.apart, strict=True)
+            },
+        }  # fmt: skip
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Load a state dict; what is the same in several members is run once from then on."""
+        super().load_weights(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let members with the same frozen backbone use one, which remembers its last features."""
+        known: list[Backbone] = []
+        for member in self:
+            for name, part in list(member.method.named_modules()):
+                if not isinstance(part, Backbone) or part.trainable:
+                    continue
+                same = next((k for k in known if _same(k, part)), None)
+                if same is None:
+                    known.append(part)
+                else:
+                    same.remembers = True
+                    member.method.set_submodule(name, same)
+
+
+def _same(a: Backbone, b: Backbone) -> bool:
+    if a.taps != b.taps or a.inputs != b.inputs:
+        return False
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def _number(value: Tensor) -> float | None:
+    return None if bool(torch.isnan(value)) else round(float(value), 4)
+
+
+def _some(batches: Iterable[Batch], most: int) -> tuple[Batch, list[int]]:
+    """Return so many samples at most, evenly taken, as one batch, and their subjects."""
+    held = list(batches)
+    count = sum(map(len, held))
+    chosen = set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist())
+    parts, start = [], 0
+    for batch in held:
+        kept = torch.tensor([start + i in chosen for i in range(len(batch))])
+        start += len(batch)
+        parts.append(narrowed(batch, kept))
+    if not parts:
+        empty = Batch(torch.zeros(0), torch.zeros(0), Rng(0), torch.zeros(0))
+        return empty, []
+    names = [k for k, v in vars(parts[0]).items() if isinstance(v, Tensor)]
+    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+    whole = replace(parts[0], **tensors, columns=[c for p in parts for c in p.columns])
+    owners = range(len(whole)) if whole.subject is None else whole.subject.tolist()
+    return whole, list(owners)
+
+
+def _like(judges: Batch, images: Tensor, hosts: np.ndarray) -> Batch:
+    """Return planted images as a batch, each with what stands beside its host."""
+    rows = torch.from_numpy(hosts).to(judges.image.device)
+    tensors = {k: v[rows] for k, v in vars(judges).items() if isinstance(v, Tensor)}
+    columns = [judges.columns[i] for i in hosts] if judges.columns else []
+    return replace(judges, **{**tensors, "image": images}, columns=columns)
+
+
+def _explained(images: Tensor) -> float:
+    """Share of the variance of healthy images that the mean of the others explains."""
+    n = len(images)
+    if n < 3:
+        return 0.0
+    small = scaled(images.float(), min(32, images.shape[-1])).flatten(1).double()
+    others = (small.sum(0) - small) / (n - 1)
+    rest = (small - others).square().sum()
+    whole = (small - small.mean(1, keepdim=True)).square().sum()
+    return float((1 - rest / whole.clamp_min(1e-12)).clamp(-1, 1))
+
+
+def _learn(
+    member: Member,
+    trial: Trial,
+    healthy: Sequence[Look],
+    lesioned: Sequence[Look],
+    aligned: bool,
+    chooses: bool,
+) -> Scores:
+    """Let a member learn what healthy maps are like and choose its image score.
+
+    An image is compared place by place with those of other subjects, as a new scan's is.
+    """
+    owners = trial.subjects
+    sums = {s: Sums(healthy[0].anomaly.shape) for s in set(owners.tolist())}
+    for owner, look in zip(owners.tolist(), healthy, strict=True):
+        sums[owner].add(look.anomaly)
+    whole = Sums(healthy[0].anomaly.shape)
+    for one in sums.values():
+        whole.n, whole.total, whole.squares = (
+            whole.n + one.n, whole.total + one.total, whole.squares + one.squares
+        )  # fmt: skip
+    places: dict[int, Places] = {}
+    if aligned and all(whole.n - one.n >= 2 for one in sums.values()):
+        places = {owner: whole.less(one).places() for owner, one in sums.items()}
+        found = whole.places()
+        member.mean, member.deviation = (
+            torch.from_numpy(a).to(member.mean.device) for a in (found.mean, found.deviation)
+        )
+        member.deviation = member.deviation.clamp_min(torch.finfo(torch.float32).tiny)
+    else:
+        mean, deviation = levels(healthy)
+        member.mean, member.deviation = mean.to(member.mean), deviation.to(member.mean)
+    names = [n for n in member.scores if places or "place" not in n]
+
+    def scores(looks: Sequence[Look], whose: np.ndarray, name: str) -> np.ndarray:
+        pairs = zip(looks, whose.tolist(), strict=True)
+        return np.array([member.score(look, name, places.get(owner)) for look, owner in pairs])
+
+    plain = {n: scores(healthy, owners, n) for n in names}
+    planted_ = {n: scores(lesioned, owners[trial.hosts], n) for n in names}
+    at = choose(trial, plain, planted_, 0) if chooses and lesioned else 0
+    name = names[at]
+    member.chosen.fill_(member.scores.index(name))
+    member.healthy = torch.from_numpy(np.sort(plain[name])).to(member.mean.device)
+    skipped = np.array([
+        kind.group == "copied" and card(member.id).family == "synthesis" for kind in KINDS
+    ])  # fmt: skip
+    return Scores(*map(member.place, (plain[name], planted_[name])), skipped)
