@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, Unpack
 
@@ -25,7 +26,10 @@ Hold = Literal["tv", "l1"]
 
 # Adam makes whole steps of the smallest slopes, those of rounding among them.
 CORNER = 1e-3
-HELD = {"tv": partial(total_variation, corner=CORNER), "l1": lambda x: x.abs().flatten(1).sum(1)}
+HELD: dict[Hold, Callable[[Tensor], Tensor]] = {
+    "tv": partial(total_variation, corner=CORNER),
+    "l1": lambda x: x.abs().flatten(1).sum(1),
+}
 
 MOST = 5e3  # of a pixel's squared distance in variances, beyond which it has no slope
 
