@@ -105,11 +105,12 @@ def options(name: str, ways: Sequence[str], weights: str | None) -> list[str]:
     return lines
 
 
-def write(lines: list[str]) -> None:
+def write(lines: list[str], ways: Sequence[str]) -> None:
     """Write the page."""
     text = [
         "# What options of training would gain", "",
-        "`python benchmarks/training_options.py --weights FILE.pth`: CPU milliseconds of a training "
+        "`python benchmarks/training_options.py --weights FILE.pth --ways "
+        f"{' '.join(map(repr, ways))}`: CPU milliseconds of a training "
         "step in the laptop preset, medians of interleaved rounds in one process, over those of "
         "float32; and the loss of the first, a middle and the last step, to see whether it is the "
         f"same training. torch {torch.__version__}, {platform.machine()}, one thread.", "",
@@ -130,7 +131,7 @@ def main() -> None:
         if asked.weights or name != "rd4ad":
             lines += options(name, asked.ways, asked.weights)
             print("\n".join(lines), flush=True)
-    write(lines)
+    write(lines, asked.ways)
 
 
 if __name__ == "__main__":
