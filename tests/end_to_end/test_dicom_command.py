@@ -48,7 +48,7 @@ def test_the_objects_lie_beside_the_other_files(run, tmp_path, capsys):
     assert main(["predict", str(run), str(new), "--out", str(out), "--format", "nifti,dicom"]) == 0
     assert {path.name for path in out.iterdir()} == {
         "new_map.dcm", "new_seg.dcm", "new_sr.dcm", "new_map.nii.gz", "new_mask.nii.gz",
-        "new_overlay.png", "new_finding.json", "scores.csv",
+        "new_overlay.png", "new_finding.json", "scores.csv", "index.html",
     }  # fmt: skip
     found = pydicom.dcmread(out / "new_map.dcm")
     source = pydicom.dcmread(next(new.iterdir()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -255,6 +257,13 @@ def test_folders_patterns_and_tables_give_one_table_of_scores(folder, detector, 
     assert run("predict", detector, some / "p1[67].png", "--out", out) == 2  # they are there
     assert run("predict", detector, folder / "p1[29].png", "--force", "--out", out) == 0
     assert len(pd.read_csv(out / "scores.csv")) == 6
+    page = (out / "index.html").read_text()
+    assert f"{int(pd.read_csv(out / 'scores.csv')['anomalous'].sum())} of 5 scans flagged" in page
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', page))
+    assert {"p12_finding.json", "p16_overlay.png"} <= links
+    assert all((out / unquote(link)).is_file() for link in links)
+    assert set(re.findall(r'href="#([^"]+)"', page)) == set(re.findall(r'id="(scan-[^"]+)"', page))
+    assert "p18" in page and "1 scan was left out" in page
     capsys.readouterr()
     assert run("predict", detector, folder / "z*.png", "--out", out) == 2
     assert "no file fits" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from torch import nn
 
 from normscan.errors import WeightsError
 from normscan.methods.base import Batch
+from normscan.methods.diffusion.cyclic import stripes
 from normscan.methods.diffusion.harmonised import region, smooth
 from normscan.methods.diffusion.patched import cells, frequency_part, random_rectangles
 from normscan.networks.diffusion import linear_betas
@@ -228,3 +229,74 @@ def test_weights_of_steps_and_the_constant_noise():
     noise = method.noise(b.image, b)
     assert float(noise.mean((2, 3)).std()) == pytest.approx(3, rel=0.15)
     assert float(noise.std((2, 3)).mean()) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize(("thickness", "stride"), [(16, 2), (8, 8), (5, 3)])
+def test_stripes_cover_every_pixel_in_both_directions(thickness, stride):
+    masks = stripes(24, 32, thickness, stride)[:, 0, 0]
+    across = -(-32 // stride)
+    assert len(masks) == across + -(-24 // stride)
+    assert masks[:across].any(0).all() and masks[across:].any(0).all()
+    assert (masks[:across].all(1).sum(1) <= thickness).all()
+
+
+def test_an_error_outside_its_stripe_does_not_count():
+    """The way back returns what it was given beside the target: wrong exactly inside the stripe."""
+    method, b = tiny("mmccd"), batch()
+    given: list[torch.Tensor] = []
+
+    def remember(x, t):
+        given.append(x[:, 1:])
+        return x[:, 1:]
+
+    method.translate, method.back = Spy(remember), Spy(lambda x, t: given[-1])
+    method.back.forward = lambda x: given[-1]
+    found = method.maps(b).map
+    clean = 6 * b.image - 3
+    inside = (given[0] != clean).flatten(1).float().mean(1)
+    assert (inside <= 0.51).all() and (found > 0).float().mean() > 0.99
+    method.back.forward = lambda x: clean + 1.0
+    torch.testing.assert_close(method.maps(b).map, torch.ones_like(found))
+
+
+def test_new_scans_need_no_target():
+    method, b = tiny("mmccd"), batch()
+    assert b.target is None and torch.isfinite(method.maps(b).map).all()
+
+
+def test_guidance_moves_towards_the_wanted_class():
+    """A classifier that calls dark images healthy makes the restoration darker."""
+    dark = nn.Module()
+    dark.forward = lambda x, t: torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
+    means = []
+    for scale in (0.0, 200.0):
+        method, b = tiny("wolleb_ddim", scale=scale), batch()
+        method.network, method.classifier = (
+            Spy(lambda x, t: torch.zeros_like(x).repeat(1, 2, 1, 1)),
+            dark,
+        )
+        means.append(float(method.maps(b).reconstruction.mean()))
+    assert means[1] < means[0] - 0.01
+
+
+def test_fusion_leaves_the_rest_to_the_way_of_no_noise():
+    method, b = tiny("dif_fuse"), batch()
+    mask = torch.zeros(3, 1, 32, 32)
+    mask[:, :, 4:12, 4:12] = 1
+    method.network = Spy()
+    method.saliency, method.mask = lambda x: x, lambda s: mask
+    found = method.maps(b)
+    method.mask = lambda s: torch.zeros_like(mask)
+    plain = method.maps(dataclasses.replace(b, rng=Rng([9, 9, 9]))).reconstruction
+    outside = mask == 0
+    torch.testing.assert_close(found.reconstruction[outside], plain[outside])
+    assert not torch.allclose(found.reconstruction[~outside], plain[~outside])
+
+
+def test_the_mask_is_the_highest_tenth():
+    method = tiny("dif_fuse")
+    saliency = torch.zeros(1, 1, 40, 40)
+    saliency[0, 0, :, :4] = torch.linspace(0.5, 1, 160).reshape(40, 4)
+    expected = torch.zeros(1, 1, 40, 40)
+    expected[..., :6] = 1  # two pixels around
+    torch.testing.assert_close(method.mask(saliency), expected)

@@ -136,3 +136,21 @@ def test_the_second_phase_leaves_the_codebook_alone():
 def test_sizes_are_refused():
     with pytest.raises(ArgumentError, match="multiple of 4"):
         method(size=34)
+
+
+def test_lost_vectors_come_back_to_features():
+    m, b = method(), batch()
+    book = m.network.quantizer.quantizer
+    with torch.no_grad():
+        book.embedding.weight.fill_(100.0)
+        book.embedding.weight[3] = 0.0
+        book.ema_cluster_size.fill_(0.0)
+        book.ema_cluster_size[3] = 7.0
+        features = m.network.encode(b.image).movedim(1, -1).reshape(-1, 8)
+    assert len(m.numbers(b.image).unique()) == 1
+    m.revive(b)
+    assert torch.equal(book.ema_cluster_size, torch.ones(16).index_fill(0, torch.tensor(3), 7.0))
+    assert not book.embedding.weight[3].any()
+    revived = book.embedding.weight[torch.arange(16) != 3]
+    assert float(torch.cdist(revived, features).min(1).values.max()) < 1e-3
+    assert len(m.numbers(b.image).unique()) > 4

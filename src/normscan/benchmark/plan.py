@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Plan:
         sets: those whose data are there.
         jobs: in the order of running.
         missing: why a set can't be run, by its id.
+        given: preset and arguments that the user chose, in words; empty where the budget rules.
     """
 
     protocol: Protocol
@@ -40,6 +42,7 @@ class Plan:
     sets: list[Set]
     jobs: list[Job] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    given: str = ""
 
 
 def make_plan(
@@ -76,7 +79,9 @@ def make_plan(
     if unknown:
         known = ", ".join(s.id for s in there)
         raise ArgumentError(f"there is no set '{unknown[0]}' in '{protocol.id}'; it has {known}.")
-    plan = Plan(protocol, chosen, names, [])
+    said = [f"preset {preset}"] if preset else []
+    said += [f"arguments {json.dumps(plain(dict(arguments)))}"] if arguments else []
+    plan = Plan(protocol, chosen, names, [], given=", ".join(said))
     network: dict[str, Any] = {}
     if set(INDICES) & set(protocol.shown):
         network = protocol.features.model_dump() | ({"weights": features} if features else {})

@@ -109,6 +109,7 @@ def rank(plan: Plan, command: str = "") -> dict[str, Any]:
         "title": protocol.title,
         "source": protocol.source,
         "budget": plan.budget,
+        "given": plan.given,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": storage.versions(),

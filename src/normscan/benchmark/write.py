@@ -202,10 +202,16 @@ def _block(title: str, text: str, head: list[str], rows: list[list[str]]) -> dic
     return {"title": title, "text": text, "head": head, "rows": rows}
 
 
+def run_with(ranking: dict[str, Any]) -> str:
+    """Return the budget, and the preset and arguments that were given in its place."""
+    given = ranking.get("given", "")
+    return f"budget {ranking['budget']}{f', {given}' if given else ''}"
+
+
 def markdown(ranking: dict[str, Any]) -> str:
     """Return the ranking as Markdown."""
     lines = [f"# {ranking['title']}", "", f"Protocol `{ranking['protocol']}`: {ranking['source']}"]
-    lines += [f"Budget `{ranking['budget']}`. Command: `{ranking['command']}`", "", LEGEND, ""]
+    lines += [f"Run with {run_with(ranking)}. Command: `{ranking['command']}`", "", LEGEND, ""]
     lines += [f"- Departs: {note}" for note in ranking["notes"]]
     lines += [f"- Pitfall: {note}" for note in ranking["pitfalls"]]
     for block in blocks(ranking):
@@ -307,7 +313,7 @@ def tabular(
 def latex(ranking: dict[str, Any]) -> str:
     """Return the tables of figures as LaTeX (``booktabs``), without the lists of failures."""
     lines = [
-        f"% {ranking['title']}, budget {ranking['budget']}".replace("\n", " "),
+        f"% {ranking['title']}, {run_with(ranking)}".replace("\n", " "),
         f"% {ranking['command']}".replace("\n", " "),
     ]
     for block in blocks(ranking):
@@ -338,7 +344,9 @@ def html(ranking: dict[str, Any], drawings: dict[str, str]) -> str:
     safe = {level: Markup(svg) for level, svg in drawings.items()}
     page = environment.get_template("page.html.j2")
     shown = [b | {"numeric": {c for c in b["head"] if c not in _WORDS}} for b in blocks(ranking)]
-    return page.render(ranking=ranking, blocks=shown, drawings=safe, legend=LEGEND)
+    return page.render(
+        ranking=ranking, blocks=shown, drawings=safe, legend=LEGEND, run_with=run_with(ranking)
+    )
 
 
 _WORDS = ("method", "set", "metric", "source", "reason", "against best")

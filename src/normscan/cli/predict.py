@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from normscan.detector.finding import Finding
     from normscan.detector.regions import Regions
 
-SCORES = "scores.csv"
+SCORES, INDEX = "scores.csv", "index.html"
 
 
 def predict(
@@ -47,7 +47,7 @@ def predict(
         run: run folder of the detector.
         scans: files, folders of them, patterns such as 'scans/*.nii.gz'; a scan with one file per
             channel is written as its files joined by commas.
-        out: folder for the results and scores.csv; RUN/predictions by default.
+        out: folder for the results, scores.csv and index.html; RUN/predictions by default.
         cohort: instead of files, a table or folder, all of whose scans are scored.
         root: folder of the table's relative paths.
         device: auto, cpu or cuda.
@@ -79,6 +79,7 @@ def predict(
     from normscan.detector.prediction import SEEN
     from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
+    from normscan.report.predictions import write_index
 
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
@@ -123,9 +124,14 @@ def predict(
         print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
     said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
     write_scores(folder / SCORES, lines)
+    promised = str(detector.training.get("calibration", ""))
+    write_index(
+        folder / INDEX, provenance=detector.provenance(), said=promised,
+        scans=read_scores(folder / SCORES),
+    )  # fmt: skip
     for sentence in said:
         print(sentence)
-    print(f"results: {folder}\nscores:  {folder / SCORES}")
+    print(f"results: {folder}\nscores:  {folder / SCORES}\nindex:   {folder / INDEX}")
     if details:
         print(f"look:    normscan view {folder}")
     return 1 if failures else 0
@@ -271,3 +277,15 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a table of scans, with None where a cell is empty."""
+    import pandas as pd
+
+    words = dict.fromkeys(("scan", "notes", "left_out", "quality"), str)
+    # A scan may be named NA.
+    table = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
+    lines = table.astype(object).where(table.notna(), None).to_dict("records")
+    empty = dict.fromkeys(("score", "p_value", "anomalous", "quality", "notes", "left_out"))
+    return [{**empty, **{str(name): value for name, value in line.items()}} for line in lines]

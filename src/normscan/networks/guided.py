@@ -98,8 +98,11 @@ class ResidualBlock(nn.Module):
             return F.avg_pool2d(x, 2) if self.dims == 2 else F.avg_pool3d(x, 2)
         return x
 
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Tensor | None) -> Tensor:
         h = self.conv_in(self.resampled(F.silu(self.norm_in(x))))
+        past: Tensor = self.past(self.resampled(x))
+        if step is None:
+            return past + self.conv_out(self.drop(F.silu(self.norm_out(h))))
         told = self.step(F.silu(step))
         told = told.reshape(*told.shape, *[1] * self.dims)
         if self.scale_shift:
@@ -107,9 +110,7 @@ class ResidualBlock(nn.Module):
             h = self.norm_out(h) * (1 + scale) + shift
         else:
             h = self.norm_out(h + told)
-        h = self.conv_out(self.drop(F.silu(h)))
-        past: Tensor = self.past(self.resampled(x))
-        return past + h
+        return past + self.conv_out(self.drop(F.silu(h)))
 
 
 class Attention(nn.Module):
@@ -122,7 +123,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.out = _zero(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Tensor | None) -> Tensor:
         flat = x.flatten(2)
         q, k, v = (
             part.unflatten(1, (self.heads, -1)).transpose(2, 3)
@@ -141,7 +142,7 @@ class Resample(nn.Module):
         stride = 2 if way == "down" else 1
         self.conv = layer("conv", dims, channels, channels, 3, padding=1, stride=stride)
 
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Tensor | None) -> Tensor:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest") if self.way == "up" else x
         result: Tensor = self.conv(x)
         return result
@@ -150,7 +151,7 @@ class Resample(nn.Module):
 class Stack(nn.Sequential):
     """Layers in a row that are all told the step."""
 
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, step: Tensor | None) -> Tensor:  # type: ignore[override]
         for part in self:
             x = part(x, step)
         return x
@@ -200,12 +201,14 @@ class GuidedEncoder(nn.Module):
             return Resample(dims, channels, way)
         return ResidualBlock(dims, channels, channels, self.layout, way)
 
-    def told(self, t: Tensor, label: Tensor | None) -> Tensor:
-        """What the blocks are told of the steps (B,) and the classes (B,)."""
+    def told(self, t: Tensor | None, label: Tensor | None) -> Tensor | None:
+        """What the blocks are told of the steps (B,) and the classes (B,); nothing without steps."""
+        if t is None:
+            return None
         step: Tensor = self.embed(step_code(t, self.layout.width).to(self.first.weight.dtype))
         return step if label is None else step + self.label(label)
 
-    def encoded(self, x: Tensor, step: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encoded(self, x: Tensor, step: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Features of the middle, and those that stand beside the way up."""
         x = self.first(x)
         kept = [x]
@@ -244,7 +247,7 @@ class GuidedUNet(GuidedEncoder):
         self.norm = nn.GroupNorm(min(layout.groups, layout.width), channels)
         self.last = _zero(layer("conv", dims, channels, outputs, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         step = self.told(t, label)
         x, kept = self.encoded(x, step)
         for part in self.up:

@@ -13,14 +13,18 @@ from normscan.objectives.gradients import input_gradient
 from normscan.progress import steps_of
 
 
-def total_variation(x: Tensor) -> Tensor:
+def total_variation(x: Tensor, corner: float = 0.0) -> Tensor:
     """Sum of |dx| over neighbours along each axis and over the channels, (B,).
 
     Args:
         x: (B, C, *spatial).
+        corner: differences below it have a slope in proportion, sqrt(dx^2 + corner^2) - corner, so
+            that rounding has none.
     """
-    sums = [x.diff(dim=axis).abs().flatten(1).sum(1) for axis in range(2, x.ndim)]
-    return torch.stack(sums).sum(0)
+    steps = [x.diff(dim=axis) for axis in range(2, x.ndim)]
+    if corner:
+        steps = [(d.square() + corner**2).sqrt() - corner for d in steps]
+    return torch.stack([d.abs().flatten(1).sum(1) for d in steps]).sum(0)
 
 
 @dataclass(frozen=True)

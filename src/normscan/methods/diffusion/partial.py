@@ -261,7 +261,7 @@ class SqueezeExcite(nn.Module):
     },
     tiny={
         "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 1, "attention": (8,),
-        "frequency": 8.0, "octaves": 1, "timesteps": 10, "level": 3, "train_level": 6, "steps": 60,
+        "frequency": 4.0, "octaves": 1, "timesteps": 10, "level": 5, "train_level": 7, "steps": 60,
         "batch_size": 4, "lr": 3e-3, "ema": 0.95,
     },
     options=noisy(persistence=0.9),

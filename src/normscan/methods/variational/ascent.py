@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -21,7 +22,10 @@ from normscan.registry import register
 
 Spread = Literal["guessed", "sampled"]
 Hold = Literal["tv", "l1"]
-HELD = {"tv": total_variation, "l1": lambda x: x.abs().flatten(1).sum(1)}
+
+# Adam makes whole steps of the smallest slopes, those of rounding among them.
+CORNER = 1e-3
+HELD = {"tv": partial(total_variation, corner=CORNER), "l1": lambda x: x.abs().flatten(1).sum(1)}
 
 MOST = 5e3  # of a pixel's squared distance in variances, beyond which it has no slope
 
@@ -174,6 +178,7 @@ def local_gaussian_ascent(
         norms: their running statistics in restoration; those of the batch in the release, where a
             map hangs on its neighbours.
         slopes: of each image, cut at 320; of the mean over 64 images, cut at 5, in the release.
+        total variation: rounded off below differences of 0.001, where rounding would decide.
         padding: on both sides; TensorFlow pads at the end only where a convolution halves the size.
         importance: restorations are averaged evenly, as in the release's active code.
         initial weights: PyTorch's; normal with deviation 0.02 in the release.

@@ -114,9 +114,24 @@ class CodeHealing(Method):
         found: Tensor = self.network.index_quantize(x)
         return found.long()
 
+    @torch.no_grad()
+    def revive(self, batch: Batch) -> None:
+        """Put vectors that less than half a feature took of late onto drawn features."""
+        book: Any = self.network.quantizer.quantizer
+        features = self.network.encode(batch.image).flatten(2)
+        n, _, cells = features.shape
+        code = torch.arange(len(book.ema_cluster_size))
+        place = (batch.rng.uniform((n, len(code))) * cells).long()[code % n, code]
+        fresh, lost = features[code % n, :, place], (book.ema_cluster_size < 0.5)[:, None]
+        for vectors in (book.embedding.weight, book.ema_w):
+            vectors.copy_(torch.where(lost, fresh, vectors))
+        book.ema_cluster_size.clamp_min_(torch.where(lost[:, 0], 1.0, 0.0))
+
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         x = batch.image
         if phase == "quantise":
+            if self.network.training:
+                self.revive(batch)
             restored, commitment = self.network(x)
             return {"l1": (restored - x).abs().mean(), "commitment": commitment}
         numbers, prior = self.numbers(x), self.prior
@@ -148,18 +163,30 @@ class CodeHealing(Method):
         return Maps(*average)
 
 
-def quantised_network(dims: int, channels: int, options: Quantised) -> nn.Module:
-    """MONAI's VQVAE with 4x4 convolutions of stride 2 and a codebook of moving averages."""
+def quantised_network(dims: int, channels: int, options: Quantised, deviation: float) -> nn.Module:
+    """MONAI's VQVAE with 4x4 convolutions of stride 2 and a codebook of moving averages.
+
+    Args:
+        dims: 2 or 3.
+        channels: of input and output.
+        options: sizes.
+        deviation: of the initial vectors of the codebook.
+    """
     from monai.networks.nets import VQVAE
 
     widths = list(options["widths"])
-    return VQVAE(
+    network = VQVAE(
         dims, channels, channels, channels=widths, num_res_channels=widths,
         num_res_layers=options["blocks"],
         downsample_parameters=[(2, 4, 1, 1)] * len(widths),
         upsample_parameters=[(2, 4, 1, 1, 0)] * len(widths),
         num_embeddings=options["codes"], embedding_dim=options["length"],
     )  # fmt: skip
+    book: Any = network.quantizer.quantizer
+    with torch.no_grad():
+        book.embedding.weight.mul_(deviation)
+        book.ema_w.mul_(deviation)
+    return network
 
 
 _RANGE: dict[str, Any] = {**OWN_RANGE, "scaling": "median"}
@@ -180,7 +207,7 @@ _RANGE: dict[str, Any] = {**OWN_RANGE, "scaling": "median"}
             "size": 64, "widths": (32, 64), "blocks": 1, "length": 32, "dim": 64, "layers": 3,
             "heads": 4, "orders": 2, "lr": 1e-3, "steps": 300, "batch_size": 16,
             "transformer_steps": 300, "transformer_lr": 1e-3, "transformer_batch_size": 8,
-            "preprocess": _RANGE,
+            "codebook_deviation": 0.1, "preprocess": _RANGE,
         },
     },
     preprocess={"scaling": "minmax", "limit": 1.0, "crop": "none", "fit": "stretch"},
@@ -188,7 +215,7 @@ _RANGE: dict[str, Any] = {**OWN_RANGE, "scaling": "median"}
         "size": 32, "widths": (16, 32), "blocks": 1, "codes": 16, "length": 8, "dim": 16,
         "layers": 1, "heads": 2, "orders": 2, "lr": 3e-3, "steps": 60, "batch_size": 8,
         "transformer_steps": 60, "transformer_lr": 1e-2, "transformer_batch_size": 8,
-        "threshold": 0.05, "preprocess": {**OWN_RANGE, "scaling": "auto"},
+        "threshold": 0.05, "codebook_deviation": 0.02, "preprocess": {**OWN_RANGE, "scaling": "auto"},
     },
     options=QUANTISED,
 )  # fmt: skip
@@ -199,6 +226,7 @@ def healed_codes(
     quantile: float | None = None,
     samples: int = 1,
     border: Literal["linear", "nearest"] = "linear",
+    codebook_deviation: float = 1.0,
     transformer_lr: float = 5e-4,
     transformer_batch_size: int = 32,
     transformer_epochs: int = 100,
@@ -221,6 +249,8 @@ def healed_codes(
         attention: exact; approximate in the article (Performer).
         loss: absolute error and a quarter of the commitment, as MONAI's tutorial; the 3D article
             adds spectral, perceptual and adversarial terms.
+        codebook: vectors that hardly any feature takes are put onto features of the batch; they stay
+            lost in MONAI, where small networks end with a single one.
         beginning: its token counts in the likelihood, as in MONAI, and is never drawn.
         tutorial: it trains the autoencoder on all kinds of images of its set, ours on healthy ones;
             without its augmentation.
@@ -231,6 +261,8 @@ def healed_codes(
             healthy images lose some, too.
         samples: drawn replacements that are averaged for each order; 0 takes the likeliest codes.
         border: enlarge the mask of codes ``linear`` or ``nearest``.
+        codebook_deviation: of the initial vectors of the codebook; where features are much smaller
+            all of them begin with the same code.
         transformer_lr: learning rate of the transformers.
         transformer_batch_size: images in an update of theirs.
         transformer_epochs: passes over the training images of theirs.
@@ -251,4 +283,10 @@ def healed_codes(
         steps=transformer_steps,
     )  # fmt: skip
     healing = Healing(threshold, quantile, samples, border)
-    return CodeHealing(quantised_network(dims, channels, options), prior, healing, options, second)
+    return CodeHealing(
+        quantised_network(dims, channels, options, codebook_deviation),
+        prior,
+        healing,
+        options,
+        second,
+    )

@@ -77,10 +77,12 @@ class Restoration(Reconstruction):
         start = batch.image
         prior = self.prior(start, batch)
 
-        def energy(x: Tensor) -> Tensor:
-            return prior(x) + weight * self.anchor.measure(x - start)
+        # The move itself is what descends: equal steps of neighbours then differ by nothing at all,
+        # where rounding would give the total variation a slope.
+        def energy(move: Tensor) -> Tensor:
+            return prior(start + move) + weight * self.anchor.measure(move)
 
-        return self.descent(energy, start, batch.foreground)
+        return start + self.descent(energy, torch.zeros_like(start), batch.foreground)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Choose the weight by which healthy images are moved least."""

@@ -1,0 +1,183 @@
+"""Speed of diffusion: simplex noise, a volume in one batch or slice by slice, and few DDIM steps.
+
+    python benchmarks/diffusion.py [SLICES] [SIZE]
+
+It writes benchmarks/results/diffusion.json and diffusion.md. Networks are those of the laptop
+presets with random weights at SIZE pixels, walks those of the presets; what a map changes is told as
+the mean difference over the mean of the full walk's map.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from normscan.methods.base import Batch, Method
+from normscan.registry import card
+from normscan.rng import Rng, seeded
+from normscan.synthesis.noise import _open_simplex_tables, open_simplex
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = ("anoddpm", "thor", "pddpm")
+
+
+def seconds(run: Callable[[], Any], repeats: int = 1) -> float:
+    """Processor time of the fastest of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def looped(points: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """OpenSimplex noise point by point, as the releases' plain Python does it."""
+    offsets, gradients, widen = _open_simplex_tables(3)
+    shifts, slopes = offsets.tolist(), gradients.tolist()
+    p, result = permutation.tolist(), []
+    for x, y, z in points.tolist():
+        shift = (x + y + z) / -6
+        stretched = (x + shift, y + shift, z + shift)
+        cell = [int(np.floor(v)) for v in stretched]
+        total = 0.0
+        for a, b, c in shifts:
+            i, j, k = cell[0] + a, cell[1] + b, cell[2] + c
+            back = (i + j + k) / widen
+            dx, dy, dz = x - i - back, y - j - back, z - k - back
+            weight = 2 - dx * dx - dy * dy - dz * dz
+            if weight > 0:
+                g = slopes[p[(p[(p[i & 255] + j) & 255] + k) & 255] % 24]
+                total += weight**4 * (g[0] * dx + g[1] * dy + g[2] * dz)
+        result.append(total / 103)
+    return np.array(result)
+
+
+def spectrum(field: np.ndarray) -> np.ndarray:
+    """Power over the distance from frequency 0."""
+    power = np.abs(np.fft.fftshift(np.fft.fft2(field))) ** 2
+    y, x = np.indices(field.shape) - field.shape[0] // 2
+    rings = np.hypot(x, y).astype(int).ravel()
+    return np.bincount(rings, power.ravel())[1 : field.shape[0] // 2]
+
+
+def simplex(size: int = 256) -> dict[str, float]:
+    """One octave of 256 x 256: the loop over points against tensors."""
+    y, x = np.mgrid[:size, :size]
+    points = np.stack([x, y, np.full_like(x, 200)], -1).reshape(-1, 3) / 64
+    permutation = np.random.default_rng(0).permutation(256)
+    tensors = torch.from_numpy(points).float()[None], torch.from_numpy(permutation)[None]
+    ours = open_simplex(*tensors)
+    theirs = looped(points, permutation)
+    apart = np.abs(ours[0].numpy() - theirs).max()
+    a, b = (spectrum(f.reshape(size, size)) for f in (ours[0].numpy(), theirs))
+    return {
+        "loop_s": seconds(lambda: looped(points, permutation)),
+        "tensors_s": seconds(lambda: open_simplex(*tensors), 3),
+        "largest_difference": float(apart),
+        "largest_ratio_of_spectra": float(np.abs(np.log10(a / b))[:32].max()),
+    }
+
+
+def built(id: str, size: int, **changes: Any) -> Method:
+    """A method with its laptop preset, random but equal weights."""
+    entry = card(id)
+    if id == "thor":
+        changes["perceptual"] = "random"
+    with seeded(0):
+        method: Method = entry.create(**{**entry.arguments("laptop"), "size": size, **changes})
+        # What is initialised to zero would leave nothing to compute.
+        for parameter in method.parameters():
+            if parameter.requires_grad and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    return method.eval()
+
+
+def volume(slices: int, size: int) -> Batch:
+    """Slices of soft random anatomy."""
+    g = torch.Generator().manual_seed(1)
+    coarse = torch.rand(slices, 1, 6, 6, generator=g)
+    image = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    inside = torch.ones(slices, 1, size, size, dtype=torch.bool)
+    return Batch(image, inside, Rng(list(range(slices))), torch.linspace(0, 1, slices))
+
+
+def rows(batch: Batch, at: slice) -> Batch:
+    """Some slices with generators of their own."""
+    numbers = list(range(len(batch)))[at]
+    return Batch(batch.image[at], batch.foreground[at], Rng(numbers), batch.position[at])
+
+
+def mapped(method: Method, batch: Batch, together: int) -> torch.Tensor:
+    """Maps of a volume, so many slices at a time."""
+    parts = [
+        method.maps(rows(batch, slice(i, i + together))).map for i in range(0, len(batch), together)
+    ]
+    return torch.cat([p for p in parts if p is not None])
+
+
+def speeds(id: str, slices: int, size: int) -> dict[str, float]:
+    """Seconds of a volume one by one and in batches, and what fewer DDIM steps change."""
+    batch, found = volume(slices, size), {}
+    few = volume(8, size)
+    plain = built(id, size)
+    found["one_by_one_s"] = seconds(lambda: mapped(plain, batch, 1))
+    found["batches_s"] = seconds(lambda: mapped(plain, batch, slices))
+    if id == "pddpm":  # It asks the network once a patch.
+        return found
+    longer = {"timesteps": 1000, "level": 250}
+    if id == "thor":
+        longer |= {"harmonise": (200, 100, 50), "every": 50}
+    full = mapped(built(id, size, **longer, sampler="ddim"), few, 8)
+    for steps in (50, 25):
+        method = built(id, size, **longer, sampler="ddim", sample_steps=steps)
+        found[f"ddim_{steps}_s"] = seconds(lambda m=method: mapped(m, few, 8))
+        apart = (mapped(method, few, 8) - full).abs().mean() / full.mean()
+        found[f"ddim_{steps}_change"] = float(apart)
+    return found
+
+
+def main() -> None:
+    """Run all and write the results."""
+    slices, size = (int(v) for v in (*sys.argv[1:3], *("96", "64")[len(sys.argv) - 1 :]))
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        found = {"simplex": simplex(), **{id: speeds(id, slices, size) for id in METHODS}}
+    found["run"] = {"slices": slices, "size": size}
+    (RESULTS / "diffusion.json").write_text(json.dumps(found, indent=1) + "\n")
+    s = found["simplex"]
+    lines = [
+        "# Speed of diffusion",
+        "",
+        f"By `python benchmarks/diffusion.py {slices} {size}`: processor seconds of one thread; "
+        "networks of the laptop presets with random weights, so the maps mean nothing and only what "
+        "changes in them is told.",
+        "",
+        f"One octave of OpenSimplex noise at 256 x 256: {s['loop_s']:.2f} s point by point, "
+        f"{s['tensors_s']:.3f} s as tensors ({s['loop_s'] / s['tensors_s']:.0f} times); largest "
+        f"difference {s['largest_difference']:.1e}, spectra within "
+        f"{10 ** s['largest_ratio_of_spectra'] - 1:.1e}.",
+        "",
+        f"| method | {slices} slices one by one, s | in one batch, s | times | 50 DDIM steps change "
+        "the map of 250 by | 25 change it by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for id in METHODS:
+        f = found[id]
+        change = [f"{f[k]:.3f}" if k in f else "–" for k in ("ddim_50_change", "ddim_25_change")]
+        times = f["one_by_one_s"] / f["batches_s"]
+        cells = [f"{f['one_by_one_s']:.1f}", f"{f['batches_s']:.1f}", f"{times:.1f}", *change]
+        lines.append(f"| {id} | {' | '.join(cells)} |")
+    (RESULTS / "diffusion.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
