@@ -308,7 +308,7 @@ def test_files_are_written(known, tmp_path):
     known.failures = [{"scan": "<script>alert(1)</script>", "reason": "torn & <b>bad</b>"}]
     write_limits(known, tmp_path)
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {f"limits.{s}" for s in ("html", "json", "csv", "png", "svg")}
+    assert names == {f"limits.{s}" for s in ("html", "json", "csv", "png", "svg", "pdf")}
     page = (tmp_path / "limits.html").read_text()
     assert "<script" not in page and "<b>bad" not in page and "torn &amp; &lt;b&gt;" in page
     assert "Faintest found" in page and page.count("<article") == sum(
