@@ -44,6 +44,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "healthy_anatomy_ae": (("bright",), POSITIVE),
     "scale_space_ae": (("bright",), POSITIVE),
     "vae": (("bright",), POSITIVE),
+    "ood_blind_spot": (("bright",), POSITIVE),
     "strega": (("bright",), POSITIVE),
     "unsup_sup_fusion": (("bright",), "its pseudo-labels are bright components"),
     "simplenet": (("bright", "iso"), "it knows no place: dark tissue is healthy wherever it lies"),
