@@ -9,8 +9,8 @@ the mean difference over the mean of the full walk's map.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +146,10 @@ def speeds(id: str, slices: int, size: int) -> dict[str, float]:
 
 def main() -> None:
     """Run all and write the results."""
-    slices, size = (int(v) for v in (*sys.argv[1:3], *("96", "64")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("slices", type=int, nargs="?", default=96)
+    parser.add_argument("size", type=int, nargs="?", default=64)
+    slices, size = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
     with torch.no_grad():
         found = {"simplex": simplex(), **{id: speeds(id, slices, size) for id in METHODS}}

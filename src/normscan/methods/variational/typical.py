@@ -117,7 +117,7 @@ class Typical(VariationalReconstruction):
 
         def scores(batch: Batch) -> dict[str, Tensor]:
             found, _ = self.measured(batch)
-            single = dict(zip(STATISTICS, found.unbind(1), strict=True))
+            single: dict[str, Tensor] = dict(zip(STATISTICS, found.unbind(1), strict=True))
             return {
                 **single, "likelihood": single["error"] + single["kl"],
                 "dose": self.rarity(found, STATISTICS),
