@@ -146,6 +146,9 @@ def speeds(id: str, slices: int, size: int) -> dict[str, float]:
 
 def main() -> None:
     """Run all and write the results."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return
     slices, size = (int(v) for v in (*sys.argv[1:3], *("96", "64")[len(sys.argv) - 1 :]))
     torch.set_num_threads(1)
     with torch.no_grad():
