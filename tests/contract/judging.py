@@ -68,6 +68,7 @@ FINDINGS: dict[str, str] = {
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
     "img_cond_ddpm": "from pure noise its few steps restore a blur till it has seen thousands of images",
+    "ldm_brain": "which codes exceed their limit after sixty updates hangs on the seed; often none does",
     "many_tasks": "thirty updates teach it changes of intensity and squeezed tissue, not yet soft spots",
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "

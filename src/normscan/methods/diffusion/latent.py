@@ -241,7 +241,7 @@ def ldm_brain(
     )  # fmt: skip
     network = DiffusionModelUNet(
         2, latent, latent, num_res_blocks=2, channels=unet_widths, attention_levels=unet_attention,
-        norm_num_groups=min(32, unet_widths[0]), num_head_channels=unet_widths[-1],
+        norm_num_groups=min(32, unet_widths[0]), num_head_channels=list(unet_widths),
     )  # fmt: skip
     factor = 2 ** (len(widths) - 1)
 
