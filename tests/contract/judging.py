@@ -75,6 +75,7 @@ FINDINGS: dict[str, str] = {
     "than chance with some seeds",
     "inter_slice": "a hundred updates on eight volumes bring it hardly above an untrained network; twice "
     "as many, by less than a robust margin",
+    "ldm_brain": "which codes exceed their limit after sixty updates hangs on the seed; often none does",
     "many_tasks": "thirty updates teach it changes of intensity and squeezed tissue, not yet soft spots",
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from normscan.errors import WeightsError
 from normscan.methods.base import Batch
@@ -300,3 +301,44 @@ def test_the_mask_is_the_highest_tenth():
     expected = torch.zeros(1, 1, 40, 40)
     expected[..., :6] = 1  # two pixels around
     torch.testing.assert_close(method.mask(saliency), expected)
+
+
+def test_the_divergence_of_steps_is_that_of_distributions():
+    """KL of the two Gaussians of each step by torch.distributions, from the same noise."""
+    method, z = tiny("ldm_brain", looks=(4, 9)), torch.randn(2, 4, 16, 16)
+    method.network = Spy(lambda x, t: 0.3 * x)
+    b = batch(n=2)
+    got = method.divergence(z, b)
+    s, total = method.schedule, torch.zeros_like(z)
+    for (noisy, _), step in zip(method.network.seen, (4, 9), strict=True):
+        t = torch.full((2,), step)
+        deviation = s.posterior[step].sqrt()
+        true, said = (
+            Normal(s.posterior_mean(clean, noisy, t), deviation)
+            for clean in (z, s.clean(noisy, t, 0.3 * noisy))
+        )
+        total += kl_divergence(true, said)
+    torch.testing.assert_close(got, (total / 2).mean(1, keepdim=True), rtol=1e-3, atol=1e-4)
+
+
+def test_codes_outside_the_mask_stay():
+    method, z = tiny("ldm_brain"), torch.randn(2, 4, 16, 16)
+    mask = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    mask[:, :, 3:7, 3:7] = True
+    with torch.no_grad():
+        painted = method.painted(z, mask, batch(n=2))
+    kept = ~mask.expand_as(z)
+    assert torch.equal(painted[kept], z[kept])
+    assert not torch.allclose(painted[~kept], z[~kept])
+
+
+def test_the_limit_is_exceeded_by_its_share_of_healthy_codes():
+    method = tiny("ldm_brain", share=0.9)
+    batches = [batch(n=10, seed=i) for i in range(2)]
+    with torch.no_grad():
+        found = torch.cat([method.divergence(method.code(b.image), b) for b in batches])
+        for b in batches:
+            b.rng = Rng(list(range(10)))
+        method.fit(batches)
+    over = (found > method.limit).float().mean()
+    assert method.limit.shape == (1, 16, 16) and float(over) == pytest.approx(0.1, abs=0.01)

@@ -239,7 +239,7 @@ def perceptive(
     network = DiffusionModelUNet(
         2, channels, channels, num_res_blocks=o["blocks"], channels=o["widths"],
         attention_levels=o["attention_levels"], norm_num_groups=min(32, o["widths"][0]),
-        num_head_channels=o["widths"][-1],
+        num_head_channels=list(o["widths"]),
     )  # fmt: skip
     field = noise_field(
         o["noise"], o["octaves"], o["persistence"], o["frequency"], o["noise_resolution"]
