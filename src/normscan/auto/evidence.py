@@ -1,9 +1,11 @@
 """How well candidates tell planted anomalies from healthy images, and what weights follow from it.
 
-Figures are AUROCs by kind: of an image with an anomaly against the healthy images of *other* subjects.
-What an anomaly is that every candidate ranks above all healthy images can't be learnt from it, so it
-doesn't count. A kind that a candidate trained on doesn't count for it: there it stands as the others'
-mean does.
+Figures are AUROCs by kind. An anomaly lifts the score of its host by something, and that is what a
+candidate is judged by: how often any healthy image, lifted by as much, is above any other. So the
+differences between healthy images count fully, and which of them happened to be the host not at all;
+few images then say what would else take many. An anomaly that every candidate lifts above all healthy
+images tells them not apart and doesn't count. A kind that a candidate trained on doesn't count for it:
+there it stands as the others' mean does.
 """
 
 from __future__ import annotations
@@ -44,15 +46,6 @@ class Trial:
         """Number of subjects."""
         return int(self.subjects.max(initial=-1)) + 1
 
-    def above(self, healthy: Floats, planted: Floats) -> Floats:
-        """Return (m, n): 1 where a planted image scores above a healthy one, a half for a tie."""
-        a, b = planted[:, None], healthy[None]
-        return np.asarray((a > b) + 0.5 * (a == b), np.float64)
-
-    def others(self) -> Floats:
-        """Return (m, n): 1 where the healthy image is of another subject than the planted one."""
-        return np.asarray(self.subjects[self.hosts][:, None] != self.subjects[None], np.float64)
-
     def areas(self, healthy: Floats, planted: Floats, counted: Floats, draws: Floats) -> Floats:
         """Return the AUROCs (count, B); NaN for a kind without an anomaly.
 
@@ -62,16 +55,21 @@ class Trial:
             counted: (m,) 1 for the anomalies that count.
             draws: (people, B) how often each subject is drawn.
         """
-        others = self.others()
-        wins = (self.above(healthy, planted) * others) @ draws[self.subjects]
-        pairs = others @ draws[self.subjects]
-        weight = draws[self.subjects[self.hosts]] * counted[:, None]
+        n = len(healthy)
+        apart = (self.subjects[:, None] != self.subjects[None]).ravel()
+        drawn = draws[self.subjects]
+        weight = (drawn[:, None] * drawn[None]).reshape(n * n, -1)[apart]
+        gap = (healthy[None] - healthy[:, None]).ravel()[apart]
+        lift = planted - healthy[self.hosts]
+        wins = (lift[:, None] > gap) + 0.5 * (lift[:, None] == gap)
+        won = wins @ weight / np.maximum(weight.sum(0), 1e-12)
+        own = drawn[self.hosts] * counted[:, None]
         found = np.full((self.count, draws.shape[1]), np.nan)
         for kind in range(self.count):
             mine = self.kinds == kind
-            total = (weight[mine] * pairs[mine]).sum(0)
-            won = (weight[mine] * wins[mine]).sum(0)
-            found[kind] = np.divide(won, total, out=np.full_like(won, np.nan), where=total > 0)
+            total = own[mine].sum(0)
+            part = (own[mine] * won[mine]).sum(0)
+            found[kind] = np.divide(part, total, out=np.full_like(total, np.nan), where=total > 0)
         return found
 
 

@@ -18,9 +18,9 @@ from normscan.rng import Rng, derive_seed
 from normscan.synthesis import blends, donors, placement, shapes
 from normscan.synthesis.corruption import Corruption
 
-SIZES = (0.06, 0.30)  # diameters, shares of the image's side
+SIZES = (0.08, 0.35)  # diameters, shares of the image's side
 STRENGTHS = (0.25, 1.0)  # share of the change that is shown
-CONTRAST = 3.0  # standard deviations of the anatomy at full strength
+CONTRAST = 4.0  # standard deviations of the anatomy at full strength
 WANTED = 240  # anomalies in all
 
 Make = Callable[[float], Corruption]
