@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector
@@ -141,7 +141,10 @@ def weights(entry: dict[str, Any]) -> dict[str, tuple[float, float]]:
             area = np.nan if member["auroc"] is None else member["auroc"]
             found.setdefault(member["name"], []).append((member["weight"], area))
     return {
-        name: (round(float(np.mean([w for w, _ in v])), 3), round(float(np.mean([a for _, a in v])), 3))
+        name: (
+            round(float(np.mean([w for w, _ in v])), 3),
+            round(float(np.mean([a for _, a in v])), 3),
+        )
         for name, v in found.items()
     }
 
