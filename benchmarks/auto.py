@@ -1,15 +1,10 @@
 """What ``normscan fit auto`` finds, beside each of its candidates alone and the best in hindsight.
 
     python benchmarks/auto.py run --data ../shared/data --work WORK [--sets phantom,...] [--seeds 0]
-    python benchmarks/auto.py simulate --work WORK
-    python benchmarks/auto.py table --work WORK
 
 A cell is (set, seed). ``auto`` is fitted by its usual way; then each candidate of its plan alone, with the
 same preset, the same calibration and its own preprocessing. The test labels are looked at when all is
-fitted, and choose nothing but the column that says so. A finished cell is not run again. ``simulate``
-lets candidates that know nothing be chosen and weighed, 200 times, and counts false alarms of new healthy
-scans; beside it the same with a choice that looks at the scans that calibrate. ``table`` writes
-``benchmarks/results/auto.md``.
+fitted, and choose nothing but the column that says so. A finished cell is not run again.
 """
 
 from __future__ import annotations
@@ -22,16 +17,15 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score
 
 from normscan.cohort import Cohort
 from normscan.detector import Detector
 from normscan.errors import NormscanError
 from normscan.io.values import read_json, write_json
-from normscan.metrics.curves import average_precision
 from normscan.metrics.images import image_metrics
 from normscan.phantom import simulate as simulated_cohort
 
-RESULTS = Path(__file__).parent / "results" / "auto.md"
 SETS = (
     "phantom", "brain_mri_kaggle", "head_ct_kaggle", "lgg_flair_slices", "magnetic_tile_defects",
     "chest_xray_kermany_224",
@@ -75,7 +69,7 @@ def tested(detector: Detector, cohort: Cohort) -> dict[str, Any]:
         if len(values) > PIXELS:
             taken = np.random.default_rng(0).choice(len(values), PIXELS, replace=False)
             values, lesion = values[taken], lesion[taken]
-        pixel = float(average_precision(values, lesion))
+        pixel = float(average_precision_score(lesion, values))
     return {
         "auroc": image_metrics(np.array(scores), truth).auroc.value, "pixel_ap": pixel,
         "sensitivity": float(called[truth == 1].mean()), "alarms": float(called[truth == 0].mean()),
@@ -151,13 +145,12 @@ def weights(entry: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["run", "simulate", "table"])
+    parser.add_argument("command", choices=["run"])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--repetitions", type=int, default=200)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     {"run": run}[options.command](options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from normscan.methods.base import Batch, Batches
 def narrowed(batch: Batch, kept: Tensor) -> Batch:
     """Return the samples that are kept, (B,) bool, of a batch with one source of randomness."""
     kept = kept.to(batch.image.device)
-    tensors = {k: v[kept] for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Any] = {k: v[kept] for k, v in vars(batch).items() if isinstance(v, Tensor)}
     columns = [c for c, k in zip(batch.columns, kept.tolist(), strict=False) if k]
     return replace(batch, **tensors, columns=columns)
 

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from normscan.auto.batches import aside, at_size, narrowed, resized, scaled, without
 from normscan.auto.evidence import Scores, Trial, choose, left_out, weigh
-from normscan.auto.kinds import KINDS, planted
+from normscan.auto.kinds import JUDGES, KINDS, planted
 from normscan.auto.member import Look, Member, levels
-from normscan.methods.base import Batch, Maps, Method, Phase
+from normscan.methods.base import Batch, Batches, Maps, Method, Phase
 from normscan.networks.backbones import Backbone
 from normscan.registry import card
 from normscan.rng import Rng, derive_seed
 from normscan.scores.places import Places, Sums
 
-JUDGES = 48  # healthy images that judge, at most
 FEWEST = 2  # subjects that judge, below which all members weigh the same
 ALIGNED = 0.5  # share of the variance of a healthy image that the mean image explains
 AT_ONCE = 16
+UNKNOWN = -1.0  # where there is no figure; NaN would differ from itself
 
 
 class Fused(Method):
@@ -39,6 +39,7 @@ class Fused(Method):
         every: one of so many subjects judges.
         effort: share of the steps of each phase that is trained.
         seed: of the planted anomalies.
+        wanted: number of them, about.
     """
 
     weighed: Tensor
@@ -47,17 +48,18 @@ class Fused(Method):
     facts: Tensor
 
     def __init__(
-        self, members: Iterable[Member], every: int = 4, effort: float = 1.0, seed: int = 0
+        self, members: Iterable[Member], every: int, effort: float, seed: int, wanted: int
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.every, self.effort, self.seed = every, effort, seed
+        self.every, self.effort, self.seed, self.wanted = every, effort, seed, wanted
         self.needs_grad = any(m.method.needs_grad for m in self)
         count = len(self.members)
-        self.register_buffer("weighed", torch.full((count, len(KINDS)), torch.nan))
-        self.register_buffer("errors", torch.full((count,), torch.nan))
+        # AUROC by kind; below 0 where a kind doesn't count or nobody judged.
+        self.register_buffer("weighed", torch.full((count, len(KINDS)), UNKNOWN))
+        self.register_buffer("errors", torch.full((count,), UNKNOWN))
         # By kind: the members that the other kinds chose, together and the best of them.
-        self.register_buffer("apart", torch.full((2, len(KINDS)), torch.nan))
+        self.register_buffer("apart", torch.full((2, len(KINDS)), UNKNOWN))
         # Subjects and images that judged, planted ones, explained by the mean image.
         self.register_buffer("facts", torch.zeros(4, dtype=torch.float64))
         self._share()
@@ -95,13 +97,15 @@ class Fused(Method):
         return True
 
     def fit(self, batches: Iterable[Batch]) -> None:
+        if not isinstance(batches, Batches):  # it is gone over several times
+            batches = list(batches)
         judges, subjects = self._judges(batches)
         alone = len(set(subjects)) < FEWEST
         if alone:  # what trained must do
             judges, subjects = _some(batches, JUDGES)
         trials = [self._trial(member, batches, alone) for member in self]
         self.facts[3] = aligned = _explained(judges.image)
-        twins = planted(judges.image, judges.foreground, self.seed)
+        twins = planted(judges.image, judges.foreground, self.seed, self.wanted)
         numbers = {s: i for i, s in enumerate(dict.fromkeys(subjects))}
         trial = Trial(
             np.array([numbers[s] for s in subjects]), twins.hosts, twins.kinds, len(KINDS)
@@ -118,9 +122,11 @@ class Fused(Method):
         result = weigh(trial, found, self.seed)
         for member, weight in zip(self, result.weights, strict=True):
             member.weight.fill_(float(weight))
-        self.weighed.copy_(torch.from_numpy(result.areas))
-        self.errors.copy_(torch.from_numpy(result.error))
-        self.apart.copy_(torch.from_numpy(np.stack(left_out(trial, found, result))))
+        apart = np.stack(left_out(trial, found, result))
+        for kept, values in (
+            (self.weighed, result.areas), (self.errors, result.error), (self.apart, apart)
+        ):  # fmt: skip
+            kept.copy_(torch.from_numpy(values).nan_to_num(UNKNOWN))
         self.facts[:3] = torch.tensor([trial.people, len(subjects), len(twins.kinds)])
 
     def _judges(self, batches: Iterable[Batch]) -> tuple[Batch, list[int]]:
@@ -190,7 +196,7 @@ class Fused(Method):
                     "name": member.name,
                     "weight": round(float(member.weight), 4),
                     "score": member.scores[int(member.chosen)],
-                    "auroc": _number(self.weighed[number].nanmean()),
+                    "auroc": _number(_mean(self.weighed[number])),
                     "error": _number(self.errors[number]),
                     "by_kind": dict(zip(names, map(_number, self.weighed[number]), strict=True)),
                 }
@@ -229,8 +235,13 @@ def _same(a: Backbone, b: Backbone) -> bool:
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 
+def _mean(values: Tensor) -> Tensor:
+    known = values[values >= 0]
+    return known.mean() if len(known) else torch.tensor(UNKNOWN)
+
+
 def _number(value: Tensor) -> float | None:
-    return None if bool(torch.isnan(value)) else round(float(value), 4)
+    return None if value < 0 else round(float(value), 4)
 
 
 def _some(batches: Iterable[Batch], most: int) -> tuple[Batch, list[int]]:
@@ -247,7 +258,7 @@ def _some(batches: Iterable[Batch], most: int) -> tuple[Batch, list[int]]:
         empty = Batch(torch.zeros(0), torch.zeros(0), Rng(0), torch.zeros(0))
         return empty, []
     names = [k for k, v in vars(parts[0]).items() if isinstance(v, Tensor)]
-    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+    tensors: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
     whole = replace(parts[0], **tensors, columns=[c for p in parts for c in p.columns])
     owners = range(len(whole)) if whole.subject is None else whole.subject.tolist()
     return whole, list(owners)
@@ -256,7 +267,7 @@ def _some(batches: Iterable[Batch], most: int) -> tuple[Batch, list[int]]:
 def _like(judges: Batch, images: Tensor, hosts: np.ndarray) -> Batch:
     """Return planted images as a batch, each with what stands beside its host."""
     rows = torch.from_numpy(hosts).to(judges.image.device)
-    tensors = {k: v[rows] for k, v in vars(judges).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Any] = {k: v[rows] for k, v in vars(judges).items() if isinstance(v, Tensor)}
     columns = [judges.columns[i] for i in hosts] if judges.columns else []
     return replace(judges, **{**tensors, "image": images}, columns=columns)
 
@@ -320,4 +331,4 @@ def _learn(
     skipped = np.array([
         kind.group == "copied" and card(member.id).family == "synthesis" for kind in KINDS
     ])  # fmt: skip
-    return Scores(*map(member.place, (plain[name], planted_[name])), skipped)
+    return Scores(member.place(plain[name]), member.place(planted_[name]), skipped)

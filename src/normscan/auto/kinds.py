@@ -20,8 +20,8 @@ from normscan.synthesis.corruption import Corruption
 
 SIZES = (0.08, 0.35)  # diameters, shares of the image's side
 STRENGTHS = (0.25, 1.0)  # share of the change that is shown
+JUDGES = 48  # healthy images that judge, at most
 CONTRAST = 4.0  # standard deviations of the anatomy at full strength
-WANTED = 240  # anomalies in all
 
 Make = Callable[[float], Corruption]
 
@@ -97,19 +97,20 @@ class Twins:
     kinds: np.ndarray
 
 
-def planted(images: Tensor, objects: Tensor, seed: int) -> Twins:
+def planted(images: Tensor, objects: Tensor, seed: int, wanted: int) -> Twins:
     """Plant anomalies into healthy images, every kind about as often.
 
     Args:
         images: (n, C, *spatial), scaled to about 0..1.
         objects: (n, 1, *spatial) bool, the anatomy.
         seed: of places, sizes, strengths and shapes.
+        wanted: anomalies in all, about; at least two an image and at most one of each kind.
 
     Returns:
         The twins that differ from their hosts; none where nothing could be planted.
     """
     n, found, hosts, kinds = len(images), list[Tensor](), list[int](), list[int]()
-    each = min(len(KINDS), max(2, -(-WANTED // max(1, n))))
+    each = min(len(KINDS), max(2, -(-wanted // max(1, n))))
     for i in range(n):
         other = images[(i + 1 + n // 2) % n]
         for number in ((i * each + j) % len(KINDS) for j in range(each)):

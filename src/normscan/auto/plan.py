@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normscan.auto.batches import resized
 from normscan.auto.fingerprint import Fingerprint, fingerprint
-from normscan.auto.kinds import WANTED
+from normscan.auto.kinds import JUDGES
 from normscan.cohort import CohortRow
 from normscan.errors import ArgumentError, NormscanError, nearest
 from normscan.methods.base import Batch, Batches, Method
@@ -112,7 +112,7 @@ def plan(
     names, passed = named(arguments, dims)
     images = max(1, round(len(rows) * (1 if fits == 1 else 1 - 1 / fits)))
     images *= found.depth if dims == 2 else 1
-    budget = Budget(arguments["minutes"], fits, images, WANTED + 48)
+    budget = Budget(arguments["minutes"], fits, images, arguments["planted"] + JUDGES)
     costs: dict[str, Cost] = {}
     channels = 1 if len(found.channels) == 1 else len(found.channels)
     for name in bar.track(names, "time candidates", len(names)):
@@ -127,8 +127,8 @@ def plan(
             f"no candidate fits this cohort ({told}). Weights would make more fit: pip install "
             "normscan[weights]. Or name others: --candidates [padim:laptop]."
         )
-    kept, effort, told = within(costs, budget)
-    passed |= told
+    kept, effort, dear = within(costs, budget)
+    passed |= dear
     effort = arguments["effort"] or effort
     every = arguments["every"] or (3 if found.subjects < FEW else 4)
     seconds = {n: round(budget.seconds(costs[n], effort), 1) for n in kept}
