@@ -7,10 +7,12 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # A raster image is stored row by row from the top: rows run towards -y and columns towards +x, so
 # that the same code that draws an axial NIfTI slice upright draws a PNG as it is.
@@ -174,6 +176,8 @@ def overlay_levels(map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
 
 def shrink(raster: np.ndarray, side: int, smooth: bool = True) -> Image.Image:
     """Make an image of a uint8 or float array, at most ``side`` pixels long."""
+    from PIL import Image
+
     picture = Image.fromarray(np.ascontiguousarray(raster))
     factor = side / max(picture.size)
     if factor >= 1:
@@ -184,6 +188,8 @@ def shrink(raster: np.ndarray, side: int, smooth: bool = True) -> Image.Image:
 
 def png_data_uri(picture: Image.Image, colours: np.ndarray | None = None) -> str:
     """Return a PNG as ``data:`` address; ``colours`` (n, 4) uint8 is the palette of level images."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     if colours is None:
         picture.save(buffer, "PNG", optimize=True)
@@ -297,6 +303,8 @@ def painted(plane: Plane, side: int, scale: tuple[float, float] | None = None) -
         side: pixels of the longer side.
         scale: map values where the overlay begins and where it is brightest.
     """
+    from PIL import Image
+
     drawn = Image.fromarray(plane.image).convert("RGBA")
     if plane.map is not None and scale is not None:
         over = overlay_table()[overlay_levels(plane.map, scale)]

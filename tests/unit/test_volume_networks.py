@@ -14,7 +14,7 @@ from normscan.errors import ArgumentError
 from normscan.methods.autoencoders.denoising import noise_field
 from normscan.methods.autoencoders.volumes import NeonatalAutoencoder
 from normscan.methods.base import Batch
-from normscan.methods.diffusion.partial import coarse_field
+from normscan.methods.diffusion.engine import coarse_field
 from normscan.networks.quantised import QuantisedAutoencoder, VectorQuantiser
 from normscan.networks.strided import StridedAutoencoder
 from normscan.networks.volumes import PooledAutoencoder, StridedResidualAutoencoder
