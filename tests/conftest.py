@@ -7,11 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from normscan.decide import Calibration
 from tests.toy import write_toy_cohort
 
 torch.set_num_threads(1)
+
+# The same examples at each run: a search that differs from run to run belongs to a person who asks
+# for it, with `--hypothesis-profile search`.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile("same")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import auc
@@ -79,6 +79,7 @@ def test_counting_equals_sorting_for_any_floats(positives, extra, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(FLOATS, max_size=12), st.booleans(), st.integers(0, 10**6))
+@example([-math.inf], True, 0)
 def test_looking_up_equals_sorting_for_any_floats(positives, at_bins, seed):
     rng = np.random.default_rng(seed)
     edges = curves.exact_edges(np.array(positives, np.float32))
