@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("normscan.node")
 
 SUCCESS, FULL, MISMATCH, UNREADABLE = 0x0000, 0xA700, 0xA900, 0xC000
+PIECE = 2**17  # bytes in which an object comes; of 2**14, the default, each wakes two threads
 SLACK = 2**20  # bytes of headers and protocol beside an object
 
 
@@ -84,6 +85,7 @@ class Listener:
         ae.maximum_associations = self.dicom.associations
         ae.network_timeout = ae.dimse_timeout = self.dicom.timeout
         ae.acse_timeout = min(30, self.dicom.timeout)
+        ae.maximum_pdu_size = PIECE
         ae.require_called_aet = True
         ae.require_calling_aet = list(self.dicom.callers)
         ae.add_supported_context(Verification)
