@@ -117,8 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    from node import write
     from tests.support import node as N
+
+    from node import write
 
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
