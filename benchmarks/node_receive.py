@@ -92,11 +92,11 @@ def measure(folder: Path, code: str, words: dict[str, str], files: list[Path]) -
         answers_ = N.call(config, files[:half])
         assert set(answers_) == {0}, answers_
         found = {"pynetdicom": half / (time.perf_counter() - began)}
-        if shutil.which("storescu"):
-            command = ["storescu", "-aet", "CALLER", "-aec", "NORMSCAN", "127.0.0.1"]
+        if shutil.which("dcmsend"):
+            command = ["dcmsend", "-aet", "CALLER", "-aec", "NORMSCAN", "127.0.0.1"]
             began = time.perf_counter()
             subprocess.run([*command, str(config.dicom.port), *map(str, files[half:])], check=True)
-            found["storescu"] = (len(files) - half) / (time.perf_counter() - began)
+            found["dcmsend"] = (len(files) - half) / (time.perf_counter() - began)
         return found
     finally:
         process.terminate()
