@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan import notebook
-from normscan.display import Plane, map_scale, planes
+from normscan.display import Plane, leaves, map_scale, planes
 from normscan.errors import OutputError
 from normscan.io import atomic_path, extension, stem, write_map
 from normscan.io.shown import write_shown
@@ -471,9 +471,11 @@ class Finding:
         from normscan.report.picture import best_slice
 
         told = self.scan.series is not None if radiological is None else radiological
-        around: tuple[Plane, ...] = ()
+        views: dict[str, tuple[Plane, ...]] = {}
         if self.scan.dims == 3 and self.map is not None:
-            around = tuple(planes(self.scan.data, self.scan.affine, self.map, radiological=told))
+            for name, through in (("around", planes), ("leaves", leaves)):
+                data, affine = self.scan.data, self.scan.affine
+                views[name] = tuple(through(data, affine, self.map, radiological=told))
         compare = self.reconstruction is not None and self.prepared is not None
         image = self.prepared if compare and self.prepared is not None else self.scan.data
         return best_slice(
@@ -490,5 +492,5 @@ class Finding:
             rgb=self.scan.is_rgb and len(image) == 3,
             radiological=told,
             index=index,
-            around=around,
+            **views,
         )
