@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from normscan.node.drift import streams
 from normscan.node.queue import Job
@@ -58,7 +59,7 @@ def today() -> str:
     return _date(time.time())
 
 
-def _parts(jobs: Iterable[Job]) -> list[dict[str, float | str | None]]:
+def _parts(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     return [part for job in jobs for part in job.result.get("parts", ())]
 
 
