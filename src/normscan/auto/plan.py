@@ -131,11 +131,11 @@ def plan(
     passed |= dear
     effort = arguments["effort"] or effort
     every = arguments["every"] or (3 if found.subjects < FEW else 4)
-    seconds = {n: round(budget.seconds(costs[n], effort), 1) for n in kept}
+    seconds = {n: budget.seconds(costs[n], effort) for n in kept}
     return {
         "fingerprint": found.to_dict(),
         "arguments": {"candidates": kept, "effort": effort, "every": every, "dims": dims},
-        "candidates": [{"name": n, "seconds": s} for n, s in seconds.items()],
+        "candidates": [{"name": n, "seconds": round(s, 1)} for n, s in seconds.items()],
         "passed_over": passed,
         "reasons": _reasons(found, budget, seconds, effort, every),
     }
@@ -286,7 +286,7 @@ def _reasons(
     return {
         "time": told,
         "effort": f"each is trained for {effort:.0%} of its steps",
-        "every": f"one of {every} subjects judges, about {judges}: the evidence says {trust}, so "
-        f"weights stay {'near equal' if judges < 10 else 'between equal and earned'}",
+        "every": f"one of {every} subjects judges, about {judges}: the evidence says {trust}; "
+        "weights are drawn to equal ones by as much as their differences are chance",
         "aligned": f"the mean image explains {found.explained:.0%} of a scan",
     }
