@@ -134,7 +134,7 @@ def test_a_plan_is_json_and_settles_what_was_left_open():
 
 
 def test_a_candidate_that_cannot_take_part_says_why():
-    full, cost, told = tried("inter_slice:tiny", 2, 1, 32, 0)
+    full, cost, told = tried("inter_slice:tiny", 2, 1, 32, 0, 10)
     assert (full, cost) == ("inter_slice:tiny", None) and "neighbouring slices" in told
 
 

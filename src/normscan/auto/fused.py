@@ -77,7 +77,8 @@ class Fused(Method):
             replace(
                 phase,
                 name=f"{number}/{phase.name}",
-                steps=None if phase.steps is None else max(1, round(self.effort * phase.steps)),
+                steps=_share(phase.steps, self.effort),
+                epochs=_share(phase.epochs, self.effort),
                 # The scans of a validation loss set the threshold, too.
                 validate_every=0, keep="last", patience=None,
             )
@@ -255,6 +256,10 @@ def _same(a: Backbone, b: Backbone) -> bool:
         return False
     x, y = a.state_dict(), b.state_dict()
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def _share(count: int | None, share: float) -> int | None:
+    return None if count is None else max(1, round(share * count))
 
 
 def _number(value: Tensor) -> float | None:

@@ -116,7 +116,7 @@ def plan(
     costs: dict[str, Cost] = {}
     channels = 1 if len(found.channels) == 1 else len(found.channels)
     for name in bar.track(names, "time candidates", len(names)):
-        full, cost, why = tried(name, dims, channels, arguments["size"], seed)
+        full, cost, why = tried(name, dims, channels, arguments["size"], seed, images)
         if cost is None:
             passed[name] = why
         else:
@@ -168,9 +168,9 @@ def presets_of(name: str) -> list[str]:
 
 
 def tried(
-    name: str, dims: int, channels: int, size: int, seed: int
+    name: str, dims: int, channels: int, size: int, seed: int, images: int
 ) -> tuple[str, Cost | None, str]:
-    """Build a candidate and time it on made-up images.
+    """Build a candidate and time it on made-up images, for as many as it will learn from.
 
     Returns:
         Its name with the preset, and its cost, or None and why it can't take part.
@@ -185,7 +185,7 @@ def tried(
                 method: Method = entry.create(**values)
                 why = unfit(method)
                 if not why:
-                    cost = timed(method, dims, channels, side_of(entry, preset, size))
+                    cost = timed(method, dims, channels, side_of(entry, preset, size), images)
                     return f"{entry.id}:{preset}", cost, ""
         except (NormscanError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())
@@ -207,7 +207,7 @@ def unfit(method: Method) -> str:
     return f"it learns from {' and '.join(sorted(parts))} scans, too" if parts else ""
 
 
-def timed(method: Method, dims: int, channels: int, side: int) -> Cost:
+def timed(method: Method, dims: int, channels: int, side: int, images: int) -> Cost:
     """Time a method on made-up images: a training step, the closed form, a map."""
     rng = Rng(0)
     image = rng.uniform((PROBED, channels, *[side] * dims))
@@ -227,8 +227,8 @@ def timed(method: Method, dims: int, channels: int, side: int) -> Cost:
                     total.backward()  # type: ignore[no-untyped-call]
                 if turn:
                     each = (time.perf_counter() - begun) / PROBED * phase.batch_size
-                    step += each * player.turns * phase.total_steps(PROBED)
-        steps += phase.total_steps(PROBED)
+                    step += each * player.turns * phase.total_steps(images)
+        steps += phase.total_steps(images)
     step /= max(1, steps)
     method.eval()
     fit = _seconds(lambda: method.fit(Batches(lambda: iter([batch])))) if method.fits else 0.0
