@@ -112,9 +112,9 @@ def test_weights_of_what_does_not_differ_are_equal():
 
 
 def test_weights_of_sure_figures_are_squares_of_what_is_above_chance():
-    mean = np.array([0.9, 0.85, 0.5, 0.6])
-    weights = weights_of(mean, np.zeros(4))
-    np.testing.assert_allclose(weights, np.array([0.8**2, 0.7**2, 0, 0]) / (0.8**2 + 0.7**2))
+    mean = np.array([0.9, 0.85, 0.5, 0.6, 0.54])
+    squares = np.array([0.8**2, 0.7**2, 0, 0.2**2, 0])  # the last is under LEAST
+    np.testing.assert_allclose(weights_of(mean, np.zeros(5)), squares / squares.sum())
 
 
 def test_where_nobody_finds_anything_all_weigh_the_same():

@@ -86,7 +86,7 @@ def test_who_finds_what_is_planted_gets_the_weight():
     first, second = both.learnt()["members"]
     assert first["weight"] > 0.9 > second["weight"]
     assert first["auroc"] > 0.6
-    assert first["why"] == "the best" and "behind" in second["why"]
+    assert first["why"] == "the best" and "next to nothing" in second["why"]
     judged = both.learnt()["judged_by"]
     assert (judged["subjects"], judged["images"]) == (4, 4) and judged["planted"] >= 40
     json.dumps(both.learnt(), allow_nan=False)

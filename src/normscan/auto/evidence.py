@@ -24,7 +24,7 @@ Kinds = npt.NDArray[np.bool_]
 DRAWS = 100  # of the subjects, for a standard error
 CLEAR = 2.0  # standard errors that a difference must have
 MOST = 5  # members
-CLOSE = 0.1  # a candidate that is further behind the best, beyond doubt, is dropped
+LEAST = 0.02  # weight of a member, which costs as much as another one of more
 PLAIN = 0.95  # AUROC that all candidates have for a kind that everybody finds
 
 
@@ -192,7 +192,8 @@ def weights_of(mean: Floats, behind: Floats) -> Floats:
 
     AUROCs are drawn together by as much as their differences are chance (empirical Bayes): of equal
     candidates none gets more. Of what is left above 0.5 the square is the weight, of ``MOST`` members
-    at most and none that is beyond doubt far behind.
+    at most, each of ``LEAST`` at least. A member that is clearly behind stays: it may find what the
+    others don't.
     """
     others = behind > 0
     chance = float((behind[others] ** 2).mean() / 2) if others.any() else 0.0
@@ -200,10 +201,11 @@ def weights_of(mean: Floats, behind: Floats) -> Floats:
     sure = max(0.0, 1 - chance / spread) if spread else 0.0
     drawn = mean.mean() + sure * (mean - mean.mean())
     strength = np.maximum(2 * drawn - 1, 0) ** 2
-    strength[mean.max() - mean - CLEAR * behind > CLOSE] = 0
     strength[np.argsort(-mean, kind="stable")[MOST:]] = 0
     if not strength.sum():  # nobody finds anything
         strength[np.argsort(-mean, kind="stable")[:MOST]] = 1
+    strength /= strength.sum()
+    strength[strength < LEAST] = 0
     return np.asarray(strength / strength.sum())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normscan.auto.batches import aside, at_size, narrowed, resized, scaled, without
-from normscan.auto.evidence import CLEAR, CLOSE, Evidence, Scores, Trial, weigh
+from normscan.auto.evidence import MOST, Evidence, Scores, Trial, weigh
 from normscan.auto.kinds import JUDGES, KINDS, planted
 from normscan.auto.member import Look, Member, levels
 from normscan.methods.base import Batch, Batches, Maps, Method, Phase
@@ -219,17 +219,15 @@ class Fused(Method):
 
     def _why(self, number: int) -> str:
         """Say why a candidate has its weight."""
-        mean, _, behind = (float(x) for x in self.figures[number])
+        mean = float(self.figures[number, 0])
         if mean < 0:
             return "nobody judged: all weigh the same"
         weight, best = float(list(self)[number].weight), float(self.figures[:, 0].max())
         if weight:
             return "the best" if mean == best else f"{best - mean:.3f} behind the best"
-        if best - mean - CLEAR * behind > CLOSE:
-            return f"dropped: {best - mean:.3f} behind the best, beyond doubt"
-        if mean <= 0.5:
-            return "dropped: it finds nothing of what was planted"
-        return "dropped: others find more"
+        if sum(float(m.weight) > 0 for m in self) == MOST:
+            return f"dropped: {best - mean:.3f} behind the best, and {MOST} find more"
+        return "dropped: it finds next to nothing of what was planted"
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Load a state dict; what is the same in several members is run once from then on."""
