@@ -99,6 +99,9 @@ def test_who_judges_trains_nothing():
     assert (phase.name, phase.steps, phase.validate_every) == ("0/learn", 4, 0)
     made.loss(batch(), phase.name, "all")
     assert set(method.taught) == {i for i in range(12) if i % 3 != 2}
+    judges = batch(3)
+    judges.subject = torch.tensor([2, 5, 8])
+    assert made.loss(judges, phase.name, "all")["square"] == 0
     made.fit([batch()])
     assert made.facts[0] == 4
 
@@ -148,6 +151,7 @@ def test_one_judge_is_none():
     assert [m["weight"] for m in told["members"]] == [0.5, 0.5]
     assert all(m["auroc"] is None for m in told["members"])
     assert told["members"][0]["why"].startswith("nobody judged")
+    assert told["said"] == "nobody could judge: padim:laptop 50%, padim:laptop 50%"
     assert torch.isfinite(both.maps(batch(2)).score).all()
 
 

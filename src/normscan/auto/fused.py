@@ -90,9 +90,11 @@ class Fused(Method):
         number, _, name = phase.partition("/")
         member = list(self)[int(number)]
         kept = ~aside(batch, self.every)
-        # A batch of judges alone, which happens where batches are tiny, teaches its first one.
-        batch = narrowed(batch, kept if bool(kept.any()) else torch.arange(len(batch)) == 0)
-        return member.method.loss(resized(batch, member.side), name, player)
+        if bool(kept.any()):
+            return member.method.loss(resized(narrowed(batch, kept), member.side), name, player)
+        # Where batches are tiny, one of judges alone happens. It teaches nothing.
+        terms = member.method.loss(resized(batch, member.side), name, player)
+        return {term: 0 * value for term, value in terms.items()}
 
     @property
     def fits(self) -> bool:
@@ -193,7 +195,11 @@ class Fused(Method):
         """Say what judged, what each candidate found, and what came of it, as JSON values."""
         people, images, lesions, explained = self.facts.tolist()
         names = [kind.name for kind in KINDS]
+        taken = sorted((m for m in self if m.weight > 0), key=lambda m: -float(m.weight))
+        shares = ", ".join(f"{m.name} {float(m.weight):.0%}" for m in taken)
+        judged = f"{int(people)} subjects with {int(lesions)} planted anomalies chose"
         return {
+            "said": f"{judged if people else 'nobody could judge:'} {shares}",
             "judged_by": {
                 "subjects": int(people), "images": int(images), "planted": int(lesions),
                 "explained_by_mean_image": round(explained, 4), "by_place": explained >= ALIGNED,
@@ -202,7 +208,7 @@ class Fused(Method):
                 {
                     "name": member.name,
                     "weight": round(float(member.weight), 4),
-                    "score": member.scores[int(member.chosen)],
+                    "score": member.scores[chosen] if (chosen := int(member.chosen)) else "usual",
                     **dict(zip(("auroc", "error", "behind_error"), map(_number, row), strict=True)),
                     "by_kind": dict(zip(names, map(_number, areas), strict=True)),
                     "why": self._why(number),

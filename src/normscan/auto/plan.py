@@ -275,18 +275,20 @@ def _reasons(
     found: Fingerprint, budget: Budget, seconds: dict[str, float], effort: float, every: int
 ) -> dict[str, str]:
     planned = sum(seconds.values()) / 60
-    told = f"about {planned:.1f} of {budget.minutes:g} minutes for {budget.fits} fits"
+    fits = "one fit" if budget.fits == 1 else f"{budget.fits} fits"
+    told = f"about {planned:.1f} of {budget.minutes:g} minutes for {fits}"
     if planned > budget.minutes:
         told = (
             f"{budget.minutes:g} minutes are too few for any candidate: the cheapest, "
             f"{next(iter(seconds))}, is trained all the same, in about {planned:.1f}"
         )
-    judges = -(-found.subjects * (budget.fits - 1 or 1) // (budget.fits or 1) // every)
-    trust = "little" if judges < 10 else "some" if judges < 30 else "much"
+    fitted = found.subjects * (1 - 1 / budget.fits if budget.fits > 1 else 1)
+    judges = round(fitted / every)
+    trust = "little" if judges < 6 else "something" if judges < 20 else "much"
     return {
         "time": told,
         "effort": f"each is trained for {effort:.0%} of its steps",
-        "every": f"one of {every} subjects judges, about {judges}: the evidence says {trust}; "
-        "weights are drawn to equal ones by as much as their differences are chance",
+        "every": f"one of {every} subjects judges, about {judges}, which tells {trust}; weights are "
+        "drawn to equal ones by as much as their differences are chance",
         "aligned": f"the mean image explains {found.explained:.0%} of a scan",
     }
