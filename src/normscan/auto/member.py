@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from normscan.auto.batches import resized, scaled
@@ -157,7 +157,7 @@ def quantiles(scores: np.ndarray, healthy: np.ndarray) -> np.ndarray:
         return np.arcsinh(scores - healthy[0]) if k else np.asarray(scores, np.float64)
     # Equal scores have no deviation: then a millionth of their size stands for it.
     unit = max(float(healthy.std(ddof=1)), 1e-6 * max(1.0, float(np.abs(healthy).max())))
-    at = norm.ppf((np.arange(k) + 0.5) / k)
+    at = ndtri((np.arange(k) + 0.5) / k)
     above = np.maximum(scores - healthy[-1], 0) / unit
     below = np.maximum(healthy[0] - scores, 0) / unit
     return np.asarray(np.interp(scores, healthy, at) + np.log1p(above) - np.log1p(below))
