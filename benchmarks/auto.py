@@ -156,8 +156,8 @@ def weights(entry: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 # ------------------------------------------------------------------------- simulation
 
-USELESS = 30  # candidates
-SUBJECTS, FRESH, SMALL, RATE = 40, 50, 16, 0.1
+USELESS = 20  # candidates
+SUBJECTS, FRESH, SMALL, RATE = 40, 40, 16, 0.1
 
 
 class Useless(Method):
@@ -196,7 +196,7 @@ def repetition(seed: int) -> tuple[int, float, float]:
     images += rng.normal(scale=0.2, size=(len(images), 1, 1)).astype(np.float32)
     detector = Detector(
         "auto", seed=seed, fpr=RATE, gate=False, cache=False, calibration="cross", size=SMALL,
-        candidates=tuple(f"useless:n{i}" for i in range(USELESS)), planted=30,
+        candidates=tuple(f"useless:n{i}" for i in range(USELESS)), planted=20,
         preprocess={"scaling": "none", "foreground": "all", "crop": "none"},
     ).fit(list(images[:SUBJECTS] + 1))  # fmt: skip
     flagged = sum(bool(detector.predict(image + 1).anomalous) for image in images[SUBJECTS:])
