@@ -91,7 +91,10 @@ def tested(detector: Detector, cohort: Cohort) -> dict[str, Any]:
 def cell(name: str, seed: int, options: Any) -> dict[str, Any]:
     cohort = cohort_of(name, seed, options)
     begun = time.monotonic()
-    auto = Detector("auto", seed=seed, fpr=FPR, gate=False, minutes=options.minutes)
+    how = options.calibration
+    auto = Detector(
+        "auto", seed=seed, fpr=FPR, gate=False, minutes=options.minutes, calibration=how
+    )
     folder = options.work / f"auto-{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     auto.fit(cohort, folder)
@@ -103,7 +106,7 @@ def cell(name: str, seed: int, options: Any) -> dict[str, Any]:
     for candidate in entry["plan"]["arguments"]["candidates"]:
         method, _, preset = candidate.partition(":")
         begun = time.monotonic()
-        alone = Detector(method, preset=preset, seed=seed, fpr=FPR, gate=False)
+        alone = Detector(method, preset=preset, seed=seed, fpr=FPR, gate=False, calibration=how)
         alone.fit(cohort)
         entry["alone"][candidate] = {
             **tested(alone, cohort), "seconds": time.monotonic() - begun
@@ -250,6 +253,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--repetitions", type=int, default=200)
+    parser.add_argument("--calibration", choices=["auto", "split", "cross"], default="auto")
     parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
