@@ -60,3 +60,16 @@ def fitted_map(method: Any, check: Check) -> Tensor:
     batch = batch_of(check)
     method.fit([batch])
     return method.maps(batch).map
+
+
+def training_loss(method: Method, check: Check) -> Tensor:
+    settle(method)
+    return RUNS["loss"](method, check)
+
+
+def restoration(method: Method, check: Check) -> Tensor:
+    """In -1..1."""
+    settle(method)
+    restored = method.maps(batch_of(check)).reconstruction
+    assert restored is not None
+    return 2 * restored - 1

@@ -13,7 +13,6 @@ from normscan.methods.features.common import (
     LAPTOP,
     LITE0_STAGES,
     PICTURE,
-    RESNET18,
     TINY,
     Trained,
     backbone_of,
@@ -22,7 +21,7 @@ from normscan.methods.features.common import (
 )
 from normscan.methods.schedule import phase, schedule
 from normscan.networks.backbones import Backbone
-from normscan.networks.flows import Flow, Flowed, convolutions, coupled
+from normscan.networks.flows import Flowed, convolutions, coupled
 from normscan.registry import register
 
 

@@ -76,7 +76,7 @@ class ConditionalFlows(Method):
         return found
 
     def log_likelihoods(self, image: Tensor) -> list[Tensor]:
-        """log p per dimension of each level's vectors, (B, 1, h, w)."""
+        """Log p per dimension of each level's vectors, (B, 1, h, w)."""
         return [
             -surprise(flow(vectors, places), mean=True).reshape(len(image), 1, *grid)
             for (vectors, places, grid), flow in zip(self.levels(image), self.flows, strict=True)
