@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscan.methods.base import Method
 from normscan.networks.flows import ActNorm, Permutation, Rotation
+from normscan.networks.pyramid_flow import ChannelMixing
 from normscan.rng import Rng
 from tests.golden.fill import grain
 from tests.golden.records import RUNS, Check, batch_of
@@ -73,3 +74,29 @@ def restoration(method: Method, check: Check) -> Tensor:
     restored = method.maps(batch_of(check)).reconstruction
     assert restored is not None
     return 2 * restored - 1
+
+
+@torch.no_grad()
+def settle_pyramid(method: Any, check: Check) -> None:
+    """What is drawn at random by a rule; weights of the spread as of a convolution."""
+    for part in method.modules():
+        if isinstance(part, ChannelMixing):
+            number = len(part.size)
+            part.order.copy_(torch.eye(number)[grain((number,)).argsort()])
+            part.sign.copy_(grain((number,)).sign())
+    matrix = method.encoder.matrix
+    matrix.copy_(grain((*matrix.shape, 1, 1))[..., 0, 0] / matrix.shape[1] ** 0.5)
+
+
+def pyramid_loss(method: Any, check: Check) -> Tensor:
+    settle_pyramid(method, check)
+    return RUNS["loss"](method, check)
+
+
+def template_map(method: Any, check: Check) -> Tensor:
+    """The map behind one look in training, of the images that the template is the mean of."""
+    pyramid_loss(method, check)
+    method.eval()
+    batch = batch_of(check)
+    method.fit([batch])
+    return method.maps(batch).map
