@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscan.methods.base import Method
 from normscan.networks.flows import ActNorm, Permutation, Rotation
+from normscan.networks.implicit import coordinates
 from normscan.networks.pyramid_flow import ChannelMixing
 from normscan.rng import Rng
 from tests.golden.fill import grain
@@ -100,3 +101,36 @@ def template_map(method: Any, check: Check) -> Tensor:
     batch = batch_of(check)
     method.fit([batch])
     return method.maps(batch).map
+
+
+@torch.no_grad()
+def settle_field(method: Any, check: Check) -> Tensor:
+    """Levels from 0.05 to 0.95, filters longer by 2, and codes (B, latent) by the rule."""
+    for layer in method.field.layers:
+        layer.parametrizations.weight.original0 += 2
+    method.levels.copy_(torch.linspace(0.05, 0.95, 10, dtype=torch.float64))
+    return grain((check.shape[0], method.latent)) / method.latent**0.5
+
+
+def field_logits(method: Any, check: Check) -> Tensor:
+    """Of every 7919th voxel of the first image."""
+    code = settle_field(method, check)
+    flat = torch.arange(200) * 7919 % 12**3
+    with torch.no_grad():
+        return method.field(code[:1], coordinates(flat, (12, 12, 12)).double()[None])
+
+
+def field_loss(method: Any, check: Check) -> Tensor:
+    """On every 7919th voxel, in the first pass, without dropout."""
+    code = settle_field(method, check)
+    method.codes.double().grow(code)
+    batch = replace(batch_of(check), index=torch.arange(len(code)))
+    method._places = lambda batch, number: (torch.arange(2 * number) * 7919 % 12**3).reshape(2, -1)
+    return sum(method.loss(batch, "field", "field").values()).detach().reshape(1)
+
+
+def field_map(method: Any, check: Check) -> Tensor:
+    """Under those codes in place of searched ones."""
+    code = settle_field(method, check)
+    method.searched = lambda batch: code
+    return RUNS["map"](method, check)
