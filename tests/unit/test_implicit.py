@@ -99,7 +99,7 @@ def test_pooling_takes_the_least_then_the_mean():
 
 def test_the_search_lowers_the_surprise():
     method = implicit_field(
-        size=16, latent=8, width=64, octaves=2, mean=3, search_steps=(40, 0),
+        size=16, latent=8, width=64, octaves=2, mean=3, search_updates=(40, 0),
         search_points=(256, 1), search_lr=0.05,
     ).eval()  # fmt: skip
     image = torch.rand(2, 1, 16, 16)

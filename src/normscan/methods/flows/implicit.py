@@ -120,12 +120,13 @@ class ImplicitField(Method):
         return F.cross_entropy(each, labels, reduction="none").mean(2)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
-        assert batch.index is not None
+        index = torch.arange(len(batch)) if batch.index is None else batch.index
+        index = index.to(batch.image.device)
         if phase == "levels":
-            return {"size": self._look(batch)}
+            return {"size": self._look(batch, index)}
         self.seen += len(batch)
         flat = self._places(batch, self._training.points)
-        code = self.codes(batch.index)
+        code = self.codes(index)
         passed = int(self.seen) / max(1, len(self.codes))
         weight = PENALTY * min(1.0, max(1, math.ceil(passed)) / RAMP)
         return {
@@ -133,9 +134,9 @@ class ImplicitField(Method):
             "code": weight * self._training.points * code.norm(dim=1).mean(),
         }
 
-    def _look(self, batch: Batch) -> Tensor:
+    def _look(self, batch: Batch, index: Tensor) -> Tensor:
         """Give each sample a code, count grey values and settle the levels."""
-        lacking = int(batch.index.max()) + 1 - len(self.codes)  # type: ignore[union-attr]
+        lacking = int(index.max()) + 1 - len(self.codes)
         if lacking > 0:
             fresh = batch.rng.normal((lacking, self.latent)) / math.sqrt(self.latent)
             self.codes.grow(fresh)
@@ -207,16 +208,17 @@ def pooled(x: Tensor, least: int, mean: int) -> Tensor:
     presets={
         "laptop": {
             "size": 96, "latent": 128, "width": 256, "points": 1024, "batch_size": 16,
-            "steps": 2000, "search_steps": (150, 50), "search_points": (2048, 4096),
+            "steps": 2000, "search_updates": (150, 50), "search_points": (2048, 4096),
             "search_lr": 5e-3, "mean": 9, "preprocess": {**FILLED, "limit": 1.0},
         },
     },
     # Grey levels are those of 0 to 1.
     preprocess={"scaling": "percentile", "limit": 1.0},
     tiny={
-        "size": 24, "latent": 16, "width": 64, "octaves": 2, "dropout": 0.0, "points": 256,
-        "batch_size": 8, "steps": 200, "field_lr": 1e-2, "code_lr": 1e-2, "search_steps": (30, 10),
-        "search_points": (200, 400), "search_lr": 3e-2, "least": 1, "mean": 3,
+        "size": 24, "latent": 16, "width": 48, "octaves": 2, "dropout": 0.0, "points": 128,
+        "batch_size": 8, "steps": 250, "field_lr": 1e-2, "code_lr": 1e-2,
+        "search_updates": (30, 5), "search_points": (200, 400), "search_lr": 3e-2, "least": 1,
+        "mean": 3,
     },
 )  # fmt: skip
 def implicit_field(
@@ -237,7 +239,7 @@ def implicit_field(
     batch_size: int = 6,
     epochs: int = 2001,
     steps: int | None = None,
-    search_steps: tuple[int, int] = (501, 101),
+    search_updates: tuple[int, int] = (501, 101),
     search_points: tuple[int, int] = (10_000, 50_000),
     search_lr: float = 1e-3,
 ) -> Method:
@@ -276,7 +278,7 @@ def implicit_field(
         batch_size: images in an update.
         epochs: passes over the training images.
         steps: number of updates instead of ``epochs``.
-        search_steps: updates of a new scan's code, in two stages.
+        search_updates: updates of a new scan's code, in two stages.
         search_points: places in each of those.
         search_lr: learning rate of Adam in the search.
     """
@@ -288,5 +290,5 @@ def implicit_field(
     field = Field(dims, latent, channels * levels, width, octaves, dropout)
     return ImplicitField(
         field, latent, channels, levels, Pooling(mode, least, mean), training,
-        Search(search_steps, search_points, search_lr),
+        Search(search_updates, search_points, search_lr),
     )  # fmt: skip

@@ -106,7 +106,7 @@ _LAPTOP["preprocess"] = {**_LAPTOP["preprocess"], "limit": 1.0}
     # What lies above 1 could not be restored by a tanh.
     preprocess={**PICTURE, "limit": 1.0},
     tiny={
-        **TINY, "taps": ("layer2",), "size": 48, "blocks": 2, "batch_size": 8, "steps": 80,
+        **TINY, "taps": ("layer2",), "size": 48, "blocks": 2, "batch_size": 8, "steps": 50,
         "lr": 4e-3,
     },
     options=tapped(taps=("layer3",))
