@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
-from normscan.methods.base import Batch, Maps, Method, Phase, Player
+from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.features.common import FILLED
 from normscan.networks.implicit import (
     BINS,
@@ -22,8 +22,8 @@ from normscan.networks.implicit import (
     most_common,
     nearest_level,
 )
+from normscan.objectives.descent import searched
 from normscan.objectives.optimizers import still
-from normscan.progress import steps_of
 from normscan.registry import register
 
 FIELD_LR, CODE_LR, HALVINGS = 5e-4, 1e-3, 4
@@ -33,9 +33,9 @@ AT_ONCE = 2**16  # places whose logits are held at a time
 
 @dataclass(frozen=True)
 class Search:
-    """How a code is looked for: steps and places in a step, in two stages with an Adam each."""
+    """How a code is looked for: updates and places in each, in two stages with an Adam each."""
 
-    steps: tuple[int, int]
+    updates: tuple[int, int]
     points: tuple[int, int]
     lr: float = 1e-3
 
@@ -84,7 +84,7 @@ class ImplicitField(Method):
     def phases(self) -> list[Phase]:
         t = self._training
 
-        def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        def two_rates(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
             codes = {id(p) for p in self.codes.parameters()}
             known = list(parameters)
             return torch.optim.Adam([
@@ -93,7 +93,7 @@ class ImplicitField(Method):
             ])  # fmt: skip
 
         look = Player("codes", [self.codes], still)
-        learn = Player("field", [self.field, self.codes], adam, schedule=halved)
+        learn = Player("field", [self.field, self.codes], two_rates, schedule=halved)
         return [
             Phase("levels", [look], epochs=1, batch_size=t.batch_size),
             Phase("field", [learn], t.steps, t.epochs, t.batch_size),
@@ -156,20 +156,16 @@ class ImplicitField(Method):
         """Forget the codes of the training samples, which nothing needs any more."""
         self.codes.weight.data = self.codes.weight.data[:0]
 
-    @torch.enable_grad()
     def searched(self, batch: Batch) -> Tensor:
         """The codes (B, latent) under which images are least surprising."""
         code = batch.rng.normal((len(batch), self.latent)).to(batch.image) / math.sqrt(self.latent)
-        code.requires_grad_()
-        search = self.search
-        for steps, points in zip(search.steps, search.points, strict=True):
-            optimizer = torch.optim.Adam([code], lr=search.lr)
-            for _ in steps_of("finding the code", steps):
-                flat = self._places(batch, points)
-                error = self.surprise(code, batch.image, flat).mean(1).sum()
-                (code.grad,) = torch.autograd.grad(error, code)
-                optimizer.step()
-        return code.detach()
+        for updates, points in zip(self.search.updates, self.search.points, strict=True):
+
+            def error(z: Tensor, points: int = points) -> Tensor:
+                return self.surprise(z, batch.image, self._places(batch, points)).mean(1)
+
+            code = searched(error, code, updates, adam(self.search.lr))
+        return code
 
     def maps(self, batch: Batch) -> Maps:
         code = self.searched(batch)
