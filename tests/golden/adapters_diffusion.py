@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from normscan.methods.base import Method
 from normscan.methods.diffusion import patched
@@ -133,3 +134,13 @@ def deep_field(method: Method, check: Check) -> Tensor:
         "opensimplex",
         axes=4,  # type: ignore[arg-type]
     )
+
+
+# --- prototypes
+
+
+def bridge(method: Any, check: Check) -> list[Tensor]:
+    """Normaliser and potential at five unit vectors, and where the plan leads from them."""
+    x = F.normalize(images(*check.shape).reshape(5, -1), dim=1)
+    carried = method.bridge.carried(x).flatten()[[0, 47, 48, 120, 239]]
+    return [method.bridge.log_plan(x).logsumexp(1), method.bridge.log_density(x), carried]
