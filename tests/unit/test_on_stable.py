@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch
 from normscan.methods.diffusion.branched import parted_by_variance
-from normscan.methods.diffusion.described import place_of, smoothed, turned_prompt
+from normscan.methods.diffusion.described import place_of, turned_prompt
 from normscan.methods.diffusion.personalised import HEALTHY_WORDS, ILL_WORDS, prompts_of
 from normscan.networks.branches import BranchAttention, CrossAttention, LowRank, adapt
 from normscan.networks.stable import StableDiffusion, colours
@@ -150,15 +150,6 @@ def test_the_place_of_a_word():
         place_of(torch.tensor([90, 9, 6, 91, 91]), prompt)
     with pytest.raises(ArgumentError, match="doesn't hold"):
         place_of(torch.tensor([90, 91, 91, 91]), prompt)
-
-
-def test_smoothing_keeps_what_is_even():
-    torch.testing.assert_close(smoothed(torch.full((1, 5, 6), 0.3)), torch.full((1, 5, 6), 0.3))
-    point = torch.zeros(1, 5, 5)
-    point[0, 2, 2] = 1
-    found = smoothed(point)[0]
-    assert float(found.sum()) == pytest.approx(1)
-    assert float(found[2, 1] / found[2, 2]) == pytest.approx(np.exp(-1), rel=1e-5)
 
 
 def test_the_prompt_turns_at_the_word_alone_towards_the_detail():

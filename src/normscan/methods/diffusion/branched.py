@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Method, Phase
-from normscan.methods.diffusion.engine import Training, diffusion_phase, training
+from normscan.methods.diffusion.engine import Training, diffusion_phase, training, training_of
 from normscan.methods.diffusion.generated import (
     PICTURE,
     SEGMENT,
@@ -178,8 +177,6 @@ def dual_ano_diff(
         steps: updates of the diffusion model.
         lr: learning rate of AdamW with a weight decay of 0.01, of the diffusion model.
     """
-    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.01)
-    own: dict[str, Any] = {name: options[name] for name in ("steps", "batch_size", "lr", "ema")}  # type: ignore[literal-required]
     return TwoBranches(
         StableDiffusion(options["stable"], options["stable_weights"]),
         options["size"],
@@ -189,8 +186,8 @@ def dual_ano_diff(
         prompts=("", prompt, anomaly_prompt),
         rank=rank,
         fitting=lambda changes: diffusion_phase(
-            "diffuse", changes, part="anomalous", optimizer=adamw, clip=1.0, validate_every=0,
-            **own,
+            "diffuse", changes, part="anomalous", weight_decay=0.01, clip=1.0, validate_every=0,
+            **training_of(options),
         ),
         sample_steps=sample_steps,
         guidance=guidance,

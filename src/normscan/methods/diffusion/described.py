@@ -24,6 +24,7 @@ from normscan.networks.diffusion import DiffusionSchedule, Guess, Walker
 from normscan.networks.stable import Clip, StableDiffusion
 from normscan.progress import steps_of
 from normscan.registry import register
+from normscan.synthesis.blur import gaussian_blur
 
 
 def place_of(word: Tensor, prompt: Tensor) -> int:
@@ -44,17 +45,6 @@ def place_of(word: Tensor, prompt: Tensor) -> int:
     raise ArgumentError("the prompt doesn't hold the anomaly's word.")
 
 
-def smoothed(x: Tensor, sigma: float = 0.5**0.5) -> Tensor:
-    """A Gaussian filter of 3 x 3, borders mirrored, (B, h, w).
-
-    The release's 0.5 comes to this deviation: its exponent is the square of x over twice 0.5.
-    """
-    line = torch.exp(-0.5 * (torch.arange(-1, 2) / sigma) ** 2).to(x)
-    line = line / line.sum()
-    padded = F.pad(x[:, None], (1, 1, 1, 1), mode="reflect")
-    return F.conv2d(padded, (line[:, None] * line)[None, None])[:, 0]
-
-
 def attention_of(share: Tensor, place: int) -> Tensor:
     """How much each cell looks at a word beside the others, smoothed, (B, h, w).
 
@@ -62,7 +52,9 @@ def attention_of(share: Tensor, place: int) -> Tensor:
         share: (B, h, w, n) attention to the tokens; the first and the last one don't count.
         place: of the word among them.
     """
-    return smoothed((100 * share[..., 1:-1]).softmax(3)[..., place - 1])
+    looks = (100 * share[..., 1:-1]).softmax(3)[:, None, ..., place - 1]
+    # The exponent of the release's filter is the square of x over twice 0.5.
+    return gaussian_blur(looks, looks.new_full((len(looks),), 0.5**0.5), (3, 3))[:, 0]
 
 
 def turned_prompt(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Unpack
@@ -217,13 +216,12 @@ def one_to_normal(
         lr: learning rate of AdamW with a weight decay of 0.01.
     """
     prompts = [*prompts_of(HEALTHY_WORDS, subject), *prompts_of(ILL_WORDS, subject)]
-    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.01)
     return Personalised(
         StableDiffusion(stable, stable_weights),
         Clip(clip, clip_weights, prompts),
         f"a photo of a sks {subject}",
         Personal(level, sample_steps, guidance, pool, clip_pixels, pool_weight, own_weight),
         lambda unet: diffusion_phase(
-            "personalise", unet, optimizer=adamw, clip=1.0, **{"validate_every": 0, **options}
+            "personalise", unet, weight_decay=0.01, clip=1.0, **{"validate_every": 0, **options}
         ),
     )
