@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.node import free_port, wait_for
 
 PROGRAM = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
