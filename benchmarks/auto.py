@@ -166,6 +166,8 @@ SUBJECTS, FRESH, SMALL, RATE = 40, 40, 16, 0.1
 class Useless(Method):
     """A random filter, and of its answer the square: a map that follows noise."""
 
+    kernel: torch.Tensor
+
     def __init__(self, number: int) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(number)
