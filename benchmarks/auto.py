@@ -93,8 +93,9 @@ def cell(name: str, seed: int, options: Any) -> dict[str, Any]:
     begun = time.monotonic()
     how = options.calibration
     auto = Detector(
-        "auto", seed=seed, fpr=FPR, gate=False, minutes=options.minutes, calibration=how
-    )
+        "auto", seed=seed, fpr=FPR, gate=False, minutes=options.minutes, calibration=how,
+        skip=tuple(filter(None, options.skip.split(","))),
+    )  # fmt: skip
     folder = options.work / f"auto-{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     auto.fit(cohort, folder)
@@ -159,12 +160,13 @@ def weights(entry: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 # ------------------------------------------------------------------------- simulation
 
-USELESS = 20  # candidates
 SUBJECTS, FRESH, SMALL, RATE = 40, 40, 16, 0.1
 
 
 class Useless(Method):
     """A random filter, and of its answer the square: a map that follows noise."""
+
+    kernel: torch.Tensor
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -176,10 +178,10 @@ class Useless(Method):
         return Maps(found.square())
 
 
-def useless() -> None:
-    """Register as many useless candidates as presets of one method."""
+def useless(count: int) -> tuple[str, ...]:
+    """Register so many useless candidates, as presets of one method, and return their names."""
 
-    @register("useless", paper="none", presets={f"n{i}": {"number": i} for i in range(USELESS)})
+    @register("useless", paper="none", presets={f"n{i}": {"number": i} for i in range(count)})
     def build(dims: int = 2, channels: int = 1, size: int = SMALL, number: int = 0) -> Method:
         """Nothing.
 
@@ -191,15 +193,17 @@ def useless() -> None:
         """
         return Useless(number)
 
+    return tuple(f"useless:n{i}" for i in range(count))
 
-def repetition(seed: int) -> tuple[int, float, float]:
+
+def repetition(seed: int, candidates: tuple[str, ...]) -> tuple[int, float, float]:
     """Return how many of the fresh images are flagged, the rate that was promised, a top weight."""
     rng = np.random.default_rng(seed)
     images = rng.uniform(size=(SUBJECTS + FRESH, SMALL, SMALL)).astype(np.float32)
     images += rng.normal(scale=0.2, size=(len(images), 1, 1)).astype(np.float32)
     detector = Detector(
         "auto", seed=seed, fpr=RATE, gate=False, cache=False, calibration="cross", size=SMALL,
-        candidates=tuple(f"useless:n{i}" for i in range(USELESS)), planted=20,
+        candidates=candidates, planted=20,
         preprocess={"scaling": "none", "foreground": "all", "crop": "none"},
     ).fit(list(images[:SUBJECTS] + 1))  # fmt: skip
     flagged = sum(bool(detector.predict(image + 1).anomalous) for image in images[SUBJECTS:])
@@ -212,11 +216,11 @@ def repetition(seed: int) -> tuple[int, float, float]:
 
 
 def simulate(options: Any) -> None:
-    useless()
-    done = options.work / "simulated.json"
+    candidates = useless(options.useless)
+    done = options.work / f"simulated-{options.useless}.json"
     rows = read_json(done) if done.exists() else []
     for seed in range(len(rows), options.repetitions):
-        rows.append(repetition(seed))
+        rows.append(repetition(seed, candidates))
         if seed % 10 == 9:
             write_json(done, rows)
     flagged, promised, heaviest = np.array(rows, float).T
@@ -225,9 +229,10 @@ def simulate(options: Any) -> None:
     rates = flagged / FRESH
     error = rates.std(ddof=1) / np.sqrt(len(rows))
     print(
-        f"{len(rows)} repetitions, {USELESS} useless candidates, {SUBJECTS} healthy subjects, {FRESH} "
-        f"fresh ones each\npromised {promised.mean():.4f}, realised {rates.mean():.4f}; binomial "
-        f"interval [{low:.4f}, {high:.4f}], by repetition {rates.mean():.4f} +- {1.96 * error:.4f}; "
+        f"{len(rows)} repetitions, useless candidates: {len(candidates)}, healthy subjects: "
+        f"{SUBJECTS}, fresh ones each: {FRESH}\n"
+        f"promised {promised.mean():.4f}, realised {rates.mean():.4f}; binomial interval "
+        f"[{low:.4f}, {high:.4f}], by repetition +- {1.96 * error:.4f}; "
         f"heaviest weight {heaviest.mean():.2f} on average"
     )
 
@@ -254,6 +259,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--calibration", choices=["auto", "split", "cross"], default="auto")
+    parser.add_argument("--skip", default="", help="methods that are not tried")
+    parser.add_argument("--useless", type=int, default=20, help="candidates of the simulation")
     parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

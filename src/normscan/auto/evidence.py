@@ -158,7 +158,7 @@ def telling(areas: Floats) -> Kinds:
     known = np.isfinite(first)
     found = first - CLEAR * error > 0.5
     apart = found.any(0) & ((first <= PLAIN) & known).any(0)
-    return apart if apart.any() else known.any(0)
+    return np.asarray(apart if apart.any() else known.any(0))
 
 
 def choose(areas: Floats) -> int:
