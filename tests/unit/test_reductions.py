@@ -107,6 +107,19 @@ def test_places_are_healthy_mean_and_deviation(case, rng):
         Reduction.parse("max+place")(anomaly, inside)
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_places_where_no_healthy_map_differs_count_in_the_maps_unit(case, value):
+    anomaly, _ = case
+    sums = Sums(anomaly.shape)
+    for _ in range(3):
+        sums.add(np.full(anomaly.shape, value))
+    np.testing.assert_allclose(
+        sums.places().normalised(anomaly),
+        (anomaly - value) / np.sqrt(PRIOR / (2 + PRIOR)),
+        rtol=1e-5,
+    )
+
+
 def test_writing():
     for text in [*REDUCTIONS, "max+inner", "component_mass=0.25+inner+place", *LEVELLED]:
         assert str(Reduction.parse(text)) == text

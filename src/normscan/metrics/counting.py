@@ -88,7 +88,9 @@ class Lookup:
 
 def bin_start(edges: Singles) -> Singles:
     """Return the lowest score (K,) of the bin of `Lookup` in which each edge (K,) lies."""
-    lowest = ordered_keys(np.full(1, -np.inf, np.float32))  # no score lies below: those bits are NaN
+    lowest = ordered_keys(
+        np.full(1, -np.inf, np.float32)
+    )  # no score lies below: those bits are NaN
     return scores_of(np.maximum(ordered_keys(edges) >> _LOW_BITS << _LOW_BITS, lowest))
 
 

@@ -19,7 +19,7 @@ class Places:
 
     Attributes:
         mean: (*grid) float32.
-        deviation: (*grid) float32, above 0 unless all maps are the same.
+        deviation: (*grid) float32, above 0.
     """
 
     mean: np.ndarray
@@ -84,6 +84,8 @@ class Sums:
             raise ScanError(f"{self.n} healthy maps say nothing of how much healthy ones differ.")
         mean = self.total / self.n
         variance = np.maximum(self.squares - self.n * mean**2, 0) / (self.n - 1)
-        usual = max(float(variance.mean()), np.finfo(np.float64).tiny)
+        # Where no healthy map differs from another, a departure counts in the unit of the map.
+        usual = float(variance.mean()) or 1.0
         shrunk = ((self.n - 1) * variance + PRIOR * usual) / (self.n - 1 + PRIOR)
-        return Places(mean.astype(np.float32), np.sqrt(shrunk).astype(np.float32))
+        spread = np.maximum(np.sqrt(shrunk), np.finfo(np.float32).tiny)
+        return Places(mean.astype(np.float32), spread.astype(np.float32))

@@ -115,7 +115,4 @@ def real_world_dgm(
         return [Phase("reconstruct", [player], game["steps"], game["epochs"], game["batch_size"])]
 
     network = ResidualAutoencoder(dims, channels, size, latent, width, levels, heads=2)
-    return VariationalReconstruction(
-        network, loss, absolute, phases, kl_weight=kl_weight, kl_sum=True, log_variance=False,
-        inference="mean", samples=1,
-    )  # fmt: skip
+    return VariationalReconstruction(network, loss, absolute, phases, kl_weight=kl_weight)

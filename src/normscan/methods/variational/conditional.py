@@ -16,7 +16,7 @@ from normscan.methods.variational.gradients import (
     SHARPER,
     TINY,
     Pointed,
-    half_square,
+    gaussian_error,
     per_image,
 )
 from normscan.methods.variational.vae import VariationalReconstruction
@@ -123,15 +123,11 @@ def conditional_vae(
         frequencies: waves that tell the position; 0 tells nothing.
         score: of an image: ``residual``, from the map, or ``code``, the divergence of its code.
     """
-
-    def loss(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"error": per_image(half_square(batch.image, restored), True).mean()}
-
     network = PointCode(
         dims, channels, options["size"], options["latent"], options["widths"],
         condition=2 * frequencies,
     )  # fmt: skip
     return ConditionalReconstruction(
-        network, loss, absolute, options, frequencies=frequencies, score=score,
-        kl_weight=kl_weight, kl_sum=True, log_variance=False, inference="mean", samples=1,
+        network, gaussian_error, absolute, options, frequencies=frequencies, score=score,
+        kl_weight=kl_weight,
     )  # fmt: skip

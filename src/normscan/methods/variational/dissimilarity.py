@@ -17,8 +17,7 @@ from normscan.methods.variational.gradients import (
     SHARPER,
     TINY,
     Pointed,
-    half_square,
-    per_image,
+    gaussian_error,
 )
 from normscan.methods.variational.vae import VariationalReconstruction
 from normscan.networks.convolutional import PointCode
@@ -153,14 +152,10 @@ def latent_dissimilarity_vae(
         encoder: whose codes are compared, that of the ``mixed`` or that of the ``healthy`` network.
     """
 
-    def loss(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"error": per_image(half_square(batch.image, restored), True).mean()}
-
     def member() -> VariationalReconstruction:
         network = PointCode(dims, channels, options["size"], options["latent"], options["widths"])
         return VariationalReconstruction(
-            network, loss, squared, options, kl_weight=kl_weight, kl_sum=True, log_variance=False,
-            inference="mean", samples=1,
-        )  # fmt: skip
+            network, gaussian_error, squared, options, kl_weight=kl_weight
+        )
 
     return LatentDissimilarity(member(), member(), distance, encoder, options)

@@ -65,14 +65,6 @@ def volume_network(dims: int, channels: int, options: Volume) -> BaurAutoencoder
     )
 
 
-def volume_parts(kl_weight: float) -> dict[str, Any]:
-    """The arguments of ``VariationalReconstruction`` that the methods share."""
-    return {
-        "kl_weight": kl_weight, "kl_sum": True, "log_variance": False, "inference": "mean",
-        "samples": 1,
-    }  # fmt: skip
-
-
 @register(
     "spatial_erasing_3d",
     paper="Bengs 2021",
@@ -124,7 +116,7 @@ def spatial_erasing_vae(
 
     network = volume_network(dims, channels, options)
     return VariationalReconstruction(
-        network, absolute_sum, absolute, options, corrupt=corrupt, **volume_parts(kl_weight)
+        network, absolute_sum, absolute, options, corrupt=corrupt, kl_weight=kl_weight
     )
 
 
@@ -257,10 +249,12 @@ def brain_age_vae(
             voxels.
         hidden: numbers between code and age.
     """
-    network, shared = volume_network(dims, channels, options), volume_parts(kl_weight)
+    network = volume_network(dims, channels, options)
     if age is None:
-        return VariationalReconstruction(network, absolute_sum, absolute, options, **shared)
+        return VariationalReconstruction(
+            network, absolute_sum, absolute, options, kl_weight=kl_weight
+        )
     return AgeAware(
         network, absolute_sum, absolute, options, latent=options["latent"], hidden=hidden,
-        column=age, age_weight=age_weight, **shared,
+        column=age, age_weight=age_weight, kl_weight=kl_weight,
     )  # fmt: skip

@@ -92,6 +92,11 @@ def per_image(values: Tensor, summed: bool) -> Tensor:
     return values.flatten(1).sum(1) if summed else values.flatten(1).mean(1)
 
 
+def gaussian_error(restored: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Half the squared error summed over an image, mean of the batch: a Gaussian of deviation 1."""
+    return {"error": per_image(half_square(batch.image, restored), True).mean()}
+
+
 def relative(values: Tensor) -> Tensor:
     """Each image's values brought to 0..1."""
     ones = [1] * (values.ndim - 1)

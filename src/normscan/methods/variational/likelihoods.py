@@ -90,7 +90,7 @@ def uncertainty_vae(
     network = compact_network(dims, channels, options, heads=2, outputs=2 * channels)
     method = PredictedVariance(
         network, None, squared, options, centred=True, least_variance=least_variance,
-        kl_weight=kl_weight, kl_sum=True, log_variance=True, inference=inference, samples=samples,
+        kl_weight=kl_weight, log_variance=True, inference=inference, samples=samples,
     )  # fmt: skip
     method._loss = method.likelihood
     return method
@@ -187,6 +187,6 @@ def robust_vae(
 
     network = PerceptronHeads(dims, channels, size, latent, width, hidden)
     return VariationalReconstruction(
-        network, loss, absolute, training, kl_weight=kl_weight, kl_sum=True, log_variance=True,
+        network, loss, absolute, training, kl_weight=kl_weight, log_variance=True,
         inference=inference, samples=samples,
     )  # fmt: skip

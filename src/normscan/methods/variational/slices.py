@@ -112,5 +112,5 @@ def inter_slice_vae(
     network = SliceSequence(slices, latent, 2 * context + 1, between, layers, heads)
     return Neighbouring(
         network, lambda restored, batch: {}, absolute, options, context=context,
-        kl_weight=kl_weight, kl_sum=True, log_variance=False, inference="mean", samples=1,
+        kl_weight=kl_weight,
     )  # fmt: skip

@@ -47,8 +47,8 @@ class VariationalReconstruction(Reconstruction):
     network: Any
 
     def __init__(
-        self, *parts: Any, kl_weight: float, kl_sum: bool, log_variance: bool,
-        inference: Inference, samples: int, **options: Any,
+        self, *parts: Any, kl_weight: float, kl_sum: bool = True,
+        log_variance: bool = False, inference: Inference = "mean", samples: int = 1, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(*parts, **options)
         self.kl_weight, self.kl_sum, self.log_variance = kl_weight, kl_sum, log_variance
@@ -120,7 +120,7 @@ def variational_autoencoder(
     network = baur_network(dims, channels, options, heads=2)
     return VariationalReconstruction(
         network, absolute_sum, positive, lambda network: baur_phases(network, options),
-        kl_weight=kl_weight, kl_sum=True, log_variance=False, inference=inference, samples=samples,
+        kl_weight=kl_weight, inference=inference, samples=samples,
     )  # fmt: skip
 
 

@@ -84,6 +84,5 @@ def vae_3d(
 
     network = StridedGrid(dims, channels, latent, width, stages)
     return VariationalReconstruction(
-        network, loss, absolute, training, kl_weight=kl_weight, kl_sum=True, log_variance=False,
-        inference=inference, samples=samples,
+        network, loss, absolute, training, kl_weight=kl_weight, inference=inference, samples=samples,
     )  # fmt: skip
