@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from tests.support import browser
 from tests.support.viewer_runs import finding, write_run, write_table
 
+from normscan.io import read_scan
 from normscan.report import write_report
 from normscan.viewer import folder
 
@@ -183,6 +186,48 @@ def test_a_reader_goes_through_a_run(run, chrome, page):
         page.click("#agreement")
         page.wait_for_selector("#dialog-body table")
         assert "ann and detector" in page.inner_text("#dialog-body")
+
+
+def test_a_reader_corrects_the_mask(run, chrome, page):
+    with browser.viewer(run) as address:
+        page.goto(address)
+        show(page, "scan000")
+        found = folder.Results(folder.locate(run)).finding("scan000")
+        page.keyboard.press("e")
+        assert page.is_visible("#pens")
+        page.click("#pen-save")
+        until(page, "document.getElementById('pen-said').textContent.includes('say who reads')")
+        page.fill("#reader", "ann")
+        page.keyboard.press("Escape")
+        page.click("#pen-save")
+        until(page, "document.getElementById('pen-said').textContent.includes('corrected001')")
+        # What lay above the threshold is there, on the grid of the map, before a stroke is drawn.
+        place = run / "predictions"
+        first = read_scan(place / "scan000_corrected001.nii.gz")
+        map = read_scan(place / "scan000_map.nii.gz")
+        np.testing.assert_allclose(first.affine, map.affine, atol=1e-4)
+        above = map.data[0] > found["pixel_threshold"]
+        assert (first.data[0] != above).mean() < 1e-3 and first.data.any()
+        # A closed line is filled, the eraser takes away, undo brings back; no file is replaced.
+        box = page.locator("#stage canvas").first.bounding_box()
+        x, y = box["x"] + box["width"] * 0.12, box["y"] + box["height"] * 0.5
+        page.mouse.move(x, y)
+        page.mouse.down()
+        for dx, dy in ((30, 0), (30, 30), (0, 30), (0, 0)):
+            page.mouse.move(x + dx, y + dy, steps=6)
+        page.mouse.up()
+        page.click("#pen-save")
+        until(page, "document.getElementById('pen-said').textContent.includes('corrected002')")
+        second = read_scan(place / "scan000_corrected002.nii.gz")
+        assert second.data.sum() > first.data.sum() + 5
+        page.click("#pen-undo")
+        page.click("#pen-save")
+        until(page, "document.getElementById('pen-said').textContent.includes('corrected003')")
+        third = read_scan(place / "scan000_corrected003.nii.gz")
+        np.testing.assert_array_equal(third.data, first.data)
+        lines = [json.loads(line) for line in (place / "corrections.jsonl").open()]
+        assert [line["file"][-10:-7] for line in lines] == ["001", "002", "003"]
+        assert {(line["reader"], line["scan"]) for line in lines} == {("ann", "scan000")}
 
 
 def test_a_long_worklist_keeps_few_rows_in_the_page(tmp_path, page):

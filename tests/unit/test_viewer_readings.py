@@ -6,17 +6,24 @@ import csv
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
+from tests.support.viewer_runs import finding
 
-from normscan.errors import ArgumentError, OutputError
+from normscan.errors import ArgumentError, NormscanError, OutputError
+from normscan.io import read_scan
+from normscan.io.shown import as_nifti
 from normscan.metrics import cohen_kappa
+from normscan.viewer import corrections
 from normscan.viewer.readings import Journal, agreement, as_csv, standing
 
 ADD_MANY = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from normscan.viewer.readings import Journal
 for number in range(25):
@@ -127,3 +134,25 @@ def test_agreement_is_of_the_last_verdicts_with_detector_label_and_each_other():
     for pair, (one, other) in wanted.items():
         assert found[pair]["kappa"] == pytest.approx(cohen_kappa_score(one, other))
         assert found[pair]["scans"] == 10
+
+
+def test_masks_of_readers_are_kept_one_beside_the_other(tmp_path):
+    one = finding(3)
+    good = as_nifti(replace(one.scan, data=(one.map > 1.2)[None].astype(np.float32)))
+    small = nib.Nifti1Image((one.map > 1.2).astype(np.uint8), one.scan.affine).to_bytes()
+    for number in (1, 2):
+        told = corrections.save(tmp_path, "scan000", " ann ", small, one.scan)
+        assert told["file"] == f"scan000_corrected00{number}.nii.gz" and told["reader"] == "ann"
+    kept = read_scan(tmp_path / "scan000_corrected002.nii.gz")
+    np.testing.assert_array_equal(kept.data[0] > 0, one.map > 1.2)
+    np.testing.assert_allclose(kept.affine, one.scan.affine, atol=1e-5)
+    assert len((tmp_path / "corrections.jsonl").read_text().splitlines()) == 2
+    moved = nib.Nifti1Image((one.map > 1.2).astype(np.uint8), np.eye(4)).to_bytes()
+    for body, said in ((moved, "another grid"), (good, "a byte a voxel"), (b"nothing", r"\.nii")):
+        with pytest.raises(NormscanError, match=said):
+            corrections.save(tmp_path, "scan000", "ann", body, one.scan)
+    with pytest.raises(ArgumentError, match="say who reads"):
+        corrections.save(tmp_path, "scan000", " ", small, one.scan)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "corrections.jsonl", "scan000_corrected001.nii.gz", "scan000_corrected002.nii.gz",
+    ]  # fmt: skip

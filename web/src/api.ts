@@ -59,8 +59,8 @@ export interface Agreement {
 export async function ask<T>(path: string, query: Record<string, string> = {}, body?: unknown): Promise<T> {
   const answer = await fetch(address(path, query), body === undefined ? {} : {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
+    headers: { "Content-Type": body instanceof Uint8Array ? "application/octet-stream" : "application/json" },
+    body: body instanceof Uint8Array ? (body as BodyInit) : JSON.stringify(body),
   }).catch(() => { throw new Error("The viewer doesn't answer: was it ended? Start `normscan view` again."); });
   if (!answer.ok) throw new Error(await reason(answer));
   return (await answer.json()) as T;

@@ -79,6 +79,8 @@ function tell(data: ScanData): void {
   element("toggle-restoration").hidden = !data.volumes.restoration;
   element("toggle-3d").hidden = (data.volumes.map ?? data.volumes.scan ?? []).length === 2;
   element("toggle-side").hidden = data.raster;
+  element("toggle-correct").hidden = !hasWebGL() || !data.range || data.volumes.scan?.length !== 3;
+  void correct(false);
   element("toggle-rarity").hidden = !hasWebGL() || !data.range || !data.finding.pixel_shares?.length;
   element("legend").hidden = !data.range;
   if (data.range) {
@@ -209,7 +211,7 @@ element("filter").addEventListener("keydown", (event) => { if (event.key === "En
 
 const KEYS: [string, string][] = [
   ["j k, ↓ ↑", "next, previous scan"], ["a d u", "right, wrong, unsure"], ["n", "note"], ["1 … 9", "go to a component"],
-  ["[ ]", "lower, raise the threshold"], ["- +", "lower, raise the opacity"], ["m v r f p", "map, 3D, restoration, convention, opacity by p"], ["/", "filter"], ["?", "keys"],
+  ["[ ]", "lower, raise the threshold"], ["- +", "lower, raise the opacity"], ["m v r f p", "map, 3D, restoration, convention, opacity by p"], ["e", "correct the mask"], ["/", "filter"], ["?", "keys"],
 ];
 
 function help(): void {
@@ -232,6 +234,7 @@ document.addEventListener("keydown", (event) => {
     a: () => void readings.give("agree"), d: () => void readings.give("disagree"), u: () => void readings.give("unsure"),
     n: () => element("note").focus(), "/": () => element("filter").focus(), "?": help,
     "[": () => slide(Number(threshold.value) - 20), "]": () => slide(Number(threshold.value) + 20),
+    e: () => { if (!correctable.hidden) correctable.click(); },
     "-": () => fade(-5), "+": () => fade(5), "=": () => fade(5),
   };
   for (const [key, [id, name]] of Object.entries(toggles)) actions[key] = () => { if (!element(id).hidden) toggle(id, name); };
@@ -241,6 +244,42 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   action();
 });
+
+const correctable = element("toggle-correct");
+
+async function correct(on: boolean): Promise<void> {
+  correctable.setAttribute("aria-pressed", String(on));
+  element("pens").hidden = !on;
+  const shown = view ? await view : null;
+  if (!on) return void shown?.correct?.(null);
+  shown?.correct?.(state.threshold);
+  pen(true);
+}
+
+function pen(inside: boolean): void {
+  element("pen-add").setAttribute("aria-pressed", String(inside));
+  element("pen-erase").setAttribute("aria-pressed", String(!inside));
+  void view?.then((shown) => shown.pen?.(inside));
+}
+
+async function keep(): Promise<void> {
+  const name = scan?.name ?? "";
+  const reader = element<HTMLInputElement>("reader").value;
+  const said = element("pen-said");
+  try {
+    const mask = await (await view)?.mask?.();
+    const saved = await ask<{ file: string; voxels: number }>("correction", { name, reader }, mask);
+    said.textContent = `Saved as ${saved.file}, ${saved.voxels} voxels.`;
+  } catch (error) {
+    said.textContent = (error as Error).message;
+  }
+}
+
+correctable.addEventListener("click", () => void correct(correctable.getAttribute("aria-pressed") === "false"));
+element("pen-add").addEventListener("click", () => pen(true));
+element("pen-erase").addEventListener("click", () => pen(false));
+element("pen-undo").addEventListener("click", () => void view?.then((shown) => shown.undo?.()));
+element("pen-save").addEventListener("click", () => void keep());
 
 function fade(by: number): void {
   opacity.value = String(Number(opacity.value) + by);

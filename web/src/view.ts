@@ -16,6 +16,10 @@ export interface View {
   show(data: ScanData, state: ViewState): Promise<void>;
   adjust(data: ScanData, state: ViewState): void;
   goTo(place: number[], index: number[]): void;
+  correct?(threshold: number | null): void; // begin a mask with what lies above, or end it
+  pen?(inside: boolean): void;
+  undo?(): void;
+  mask?(): Promise<Uint8Array>;
 }
 
 export function hasWebGL(): boolean {

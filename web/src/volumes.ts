@@ -31,6 +31,7 @@ export class Volumes implements View {
     const buffers = await Promise.all(kinds.map((kind) => fetched(data.name, kind)));
     const map = data.volumes.map && data.range && data.volumes.scan ? await fetched(data.name, "map") : null;
     if (turn !== this.turn) return; // another scan was chosen meanwhile
+    this.correct(null);
     const flat = (data.volumes.scan ?? data.volumes.map ?? []).length === 2;
     for (const [i, pane] of this.panes.entries()) {
       const below = await NVImage.loadFromUrl({ url: buffers[i]!, name: "scan.nii", colormap: kinds[i] === "map" ? "score" : "gray" });
@@ -78,6 +79,41 @@ export class Volumes implements View {
       nv.drawScene();
       nv.createOnLocationChange();
     }
+  }
+
+  correct(threshold: number | null): void {
+    const nv = this.panes[0]?.nv;
+    if (!nv) return;
+    nv.setDrawingEnabled(false);
+    nv.closeDrawing();
+    const map = nv.volumes.find(({ name }) => name === "map.nii");
+    if (threshold === null || !map) return;
+    nv.createEmptyDrawing();
+    const { scl_slope: slope, scl_inter: first } = map.hdr!;
+    const values = map.img2RAS();
+    const drawn = nv.drawBitmap!;
+    for (let i = 0; i < drawn.length; i++) drawn[i] = values[i]! * slope + first > threshold ? 1 : 0;
+    nv.drawOpacity = 0.45;
+    nv.setDrawingEnabled(true);
+    this.pen(true);
+    nv.drawAddUndoBitmap();
+    nv.refreshDrawing(true);
+  }
+
+  // A closed line is filled; the eraser takes away what it touches.
+  pen(inside: boolean): void {
+    const nv = this.panes[0]?.nv;
+    nv?.setPenValue(inside ? 1 : 0, inside);
+  }
+
+  undo(): void {
+    this.panes[0]?.nv.drawUndo();
+  }
+
+  async mask(): Promise<Uint8Array> {
+    const found = await this.panes[0]?.nv.saveImage({ filename: "", isSaveDrawing: true, volumeByIndex: 0 });
+    if (!(found instanceof Uint8Array)) throw new Error("There is no mask to save.");
+    return found;
   }
 
   private async arrange(kinds: Kind[]): Promise<void> {

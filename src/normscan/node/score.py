@@ -201,7 +201,8 @@ class Scorer:
         except ScanError as error:
             outcome.refused.append(_plain(error, place))
             return outcome
-        if job.kind == "series":
+        pulled = {source.name for source in self.config.sources}
+        if job.kind == "series" and job.source not in pulled:  # an archive knows what it has
             self._wait_for_all(job, found)
         for info in found:
             if info.usable:

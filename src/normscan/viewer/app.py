@@ -19,7 +19,7 @@ from normscan.display import is_raster
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io.shown import as_nifti
 from normscan.version import __version__
-from normscan.viewer import folder, readings, volumes
+from normscan.viewer import corrections, folder, readings, volumes
 from normscan.viewer.folder import Results
 
 PAGE = Path(str(files("normscan.viewer"))) / "page"
@@ -73,7 +73,9 @@ def create_app(results: Results, token: str, port: int) -> FastAPI:
     app.middleware("http")(_guard(token, port))
     app.add_exception_handler(NormscanError, _told)
     _about_run(app, results)
-    _about_scans(app, results, volumes.Volumes())
+    kept = volumes.Volumes()
+    _about_scans(app, results, kept)
+    _corrections(app, results, kept)
     _verdicts(app, results, readings.Journal(results.place.home / readings.JOURNAL))
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
@@ -224,6 +226,21 @@ def _about_scans(app: FastAPI, results: Results, kept: volumes.Volumes) -> None:
         share = min(max(opacity, 0.0), 1.0)
         drawn = volumes.as_plane(shown, axis, index, over, scale, share, radiological)
         return Response(drawn, media_type="image/png")
+
+
+def _corrections(app: FastAPI, results: Results, kept: volumes.Volumes) -> None:
+    @app.post("/api/correction")
+    async def correct(request: Request, name: str, reader: str) -> dict[str, Any]:
+        path, folder = results.volume(name, "map"), results.place.findings
+        if path is None or folder is None:
+            raise HTTPException(404, "There is no map of this scan.")
+        map = kept.read(path)
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > corrections.most(map):
+                raise HTTPException(413, "The mask is larger than the map.")
+        return corrections.save(folder, name, reader, bytes(body), map)
 
 
 def _verdicts(app: FastAPI, results: Results, journal: readings.Journal) -> None:

@@ -54,11 +54,9 @@ class Journal:
             ArgumentError: another verdict, no reader, a note that is too long.
             OutputError: the folder can't be written.
         """
-        reader = " ".join(reader.split())
         if verdict not in WORDS:
             raise ArgumentError(f"'{verdict}' is no verdict; {', '.join(WORDS)} are.")
-        if not reader or len(reader) > LONGEST_NAME:
-            raise ArgumentError(f"say who reads, in 1 to {LONGEST_NAME} letters.")
+        reader = checked_reader(reader)
         if len(note) > LONGEST_NOTE:
             raise ArgumentError(f"a note has at most {LONGEST_NOTE} letters, not {len(note)}.")
         entry = {
@@ -71,25 +69,13 @@ class Journal:
             "flagged": flagged,
         }
         try:
-            self._append(json.dumps(entry, ensure_ascii=False).encode())
+            append_line(self.path, json.dumps(entry, ensure_ascii=False).encode())
         except OSError as error:
             raise OutputError(
                 f"{self.path.name}: the verdict can't be saved ({error.strerror or error}). Check "
                 "the free space and the rights of the folder."
             ) from error
         return entry
-
-    def _append(self, line: bytes) -> None:
-        """Add a line whole: others wait, and one that was torn by a crash is closed first."""
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            _lock(file)
-            size = os.fstat(file).st_size
-            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            os.write(file, (b"\n" if torn else b"") + line + b"\n")
-            os.fsync(file)
-        finally:
-            os.close(file)
 
     def entries(self) -> tuple[list[Entry], int]:
         """Return all verdicts, the oldest first, and how many lines can't be read."""
@@ -104,6 +90,31 @@ class Journal:
                 if isinstance(entry, dict) and entry.get("verdict") in WORDS:
                     found.append({k: entry.get(k) for k in FIELDS})
         return found, sum(1 for line in lines if line.strip()) - len(found)
+
+
+def checked_reader(reader: str) -> str:
+    """Return who reads, without needless space.
+
+    Raises:
+        ArgumentError: nobody, or a name that is too long.
+    """
+    reader = " ".join(reader.split())
+    if not reader or len(reader) > LONGEST_NAME:
+        raise ArgumentError(f"say who reads, in 1 to {LONGEST_NAME} letters.")
+    return reader
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line whole: others wait, and one that was torn by a crash is closed first."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        _lock(file)
+        size = os.fstat(file).st_size
+        torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        os.write(file, (b"\n" if torn else b"") + line + b"\n")
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 FIELDS = ("id", "time", "reader", "scan", "verdict", "note", "flagged")
