@@ -84,7 +84,7 @@ class AdversarialVariational(VariationalReconstruction):
 @register(
     "ano_vae_gan",
     paper="Baur 2019",
-    dims=(2, 3),
+    dims=(2,),
     presets={
         "code": {
             "size": 128, "latent": 128, "spatial_code": False, "smallest": 8, "norm": "affine",
