@@ -32,7 +32,18 @@ DEEPEST = 32  # lists in lists
 # Beside what is stored a method may make tables that it doesn't store, and tensors on the way.
 SPARE_VALUES, SPARE_TENSORS = 2**28, 20_000
 TIMES_VALUES, TIMES_TENSORS = 8, 20
-_MAKERS = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "eye", "arange", "linspace")
+_MAKERS = (
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "rand",
+    "randn",
+    "randint",
+    "eye",
+    "arange",
+    "linspace",
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Short = Annotated[str, Field(max_length=LONGEST)]
@@ -252,5 +263,3 @@ def _warn_of_later(version: str) -> None:
             "versions added is not known here.",
             stacklevel=2,
         )
-
-
