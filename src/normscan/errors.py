@@ -46,6 +46,20 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
+def short_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there is too little memory, in the words of any library."""
+    said = str(error).lower()
+    words = (
+        "out of memory",
+        "allocate memory",
+        "not enough memory",
+        "could not create a primitive",
+    )
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in said for w in words)
+    )
+
+
 @contextlib.contextmanager
 def of_scan(name: str) -> Iterator[None]:
     """Raise what goes wrong with one scan as ``ScanError``, so that a loop over many goes on.
@@ -64,8 +78,11 @@ def of_scan(name: str) -> Iterator[None]:
         raise ScanError(f"{name}: {what}{error.strerror or error}.") from error
     except UnicodeError as error:
         raise ScanError(f"{name}: a name can't be encoded ({error}). Rename the file.") from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not short_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0][:200]
         raise ScanError(
-            f"{name}: there is too little memory for it{f' ({error})' if str(error) else ''}. Make it "
+            f"{name}: there is too little memory for it{f' ({said})' if said else ''}. Make it "
             "smaller, or use a larger machine."
         ) from error

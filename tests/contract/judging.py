@@ -37,6 +37,7 @@ POSITIVE = "its residual is positive where a lesion is brighter than healthy tis
 SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "ae_dense": (("bright",), POSITIVE),
     "ae_spatial": (("bright",), POSITIVE),
+    "ano_vae_gan": (("bright",), POSITIVE),
     "bayesian_skip_ae": (("bright",), POSITIVE),
     "caae_baur": (("bright",), POSITIVE),
     "constrained_ae": (("bright",), POSITIVE),

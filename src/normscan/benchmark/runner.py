@@ -19,6 +19,7 @@ from normscan.benchmark.table import rank
 from normscan.benchmark.write import write_tables
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import check_folder
+from normscan.io.lock import one_writer
 from normscan.io.values import write_json
 from normscan.parallel import THREADS
 from normscan.progress import Progress
@@ -76,7 +77,7 @@ def run(
     """
     folder = Path(out)
     check_folder(folder)
-    with Progress(progress) as bar:
+    with one_writer(folder), Progress(progress) as bar:
         plan = make_plan(
             protocol, methods, folder, data or Data(), seeds=seeds, sets=sets, budget=budget,
             preset=preset, arguments=arguments or {}, features=features, device=device, redo=redo,

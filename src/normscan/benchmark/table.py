@@ -26,6 +26,7 @@ from normscan.benchmark.protocol import Set
 from normscan.benchmark.restorations import INDICES, RESTORATIONS, quality
 from normscan.benchmark.targets import published
 from normscan.detector import storage
+from normscan.io.sheets import revived_table
 from normscan.io.values import read_json
 from normscan.metrics.comparisons import holm, rank_methods, wilcoxon
 from normscan.metrics.normative import FORMULAS
@@ -73,7 +74,9 @@ class Done:
         import pandas as pd
 
         path = self.folder / "evaluation" / name
-        return pd.read_csv(path, dtype={"scan": str, "subject": str}) if path.exists() else None
+        if not path.exists():
+            return None
+        return revived_table(pd.read_csv(path, dtype={"scan": str, "subject": str}))
 
 
 Cells = dict[str, list[Done]]

@@ -83,10 +83,11 @@ def _pictures(
     import pandas as pd
 
     from normscan.evaluation.writing import choose
+    from normscan.io.sheets import revived_table
     from normscan.report.beside import write_beside
     from normscan.report.picture import best_index
 
-    scores = pd.read_csv(folder / "scans.csv", dtype={"scan": str, "subject": str})
+    scores = revived_table(pd.read_csv(folder / "scans.csv", dtype={"scan": str, "subject": str}))
     sections = choose(scores)
     # In turn from each section, so that finds, misses and false alarms are all seen.
     turns = [names[i] for i in range(SHOWN) for names in sections.values() if i < len(names)]

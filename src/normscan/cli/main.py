@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from normscan.cli.outlet import outlets
 from normscan.cli.spelling import SYNONYMS, spelled
-from normscan.errors import ArgumentError, NormscanError, nearest
+from normscan.errors import ArgumentError, NormscanError, nearest, short_of_memory
 from normscan.version import __version__
 
 if TYPE_CHECKING:
@@ -131,6 +131,14 @@ def _main(arguments: list[str]) -> int:
     except OSError as error:
         # A full disk, a missing right: the system's reason says more than a traceback.
         return fail(f"{error.filename or name}: {error.strerror or error}.")
+    except (MemoryError, RuntimeError) as error:
+        if not short_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0][:200]
+        return fail(
+            f"{name}: there is too little memory{f' ({said})' if said else ''}. Take smaller images or "
+            "batches, fewer workers, or a larger machine."
+        )
 
 
 def _show_warning(

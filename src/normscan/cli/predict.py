@@ -79,6 +79,7 @@ def predict(
     from normscan.detector.prediction import SEEN
     from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
+    from normscan.io.lock import one_writer
     from normscan.report.predictions import write_index
 
     if bool(scans) == (cohort is not None):
@@ -96,45 +97,46 @@ def predict(
         rows = _named(detector.read_cohort(cohort, root))
     else:
         rows = _beside(list(rows_of(scans or [])), target=target, structures=structures)
-    taken = [row.scan for row in rows if (folder / f"{row.scan}_finding.json").exists()]
-    if taken and not overwrite:
-        raise OutputError(
-            f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
-        )
-    lines, failures = [], 0
-    listed: dict[str, str] = {}
-    tracked = Progress().track(rows, "predict", len(rows))
-    details = "view" in formats
-    found = detector.predict_cohort(tracked, details, force, workers)
-    writers = min(1, read_ahead() if workers is None else workers)
-    written = partial(_written, folder, overlay, formats, healthy)
-    for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
-        if isinstance(result, NormscanError):
-            failures += 1
-            lines.append({"scan": row.scan, "left_out": str(result)})
-            print(f"{row.scan}: left out: {result}", file=sys.stderr)
-        else:
-            lines.append(_line(row.scan, result))
-            if not set(SEEN.values()) & set(result.notes):
-                listed[row.scan] = row.subject
-            _say(row.scan, result)
-    if failures == len(rows):
-        raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
-    if failures:
-        print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
-    said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
-    write_scores(folder / SCORES, lines)
-    promised = str(detector.training.get("calibration", ""))
-    write_index(
-        folder / INDEX, provenance=detector.provenance(), said=promised,
-        scans=read_scores(folder / SCORES),
-    )  # fmt: skip
-    for sentence in said:
-        print(sentence)
-    print(f"results: {folder}\nscores:  {folder / SCORES}\nindex:   {folder / INDEX}")
-    if details:
-        print(f"look:    normscan view {folder}")
-    return 1 if failures else 0
+    with one_writer(folder):
+        taken = [row.scan for row in rows if (folder / f"{row.scan}_finding.json").exists()]
+        if taken and not overwrite:
+            raise OutputError(
+                f"{folder} holds a finding of {taken[0]} already. Choose another folder or --overwrite."
+            )
+        lines, failures = [], 0
+        listed: dict[str, str] = {}
+        tracked = Progress().track(rows, "predict", len(rows))
+        details = "view" in formats
+        found = detector.predict_cohort(tracked, details, force, workers)
+        writers = min(1, read_ahead() if workers is None else workers)
+        written = partial(_written, folder, overlay, formats, healthy)
+        for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
+            if isinstance(result, NormscanError):
+                failures += 1
+                lines.append({"scan": row.scan, "left_out": str(result)})
+                print(f"{row.scan}: left out: {result}", file=sys.stderr)
+            else:
+                lines.append(_line(row.scan, result))
+                if not set(SEEN.values()) & set(result.notes):
+                    listed[row.scan] = row.subject
+                _say(row.scan, result)
+        if failures == len(rows):
+            raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
+        if failures:
+            print(f"{failures} of {len(rows)} scans could not be predicted.", file=sys.stderr)
+        said = [] if fdr is None else write_worklist(folder, lines, listed, fdr, detector)
+        write_scores(folder / SCORES, lines)
+        promised = str(detector.training.get("calibration", ""))
+        write_index(
+            folder / INDEX, provenance=detector.provenance(), said=promised,
+            scans=read_scores(folder / SCORES),
+        )  # fmt: skip
+        for sentence in said:
+            print(sentence)
+        print(f"results: {folder}\nscores:  {folder / SCORES}\nindex:   {folder / INDEX}")
+        if details:
+            print(f"look:    normscan view {folder}")
+        return 1 if failures else 0
 
 
 Found = tuple[CohortRow, "Finding | NormscanError"]
@@ -267,25 +269,28 @@ def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:
     import pandas as pd
 
     from normscan.io import atomic_path
+    from normscan.io.sheets import inert_table, revived_table
 
     table = pd.DataFrame(lines, dtype=object)
     if path.exists():
-        before = pd.read_csv(path, dtype=object)
+        before = revived_table(pd.read_csv(path, dtype=object))
         if "scan" in before:
             if "q_value" in table:  # those of another list say nothing of this one
                 before = before.drop(columns=["q_value", "chosen"], errors="ignore")
             table = pd.concat([before[~before["scan"].isin(table["scan"])], table])
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        inert_table(table).to_csv(temporary, index=False)
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a table of scans, with None where a cell is empty."""
     import pandas as pd
 
+    from normscan.io.sheets import revived_table
+
     words = dict.fromkeys(("scan", "notes", "left_out", "quality"), str)
     # A scan may be named NA.
-    table = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
+    table = revived_table(pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""]))
     lines = table.astype(object).where(table.notna(), None).to_dict("records")
     empty = dict.fromkeys(("score", "p_value", "anomalous", "quality", "notes", "left_out"))
     return [{**empty, **{str(name): value for name, value in line.items()}} for line in lines]

@@ -176,10 +176,12 @@ def _table(run: str) -> pd.DataFrame:
     """Read the scores of an evaluation from its folder, or from the run folder around it."""
     import pandas as pd
 
+    from normscan.io.sheets import revived_table
+
     for folder in (Path(run), Path(run) / "evaluation"):
         path = folder / SCANS
         if path.is_file():
-            table = pd.read_csv(path, dtype={"scan": str, "subject": str})
+            table = revived_table(pd.read_csv(path, dtype={"scan": str, "subject": str}))
             missing = {"scan", "subject", "label", "score", "anomalous"} - set(table.columns)
             if missing:
                 raise OutputError(f"{path}: has no column {sorted(missing)[0]}. Evaluate again.")

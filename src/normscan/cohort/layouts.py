@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from normscan.cohort.dicom import dicom_rows, may_hold_dicom
 from normscan.cohort.table import EXAMPLE
-from normscan.errors import CohortError
+from normscan.errors import CohortError, printable
 from normscan.io.address import split_address
 from normscan.io.files import EXTENSIONS, extension, stem, walk_files
 
@@ -142,7 +143,15 @@ def pictures_in(folder: Path) -> list[str]:
 
 def _walk(folder: Path) -> list[str]:
     """List the image files below, sorted; hidden files and link loops are left out."""
-    return sorted(name for name in walk_files(folder) if extension(name) in EXTENSIONS)
+    names = sorted(walk_files(folder))
+    for name in names:
+        if extension(name) not in EXTENSIONS and Path(name).suffix.lower() in EXTENSIONS:
+            warnings.warn(
+                f"left out {printable(name)}: what follows # in its name means a part of a file. Rename "
+                "it.",
+                stacklevel=3,
+            )
+    return [name for name in names if extension(name) in EXTENSIONS]
 
 
 def _describe(path: str) -> _File:

@@ -244,10 +244,10 @@ def _scan_names(given: list[str], files: list[tuple[str, ...]], source: str) -> 
                 f"{source}: the scan name in row {row + 1} {what}. Give each scan a name of its "
                 "own, or drop the column."
             )
-        if name in (".", "..") or set(name) & set("/\\\0"):
+        if name in (".", "..") or set(name) & set("/\\") or not name.isprintable():
             raise CohortError(
-                f"{source}: the scan name '{name}' in row {row + 1} can't be a file name. "
-                "Leave out slashes and backslashes."
+                f"{source}: the scan name '{printable(name)}' in row {row + 1} can't be a file name. "
+                "Leave out slashes, backslashes and what can't be shown."
             )
         seen.add(name)
     return given

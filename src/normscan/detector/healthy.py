@@ -22,6 +22,7 @@ from normscan.detector.sheets import Sheets, learns
 from normscan.detector.state import State
 from normscan.errors import CohortError
 from normscan.io import atomic_path
+from normscan.io.sheets import inert
 from normscan.metrics.maps import Singles
 from normscan.progress import Progress
 from normscan.quality.copies import look_of
@@ -87,7 +88,9 @@ class Healthy:
         lines = csv.writer(text)
         lines.writerow(["scan", "subject", "fold", "score"])
         for i in self.order():
-            lines.writerow([self.scans[i], self.subjects[i], self.folds[i], self.scores[i]])
+            lines.writerow(
+                [inert(self.scans[i]), inert(self.subjects[i]), self.folds[i], self.scores[i]]
+            )
         with atomic_path(path) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -21,10 +20,19 @@ from normscan.detector.scaling import settle_scaling
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, OutputError
+from normscan.io.lock import one_writer
 from normscan.io.values import read_json, tupled, write_json
 from normscan.progress import Progress
 from normscan.training.fabric import launch_fabric
-from normscan.training.folder import DETECTOR, DIVISION, MAPS, PLAN, claim_folder, tidied
+from normscan.training.folder import (
+    DETECTOR,
+    DIVISION,
+    MAPS,
+    PLAN,
+    claim_folder,
+    first_process,
+    tidied,
+)
 
 HEALTHY = "healthy.csv"
 FEW = 10  # healthy subjects
@@ -66,7 +74,8 @@ def fit(
         bar.say(f"left out by hand: {named}")
     settled = settle(asked, cohort, machine[1], bar)
     cohort = fitting.admit(settled, cohort)
-    with tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
+    held = out if first_process() else None
+    with one_writer(held), tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
         folder = Path(temporary) if out is None else out
         left = Division.of(aside, EXCLUDED)
         division = None if out is not None else cohort.division().joined(left)
@@ -125,7 +134,7 @@ def _divided(cohort: Cohort, left: Division, out: Path) -> Division | None:
     Raises:
         OutputError: the content of a scan changed.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")):
+    if not first_process():
         return None
     division = cohort.division().joined(left)
     if not (out / DIVISION).exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import tempfile
 from pathlib import Path
@@ -120,18 +119,26 @@ def read_detector(folder: Path) -> dict[str, Any]:
         found, stored = state["format"], state["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}). Train again.") from error
-    if found != FORMAT:
+    if found != FORMAT or type(found) is not int:
         raise OutputError(
             f"{path} has format {found}; this version reads {FORMAT}. Update normscan."
         )
     weights = folder / WEIGHTS
     if not weights.is_file() or content_hash(weights) != stored:
         raise OutputError(f"{weights} is missing or not the file that {DETECTOR} describes.")
+    from normscan.detector.stored import check_stored  # pydantic, which is dear to import
+
+    try:
+        check_stored(state)
+    except ArgumentError as error:
+        raise OutputError(f"{path} is damaged ({error}). Train again.") from error
     return state
 
 
 def read_state(folder: Path, device: str = "auto") -> State:
     """Read a detector; see ``normscan.detector.load``."""
+    from normscan.detector.stored import check_arguments
+
     check_device(device)
     about = read_detector(folder)
     try:
@@ -145,12 +152,11 @@ def read_state(folder: Path, device: str = "auto") -> State:
             calibration=Calibration(**setup.get("calibration", {"kind": "split"})),
             false_components=setup.get("false_components"),
         )
+        check_arguments(asked.card, setup["arguments"], len(about["channels"]))
         pixel, gate = about["pixel_threshold"], about.get("gate")
         threshold = about["scan_threshold"]
         if threshold is None and not asked.changed(training=about["training"]).may_stay_open:
             raise ValueError("it has no scan threshold")
-        if pixel is not None and math.isnan(float(pixel)):
-            raise ValueError("its pixel threshold is no number")
         state = asked.changed(
             arguments={k: tupled(v) for k, v in setup["arguments"].items()},
             preprocess=build_preprocess(setup["preprocess"]),
@@ -220,14 +226,21 @@ def _read_places(folder: Path, stored: str | None) -> Places | None:
 
 def read_method(state: State, folder: Path) -> Method:
     """Build the method and give it its stored weights."""
+    from normscan.detector.stored import Allowance
+
     kept = state.calibration
     members = kept.folds if kept.kind == "cross" and not kept.refit else 0
-    with seeded(state.seed), weights_from_state():
+    try:
+        allowed = Allowance(folder / WEIGHTS)
+    except ValueError as error:
+        raise OutputError(f"{folder / WEIGHTS} doesn't fit {state.card.id}: {error}") from error
+    with seeded(state.seed), weights_from_state(), allowed:
         method = wrap(state.card, state.arguments, state.wrappers)
         if members and not method.leaves_out:  # else one fit holds all folds
             others = [wrap(state.card, state.arguments, state.wrappers) for _ in range(members - 1)]
             method = Folds([method, *others])
     try:
+        allowed.check_kinds(method)
         method.load_weights(load_file(folder / WEIGHTS))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

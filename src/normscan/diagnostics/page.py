@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,11 @@ def markdown(landscapes: Mapping[str, Landscape], about: Mapping[str, Any]) -> s
     """Return the tables: blurred restorations by intensity, textures, and the detector's."""
     lines = ["# What the residual can find", ""]
     if about.get("command"):
-        lines += [f"Command: `{about['command']}`", ""]
-    lines += [str(about["text"]), "", "![](pitfalls.png)", ""] if "text" in about else []
+        command = html.escape(str(about["command"]).replace("`", "'"), quote=False)
+        lines += [f"Command: `{command}`", ""]
+    # It names the cohort, and a page made of this would run what is written there.
+    text = html.escape(str(about.get("text", "")), quote=False)
+    lines += [text, "", "![](pitfalls.png)", ""] if text else []
     for name, found in landscapes.items():
         low, high = found.normal
         lines += [

@@ -24,6 +24,7 @@ from normscan.evaluation.summary import (
 from normscan.evaluation.verdict import verdicts
 from normscan.evaluation.writing import write_page, write_scans
 from normscan.io.atomic import check_folder
+from normscan.io.lock import one_writer
 from normscan.io.values import finite, read_json, write_json
 from normscan.metrics import calibration
 from normscan.progress import Progress
@@ -86,7 +87,7 @@ def evaluate(
     scanned = division.digest()
     if not overwrite:
         _refuse_other(out, scanned, split)
-    with Progress(progress) as bar:
+    with one_writer(out), Progress(progress) as bar:
         beside = fit_baselines(baselines, detector, cohort, bar)
         scores, *others = score_together([detector, *beside.values()], rows, region, group, bar)
         if not scores.rows:
@@ -110,6 +111,8 @@ def evaluate(
             for (name, one), found in zip(beside.items(), others, strict=True)
         }
         results["verdict"] = verdicts(scores, dict(zip(beside, others, strict=True)))
+        # Killed from here on, nothing of an older evaluation stands beside what is written.
+        (out / "results.json").unlink(missing_ok=True)
         table = write_scans(out / "scans.csv", scores)
         bar.say("drawing the report")
         write_json(out / "results.json", finite(results))

@@ -11,6 +11,7 @@ from normscan.detector import Detector
 from normscan.errors import NormscanError
 from normscan.evaluation.scoring import Scores
 from normscan.io import atomic_path
+from normscan.io.sheets import inert_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ def write_scans(path: Path, scores: Scores) -> pd.DataFrame:
 
     table = pd.DataFrame(scores.rows)
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        inert_table(table).to_csv(temporary, index=False)
     return table
 
 

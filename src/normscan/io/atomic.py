@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from normscan.errors import OutputError
@@ -14,7 +14,7 @@ from normscan.errors import OutputError
 _FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path in the same folder, and rename it to ``path`` when the block succeeds.
 
@@ -39,20 +39,40 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
     try:
-        yield temporary
-        if not temporary.exists():
-            raise OutputError(f"{target}: nothing was written.")
-        os.replace(temporary, target)
+        with writing(target, temporary):
+            yield temporary
+            if not temporary.exists():
+                raise OutputError(f"{target}: nothing was written.")
+            os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):  # of a disk that went read-only; what failed is said
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name the file, and what to do, where a block that writes it fails.
+
+    Args:
+        target: what is written.
+        temporary: another name that it is written under.
+
+    Raises:
+        OutputError: the disk is full, or nothing may be written there.
+    """
+    try:
+        yield
     except OSError as error:
-        ours = error.filename is not None and str(error.filename) == str(temporary)
-        if ours or error.errno in _FULL_OR_READ_ONLY:
+        named = None if error.filename is None else str(error.filename)
+        ours = named is not None and named in (str(temporary), str(target))
+        # Without a number it is NumPy's: so many values were to be written, so many were.
+        full = error.errno in _FULL_OR_READ_ONLY or (error.errno is None and named is None)
+        if ours or full:
             raise OutputError(
                 f"{target}: can't be written ({error.strerror or error}). "
                 "Check the free space and the rights of the folder."
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from normscan.errors import ScanError, nearest
 from normscan.io.address import KEYS
+from normscan.io.memory import check_memory
 
 MAX_VOXELS = 2**31
 """Most values a file may declare: above it no memory is asked for (8 GiB as float32)."""
@@ -422,13 +423,14 @@ def as_float32(array: np.ndarray, path: Path, nan: bool = False) -> np.ndarray:
 
     Raises:
         ScanError: no values; complex, text or structured values; NaN or infinite values; values
-            beyond the range of float32.
+            beyond the range of float32; more than fit the memory.
     """
     if array.size == 0:
         raise ScanError(f"{path}: holds no pixels, so it is damaged. Copy it again.")
     if array.dtype.kind not in "biuf":
         mend = "Save the magnitude" if array.dtype.kind == "c" else "Save plain numbers"
         raise ScanError(f"{path}: values of type {array.dtype} are no image intensities. {mend}.")
+    check_memory(path, array.size * (4 * (array.dtype != np.float32) + (array.dtype.kind == "f")))
     if array.dtype.kind == "f":
         finite = np.isfinite(array)
         if not finite.all() and (not nan or np.isinf(array).any()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from normscan.io.files import (
     raster_channels,
     sniff,
 )
+from normscan.io.memory import check_memory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,7 +108,9 @@ def is_lossy_webp(path: Path) -> bool:
 
 
 def _check(image: Any, path: Path) -> None:
-    check_size(path, (*image.size, len(image.getbands())))
+    shape = (*image.size, len(image.getbands()))
+    check_size(path, shape)
+    check_memory(path, 5 * math.prod(shape))  # as it is stored, and as float32
     frames = getattr(image, "n_frames", 1)
     if image.format == "WEBP" and frames > 1:
         raise ScanError(f"{path}: a moving picture of {frames} frames. Save the wanted one.")

@@ -15,7 +15,9 @@ from normscan.cohort import Cohort
 from normscan.detector.finding import Finding
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import atomic_path
-from normscan.io.atomic import check_folder
+from normscan.io.atomic import check_folder, writing
+from normscan.io.lock import one_writer
+from normscan.io.sheets import inert, revived
 from normscan.io.values import plain, read_json, write_json
 from normscan.limits.curves import LEVELS
 from normscan.limits.result import Limits, examples
@@ -113,8 +115,9 @@ def detection_limits(
             "contrasts": grid[1], "overlap": overlap, "seed": seed,
         }
     )  # fmt: skip
-    ledger = Ledger(None if out is None else Path(out), plan, 1 + len(grid[0]) * len(grid[1]))
-    with Progress(progress) as bar:
+    folder = None if out is None else Path(out)
+    with one_writer(folder), Progress(progress) as bar:
+        ledger = Ledger(folder, plan, 1 + len(grid[0]) * len(grid[1]))
         failures = _plant(detector, source, grid, range(count), overlap, ledger, bar)
         if not any(row["size"] for row in ledger.rows):
             reason = failures[0]["reason"] if failures else "there was none"
@@ -283,14 +286,14 @@ class Ledger:
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(map(_inert, self.rows))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Take in the rows of a site."""
         self.rows += rows
         if self.path is not None and rows:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
+            with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(map(_inert, rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -306,7 +309,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if reader.fieldnames is None or list(reader.fieldnames) != list(COLUMNS):
         raise ValueError("other columns")
     for cells in reader:
-        row: dict[str, Any] = dict(cells)
+        row: dict[str, Any] = {name: revived(cell) for name, cell in cells.items()}
         for name in COLUMNS[4:-2] + COLUMNS[-1:] + ("site",):
             value = row.get(name) or ""
             if name in (*LEVELS.values(), "twin_hit"):
@@ -315,6 +318,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 row[name] = int(value) if name == "site" else float(value)
         rows.append(row)
     return rows
+
+
+def _inert(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: inert(value) for name, value in row.items()}
 
 
 def _complete(rows: list[dict[str, Any]], complete: int) -> list[dict[str, Any]]:

@@ -162,7 +162,8 @@ def scan_source(scans: Cohort | Sequence[Scan], split: str, seed: int) -> ScanSo
     for place in order:  # as many subjects as there are, before any comes twice
         seen[rows[place].subject] = turn = seen.get(rows[place].subject, -1) + 1
         ranked.append((turn, len(ranked), rows[place]))
-    names = hashlib.sha256("\n".join(row.scan for row in rows).encode()).hexdigest()[:16]
+    told = "\n".join(f"{row.scan} {row.key()}" for row in rows)
+    names = hashlib.sha256(told.encode()).hexdigest()[:16]
     about = {"split": split, "scans": len(rows), "subjects": len(seen), "names": names}
     loaders = [(row.subject, row.scan, _loader(row)) for *_, row in sorted(ranked, key=_turn)]
     return ScanSource(loaders, seed, {**about, "kind": BLOB}, notes, f"{cohort.root}{os.sep}")

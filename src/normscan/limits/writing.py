@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from normscan.io import atomic_path, check_folder
+from normscan.io.sheets import inert_table
 from normscan.io.values import write_json
 from normscan.limits.page import write_page
 from normscan.limits.pictures import draw
@@ -21,7 +22,7 @@ def write_limits(limits: Limits, folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     check_folder(folder)
     with atomic_path(folder / "limits.csv") as temporary:
-        limits.rows.to_csv(temporary, index=False)
+        inert_table(limits.rows).to_csv(temporary, index=False)
     for suffix in ("png", "svg", "pdf"):
         with atomic_path(folder / f"limits.{suffix}") as temporary:
             draw(limits, temporary)

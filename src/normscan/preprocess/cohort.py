@@ -15,6 +15,7 @@ from normscan.cohort import Cohort, CohortRow
 from normscan.cohort.table import holds_files
 from normscan.errors import NormscanError, OutputError
 from normscan.io import atomic_path, write_map
+from normscan.io.lock import one_writer
 from normscan.io.values import finite
 from normscan.parallel import each
 from normscan.preprocess.cache import describe, digest
@@ -205,25 +206,26 @@ def prepare_cohort(
         OutputError: ``out`` holds something else, or was begun with other settings.
         NormscanError: no scan could be prepared.
     """
-    preprocess = _claim(out, preprocess, cohort, workers, cache)
-    result = PreparedCohort(out / TABLE)
-    cells: list[dict[str, str] | None] = []
-    done = each(Writer(preprocess, out, cache), list(cohort), workers)
-    for row, found in zip(cohort, track(done), strict=True):
-        if isinstance(found, Exception):
-            result.failures.append((row.scan, str(found)))
-            cells.append(None)
-            continue
-        about, before = found
-        result.kept += before
-        result.written += not before
-        result.notes += [(row.scan, note) for note in about["notes"]]
-        cells.append(about["files"])
-    if not any(cells):
-        reason = result.failures[0][1] if result.failures else "it has no scans"
-        raise NormscanError(f"no scan of the cohort could be prepared: {reason}")
-    _write_table(cohort, cells, out)
-    return result
+    with one_writer(out):
+        preprocess = _claim(out, preprocess, cohort, workers, cache)
+        result = PreparedCohort(out / TABLE)
+        cells: list[dict[str, str] | None] = []
+        done = each(Writer(preprocess, out, cache), list(cohort), workers)
+        for row, found in zip(cohort, track(done), strict=True):
+            if isinstance(found, Exception):
+                result.failures.append((row.scan, str(found)))
+                cells.append(None)
+                continue
+            about, before = found
+            result.kept += before
+            result.written += not before
+            result.notes += [(row.scan, note) for note in about["notes"]]
+            cells.append(about["files"])
+        if not any(cells):
+            reason = result.failures[0][1] if result.failures else "it has no scans"
+            raise NormscanError(f"no scan of the cohort could be prepared: {reason}")
+        _write_table(cohort, cells, out)
+        return result
 
 
 def _claim(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Scans that a step learns from.
 LEARNING_SCANS = 50
+MOST_STEPS = 64
 
 Scaling = Literal[
     "auto", "percentile", "median", "minmax", "zscore", "file", "equalise", "none", "evidence"
@@ -137,8 +138,16 @@ class Preprocess:
         object.__setattr__(self, "steps", plain_steps(self.steps))
         if not 8 <= self.size <= 4096:
             raise ArgumentError(f"preprocess.size is {self.size}; it must lie in 8..4096 pixels.")
-        if self.spacing is not None and not self.spacing > 0:
-            raise ArgumentError(f"preprocess.spacing is {self.spacing}; it must be positive (mm).")
+        if self.spacing is not None and not 1e-4 <= self.spacing <= 1000:
+            raise ArgumentError(
+                f"preprocess.spacing is {self.spacing}; it must lie in 0.0001..1000 mm."
+            )
+        if not 0 < self.limit < float("inf"):
+            raise ArgumentError(f"preprocess.limit is {self.limit}; it must be positive.")
+        if len(self.steps) > MOST_STEPS:
+            raise ArgumentError(
+                f"preprocess.steps are {len(self.steps)}; {MOST_STEPS} are the most."
+            )
         if not 50 <= self.percentile <= 100:
             raise ArgumentError(
                 f"preprocess.percentile is {self.percentile}; it must lie in 50..100."

@@ -396,6 +396,7 @@ class Gate:
             missing = sorted(needed - set(state["limits"]))
             if missing:
                 raise KeyError(missing[0])
+            rules.check_limits(state["limits"])
             return cls(
                 dict(state["limits"]),
                 None if nearest is None else Nearest.from_dict(nearest),

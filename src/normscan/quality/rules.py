@@ -127,6 +127,23 @@ def widen_values(limits: dict[str, Any], wholes: list[dict[str, Any]]) -> None:
         limits["rim"] = [float(v) for v in np.quantile(rims, [1 - RIM_SHARE, RIM_SHARE])]
 
 
+def check_limits(limits: Limits) -> None:
+    """Refuse stored limits that are not of the form that training scans give.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    for name in (*KINDS, "hounsfield"):
+        kind = int if name in ("dims", "channels", "hounsfield") else str
+        if not isinstance(limits[name], list) or not all(isinstance(v, kind) for v in limits[name]):
+            raise ValueError(f"the limits of {name} are {str(limits[name])[:80]}")
+    ranges = {name: limits[name] for name in (*RANGES, *VALUES, "rim") if name in limits}
+    for name, ends in ranges.items():
+        both = np.array(ends, dtype=np.float64)
+        if len(both) != 2 or both.ndim > 2 or not np.isfinite(both).all():
+            raise ValueError(f"the limits of {name} are {str(ends)[:80]}")
+
+
 def kind_problems(header: Mapping[str, Any], limits: Limits) -> Iterator[Problem]:
     """Yield another number of axes or channels, another modality."""
     if header["dims"] not in limits["dims"]:

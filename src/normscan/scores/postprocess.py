@@ -19,12 +19,16 @@ Step = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 # Values of a map whose medians are taken at once: so many stay in the cache.
 IN_CACHE = 2**15
-_STEPS: dict[str, tuple[Step, float]] = {}
+_STEPS: dict[str, tuple[Step, float, tuple[float, float]]] = {}
+# Of a side in pixels: what is larger than a working grid takes memory and hours, and means nothing.
+WIDEST, WIDEST_MEDIAN = 4096, 63
 
 
-def _step(name: str, default: float) -> Callable[[Step], Step]:
+def _step(
+    name: str, default: float, least: float = 0, most: float = WIDEST
+) -> Callable[[Step], Step]:
     def decorate(function: Step) -> Step:
-        _STEPS[name] = (function, default)
+        _STEPS[name] = (function, default, (least, most))
         return function
 
     return decorate
@@ -34,7 +38,7 @@ def parse(chain: Sequence[str]) -> list[tuple[str, float]]:
     """Return names and values of a chain such as ``("erode=12", "median=5")``.
 
     Raises:
-        ArgumentError: unknown step or a value that is no number.
+        ArgumentError: unknown step, a value that is no number or out of its range.
     """
     steps = []
     for text in chain:
@@ -44,10 +48,16 @@ def parse(chain: Sequence[str]) -> list[tuple[str, float]]:
                 f"there is no post-processing step '{name}'.{nearest(name, _STEPS)} "
                 f"Known: {', '.join(_STEPS)}."
             )
+        _, default, (least, most) = _STEPS[name]
         try:
-            steps.append((name, float(value) if value else _STEPS[name][1]))
+            number = float(value) if value else default
         except ValueError:
             raise ArgumentError(f"post-processing step '{text}': '{value}' is no number.") from None
+        if not least <= number <= most:
+            raise ArgumentError(
+                f"post-processing step '{text}': the value must lie in {least:g}..{most:g}."
+            )
+        steps.append((name, number))
     return steps
 
 
@@ -93,7 +103,7 @@ def erode_foreground(
     return anomaly * binary_erosion(foreground, cross, iterations=int(value), border_value=1)
 
 
-@_step("inner", 5)
+@_step("inner", 5, 1)
 def inner_foreground(
     anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
 ) -> np.ndarray:
@@ -104,7 +114,7 @@ def inner_foreground(
     return anomaly * (uniform_filter(foreground.astype(np.float32), size, mode="nearest") > 0.95)
 
 
-@_step("median", 5)
+@_step("median", 5, 1, WIDEST_MEDIAN)
 def median(
     anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
 ) -> np.ndarray:
@@ -116,7 +126,7 @@ def median(
     return np.asarray(median_filter(anomaly, int(value), mode="reflect"))
 
 
-@_step("median_inplane", 5)
+@_step("median_inplane", 5, 1, WIDEST_MEDIAN)
 def median_inplane(
     anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
 ) -> np.ndarray:
@@ -176,7 +186,7 @@ def smooth(
     return np.asarray(gaussian_filter(anomaly, sigma))
 
 
-@_step("hyperintense", 0.9)
+@_step("hyperintense", 0.9, 0, 1)
 def hyperintense(
     anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
 ) -> np.ndarray:
@@ -200,7 +210,7 @@ def otsu(
     return np.asarray(anomaly * (anomaly > value * threshold_otsu(anomaly.ravel())))
 
 
-@_step("opening", 256)
+@_step("opening", 256, 0, 2**31)
 def area_opening(
     anomaly: np.ndarray, foreground: np.ndarray, image: np.ndarray, value: float
 ) -> np.ndarray:

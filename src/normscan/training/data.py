@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from normscan.errors import CohortError, ScanError
+from normscan.io.atomic import writing
 from normscan.io.companions import MEANINGS
 from normscan.methods.base import Batch, Method
 from normscan.parallel import each
@@ -136,7 +137,7 @@ class PreparedSet:
         index |= {"labels": [], "scans": [], "subjects": [], "beside": {}}
         drawn, numbers = part == "anomalous", dict[str, int]()
         shape: tuple[int, ...] | None = None
-        with contextlib.ExitStack() as stack:
+        with writing(folder), contextlib.ExitStack() as stack:
             files = {
                 name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in TYPES
             }
@@ -172,7 +173,8 @@ class PreparedSet:
             first = index["failures"][0][1] if index["failures"] else "it has no scans"
             raise ScanError(f"no scan of this part of the cohort could be prepared: {first}")
         index["shape"] = shape
-        (folder / "index.json").write_text(json.dumps(index))
+        with writing(folder):
+            (folder / "index.json").write_text(json.dumps(index))
         return cls.open(folder, patch, context)
 
     @classmethod

@@ -32,9 +32,13 @@ def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> N
     Raises:
         OutputError: it exists (and ``resume`` is False), or belongs to another configuration.
     """
-    if not _first_process():
+    if not first_process():
         return
-    if check_run(folder, resume):
+    begun = check_run(folder, resume)
+    for left in folder.rglob(".tmp-*"):  # half a file of a run that was killed
+        if left.is_file():
+            left.unlink(missing_ok=True)
+    if begun:
         config = folder / CONFIG
         try:
             before = dict(read_json(config))
@@ -60,7 +64,7 @@ def check_run(folder: Path, resume: bool) -> bool:
     Raises:
         OutputError: it exists and is no run folder, or ``resume`` is False.
     """
-    if not _first_process():  # the first made the folder for all
+    if not first_process():  # the first made the folder for all
         return False
     if not folder.exists() or (folder.is_dir() and not any(map(_counts, folder.iterdir()))):
         return False
@@ -90,7 +94,7 @@ def tidied(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         begun = [folder / CHECKPOINT, *(folder / FOLDS).glob("*/*.safetensors")]
-        if _first_process() and not any(path.exists() for path in begun):
+        if first_process() and not any(path.exists() for path in begun):
             shutil.rmtree(folder / FOLDS, ignore_errors=True)
             shutil.rmtree(folder / MAPS, ignore_errors=True)
             (folder / LOG).unlink(missing_ok=True)
@@ -100,12 +104,12 @@ def tidied(folder: Path) -> Iterator[None]:
                     (folder / name).unlink(missing_ok=True)
         raise
     finally:
-        if _first_process():
+        if first_process():
             shutil.rmtree(folder / CACHE, ignore_errors=True)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
     """Whether this is the only or the first of several processes."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from normscan.errors import ArgumentError, NormscanError
+from normscan.io.atomic import writing
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed, seeded
 from normscan.training.checkpoint import cpu_state, load_state, save_state
@@ -289,7 +290,8 @@ class Trainer:
         line = {"phase_index": index, "phase": phase, "step": step + 1, "terms": values}
         line |= {"validation": validation, "seconds": round(self.seconds[phase], 3)}
         if self.fabric.is_global_zero:
-            with (self.folder / LOG).open("a") as file:
+            path = self.folder / LOG
+            with writing(path), path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
 
@@ -306,7 +308,8 @@ class Trainer:
                 continue  # cut where the process was killed
             if (line["phase_index"], line["step"]) <= (phase, step):
                 kept.append(text + "\n")
-        path.write_text("".join(kept))
+        with writing(path):
+            path.write_text("".join(kept))
 
 
 def looked_at(every: int, batch_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from normscan.io.dicom.instance import Instance
 from normscan.io.dicom.source import MAX_RATIO, parsing
 from normscan.io.dicom.values import Groups, fetch, number, numbers, text
 from normscan.io.files import as_float32, check_size
+from normscan.io.memory import check_memory
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -78,6 +80,7 @@ class Pixels:
         frames, *plane = file.stored
         size = (*plane, frames * file.samples)
         check_size(name, size)
+        check_memory(name, 8 * math.prod(file.stored[1:]) * file.samples)
         if np.prod(size, dtype=float) > MAX_RATIO * file.source.size + 2**24:
             raise ScanError(
                 f"{name}: declares {size[0]} x {size[1]} x {size[2]} values, more than the file can "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from normscan.io.dicom.pixels import Picture, Pixels, window
 from normscan.io.dicom.source import PathLike, parsing, read_whole
 from normscan.io.dicom.values import Groups
 from normscan.io.files import Header, check_size
+from normscan.io.memory import check_memory
 from normscan.scan import RASTER_AFFINE, Scan
 from normscan.series import LPS_TO_RAS, Layout, Series, from_planes
 
@@ -189,7 +191,9 @@ def _decoded(
     by_file: dict[Any, list[int]] = {}
     for place, plane in enumerate(planes):
         by_file.setdefault(plane.file, []).append(place)
-    check_size(where, (len(planes), *size, planes[0].file.samples))
+    shape = (len(planes), *size, planes[0].file.samples)
+    check_size(where, shape)
+    check_memory(where, 8 * math.prod(shape))  # the planes, and the volume that they make
     headers: list[Any] = [None] * len(planes)
     stack: np.ndarray | None = None
     lowest, inverted, shown = np.inf, False, {}

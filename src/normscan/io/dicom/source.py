@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from normscan.errors import ScanError
 from normscan.io.files import decoding, is_bare_dicom, walk_files
+from normscan.io.memory import check_memory, memory_limit
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -32,6 +33,7 @@ MAX_ITEMS = 500_000  # of all sequences of a file
 MAX_READS = 2_000_000  # steps of the parser through a file
 FEW_READS = 100_000  # what a small file may take of them; more by one in 32 bytes
 _ITEM = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+FEW_BYTES = 2**20  # that are read without looking at the memory
 HEAD = 512
 
 
@@ -65,8 +67,7 @@ class Source:
             file: IO[bytes] = self.path.open("rb")
             return _Clamped(file, self.size, str(self))  # type: ignore[return-value]
         info = self.archive.infolist()[self.place - 1]
-        with self.archive.open(info) as member:
-            file = BytesIO(member.read(info.file_size))
+        file = _Unpacked(self.archive.open(info), self.size, self.path)  # type: ignore[assignment]
         return _Clamped(file, self.size, str(self), info.compress_size)  # type: ignore[return-value]
 
     def head(self) -> bytes:
@@ -77,6 +78,37 @@ class Source:
         info = self.archive.infolist()[self.place - 1]
         with parsing(self), self.archive.open(info) as member:
             return bytes(member.read(HEAD))
+
+
+class _Unpacked:
+    """A member of an archive that is unpacked only as far as it is read, and kept to go back in."""
+
+    def __init__(self, member: IO[bytes], size: int, path: Path) -> None:
+        self.member, self.size, self.path = member, size, path
+        self.kept, self.place = bytearray(), 0
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.place = max(0, offset + (0, self.place, self.size)[whence])
+        return self.place
+
+    def read(self, count: int) -> bytes:
+        end = min(self.place + count, self.size)
+        if end - len(self.kept) > FEW_BYTES:
+            check_memory(self.path, 2 * end)
+        while len(self.kept) < end:
+            block = self.member.read(min(end - len(self.kept), 2**20))
+            if not block:
+                break
+            self.kept += block
+        found = bytes(self.kept[self.place : end])
+        self.place += len(found)
+        return found
+
+    def close(self) -> None:
+        self.member.close()
 
 
 class _Clamped:
@@ -339,7 +371,7 @@ def _inflated(file: IO[bytes], source: Source) -> IO[bytes]:
     """Return the same file, not deflated."""
     from pydicom.uid import ExplicitVRLittleEndian
 
-    limit = min(MAX_INFLATED, MAX_RATIO * source.size + 2**20)
+    limit = min(MAX_INFLATED, MAX_RATIO * source.size + 2**20, memory_limit() // 3)
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     data = machine.decompress(file.read(), limit)
     if machine.unconsumed_tail:

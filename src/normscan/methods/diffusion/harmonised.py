@@ -27,6 +27,7 @@ from normscan.methods.diffusion.engine import (
 from normscan.methods.reconstruction import absolute
 from normscan.networks.diffusion import DiffusionSchedule, Guess, linear_betas
 from normscan.objectives.lpips import SpatialLPIPS
+from normscan.progress import steps_of
 from normscan.registry import register
 from normscan.signatures import Options
 from normscan.synthesis.blur import smooth
@@ -111,7 +112,8 @@ class Repainted(Perceptive):
         walker = self.walker(x, batch, short)
         top = walker.at(len(short) - 1, x)
         known, now = x * ~mask, short.diffuse(restored, top, self.noise(x, top, batch))
-        for step in reversed(range(1, len(short))):
+        for passed in steps_of("step of painting", len(short) - 1):
+            step = len(short) - 1 - passed
             t = walker.at(step - 1, x)
             for turn in range(self.resamples):
                 kept = short.diffuse(known, t, self.noise(x, t, batch))

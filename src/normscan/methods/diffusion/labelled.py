@@ -35,6 +35,7 @@ from normscan.networks.diffusion import (
 )
 from normscan.networks.guided import GuidedUNet, Layout, attended
 from normscan.networks.taps import import_timm
+from normscan.progress import steps_of
 from normscan.registry import register
 from normscan.signatures import Options
 
@@ -364,7 +365,8 @@ class Fused(LabelledDiffusion):
             decoding = Walker(s, sampling.predict)
             decoded = self.encoded(x, decoding)
             fused = decoded
-            for step in reversed(range(len(s) - 2)):
+            for passed in steps_of("step down", len(s) - 2):
+                step = len(s) - 3 - passed
                 fused, _ = sampling.step(fused, step)
                 decoded, _ = decoding.step(decoded, step)
                 fused = fused * mask + decoded * (1 - mask)

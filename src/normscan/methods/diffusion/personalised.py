@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase
-from normscan.methods.diffusion.engine import Training, diffusion_phase, training
+from normscan.methods.diffusion.engine import Training, diffusion_phase, training, training_of
 from normscan.networks.diffusion import Guess, Walker
 from normscan.networks.stable import Clip, StableDiffusion
 from normscan.progress import steps_of
@@ -222,6 +222,11 @@ def one_to_normal(
         f"a photo of a sks {subject}",
         Personal(level, sample_steps, guidance, pool, clip_pixels, pool_weight, own_weight),
         lambda unet: diffusion_phase(
-            "personalise", unet, weight_decay=0.01, clip=1.0, **{"validate_every": 0, **options}
+            "personalise",
+            unet,
+            weight_decay=0.01,
+            clip=1.0,
+            validate_every=0,
+            **training_of(options),
         ),
     )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase
-from normscan.methods.diffusion.engine import Training, diffusion_phase, training
+from normscan.methods.diffusion.engine import Training, diffusion_phase, training, training_of
 from normscan.networks.backbones import Backbone
 from normscan.networks.bridge import GaussianMixture, LightBridge
 from normscan.registry import register
@@ -219,6 +219,7 @@ def dpdl(
         Terms(bridge_weight, push_weight, dispersion_weight, share, patches),
         lambda parts: diffusion_phase(
             "bridge", parts, part="healthy+labelled", balanced=True,
-            **{**options, "validate_every": 0},
+            validate_every=0,
+            **training_of(options),
         ),
     )  # fmt: skip

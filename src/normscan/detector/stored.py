@@ -1,0 +1,265 @@
+"""A stored detector is data: every value is checked against its bounds before anything is built.
+
+Nothing of ``detector.json`` is trusted, and the hash of the weights beside it proves only that both
+belong together. What passes here still costs memory and time to build; ``Allowance`` bounds both by
+what the weights file holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normscan.errors import ArgumentError
+from normscan.io.values import plain, tupled
+from normscan.version import __version__
+
+if TYPE_CHECKING:
+    from normscan.methods.base import Method
+    from normscan.registry import Card
+
+MOST = 2**53  # of any whole number: what JSON carries exactly
+LONGEST = 10_000  # characters of a text
+DEEPEST = 32  # lists in lists
+# Beside what is stored a method may make tables that it doesn't store, and tensors on the way.
+SPARE_VALUES, SPARE_TENSORS = 2**28, 20_000
+TIMES_VALUES, TIMES_TENSORS = 8, 20
+_MAKERS = (
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "rand",
+    "randn",
+    "randint",
+    "eye",
+    "arange",
+    "linspace",
+)
+
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Short = Annotated[str, Field(max_length=LONGEST)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Counts = dict[Name, Count]
+Records = list[dict[str, Any]]
+Steps = Annotated[list[Name], Field(max_length=32)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+
+class _Calibration(_Strict):
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["auto", "split", "cross"]
+    folds: Annotated[int, Field(ge=2, le=1000)] = 5
+    refit: bool = False
+    trim: Annotated[int, Field(ge=0, le=10**6)] = 0
+
+
+class _Configuration(_Strict):
+    method: Name
+    preset: Name
+    arguments: dict[Name, Any]
+    preprocess: dict[Name, Any]
+    postprocess: Steps
+    reduction: Name
+    fpr: Rate
+    pixel_fpr: Rate
+    patch: Annotated[int, Field(ge=1, le=4096)] | None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    wrappers: Annotated[list[Name], Field(max_length=8)] = []
+    calibration: _Calibration | None = None
+    false_components: Annotated[float, Field(ge=0)] | None = None
+    replaces: bool = False
+
+
+class _Training(_Strict):
+    """What was noted of the training; other keys are kept as they are."""
+
+    cohort_size: Counts = {}
+    subjects: Counts = {}
+    samples: Counts = {}
+    seconds: dict[Name, Annotated[float, Field(ge=0)]] = {}
+    folds: Annotated[int, Field(ge=0, le=1000)] | None = None
+    left_out: list[Short] | int = []
+    calibration: Short = ""
+    device: Short = ""
+    alone: bool = False
+    stale: bool = False
+    elsewhere: dict[str, Any] | None = None
+    reduction: dict[str, Any] | None = None
+    earlier: dict[str, Any] | list[Any] | None = None
+    updates: Records = []
+    excluded: Records = []
+    references: Records = []
+    not_scored: Records = []
+
+
+class _Stored(_Strict):
+    configuration: _Configuration
+    channels: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=4096)]
+    filled: list[Name] = []
+    scan_threshold: dict[str, Any] | None
+    pixel_threshold: float | None
+    training: _Training
+    gate: dict[str, Any] | None = None
+    sha256: Hash
+    places_sha256: Hash | None = None
+    versions: dict[Name, Short] = {}
+
+    @field_validator("filled")
+    @classmethod
+    def _known(cls, value: list[str], info: Any) -> list[str]:
+        if unknown := set(value) - set(info.data.get("channels", ())):
+            raise ValueError(f"{sorted(unknown)[0]} is none of its channels")
+        return value
+
+
+def check_stored(about: Any) -> None:
+    """Refuse a description of a detector with a value of another kind, or beyond its bounds.
+
+    Args:
+        about: content of ``detector.json``.
+
+    Raises:
+        ArgumentError: names the first such value, what it is and what it must be.
+    """
+    for name, value in about.items():
+        # Scores may be infinite, and their threshold is checked against them where it is built.
+        bounded(value, name, finite=name not in ("scan_threshold", "training"))
+    try:
+        stored = _Stored.model_validate(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise ArgumentError(f"{place} is {_shown(first['input'])}: {first['msg']}") from None
+    _warn_of_later(stored.versions.get("normscan", ""))
+
+
+def bounded(value: Any, place: str, depth: int = 0, finite: bool = True) -> None:
+    """Refuse what nests too deeply and, unless they may be there, numbers that are not finite.
+
+    Raises:
+        ArgumentError: names the place.
+    """
+    if depth > DEEPEST:
+        raise ArgumentError(f"{place[:100]} nests deeper than {DEEPEST} levels")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            bounded(inner, f"{place}.{name}", depth + 1, finite)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            bounded(inner, f"{place}.{i}", depth + 1, finite)
+    elif finite and isinstance(value, float) and not math.isfinite(value):
+        raise ArgumentError(f"{place} is {value}: it must be finite")
+
+
+def check_arguments(card: Card, arguments: Mapping[str, Any], channels: int) -> None:
+    """Refuse arguments of a method that are not of the kind that its signature names.
+
+    Args:
+        card: of the method.
+        arguments: all of them, as JSON gave them.
+        channels: of the scans.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    known = inspect.signature(card.build).parameters
+    if unlike := set(known) ^ set(arguments):
+        what = "lacks" if unlike & set(known) else "has no"
+        raise ArgumentError(f"method '{card.id}' {what} argument '{sorted(unlike)[0]}'")
+    for name, value in arguments.items():
+        kind = known[name].annotation
+        try:
+            fits = plain(TypeAdapter(kind).validate_python(tupled(value))) == plain(value)
+        except (ValidationError, TypeError):
+            fits = False
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not fits or (whole and abs(value) > MOST):
+            raise ArgumentError(f"the argument {name} of {card.id} is {_shown(value)}")
+    for name, allowed in (("dims", card.dims), ("size", range(1, 4097))):
+        value = arguments.get(name)
+        if name in known and (value not in allowed or isinstance(value, bool)):
+            raise ArgumentError(f"the argument {name} of {card.id} is {_shown(value)}")
+    if "channels" in known and arguments["channels"] != channels:
+        raise ArgumentError(f"{channels} channels are named, for {arguments['channels']}")
+
+
+class Allowance(TorchDispatchMode):
+    """Bounds what may be made while a method is built for weights that lie in a file.
+
+    A network is about as large as its weights: one that asks for far more memory, or for far more
+    tensors, is stopped before it gets them.
+
+    Args:
+        path: safetensors file; its header alone is read.
+
+    Raises:
+        ValueError: no such file, inside the block a network that is too large.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self.kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
+                sizes = [math.prod(one.get_shape()) for one in slices.values()]
+        except Exception as error:  # it raises kinds of its own
+            raise ValueError(f"{path.name} can't be read ({error})") from error
+        self.values = TIMES_VALUES * sum(sizes) + SPARE_VALUES
+        self.tensors = TIMES_TENSORS * len(sizes) + SPARE_TENSORS
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in _MAKERS:
+            first = args[0] if args else 0
+            self.values -= math.prod(first) if isinstance(first, list | tuple) else 0
+            self.tensors -= 1
+            if self.values < 0 or self.tensors < 0:
+                raise ValueError("its arguments make a far larger network than its weights are of")
+        return func(*args, **(kwargs or {}))
+
+    def check_kinds(self, method: Method) -> None:
+        """Refuse weights that would have to be cast from another kind of number.
+
+        Between floats of different sizes they may be: training in half precision stores those.
+
+        Raises:
+            ValueError: names the tensor.
+        """
+        for name, value in method.state_dict().items():
+            kind = self.kinds.get(name, "")
+            floats = kind.startswith(("F", "BF")), value.dtype.is_floating_point
+            if kind and (floats[0] != floats[1] or kind.startswith("C") != value.is_complex()):
+                raise ValueError(f"{name} is stored as {kind}, and is {value.dtype}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _warn_of_later(version: str) -> None:
+    """Say that a later version wrote a detector, which may know more than is read here."""
+    numbers = [[int(n) for n in v.split(".")[:2] if n.isdigit()] for v in (version, __version__)]
+    if numbers[0] > numbers[1]:
+        warnings.warn(
+            f"the detector was written by normscan {version}, this is {__version__}: what later "
+            "versions added is not known here.",
+            stacklevel=2,
+        )
