@@ -56,7 +56,8 @@ def _mask(image: np.ndarray) -> np.ndarray:
     else:
         smooth = ndimage.uniform_filter(image, 3)
         limit = min(
-            float(threshold_otsu(smooth)), low + 0.1 * (float(np.percentile(image, 99)) - low)
+            float(threshold_otsu(smooth.ravel())),
+            low + 0.1 * (float(np.percentile(image, 99)) - low),
         )
         mask = ndimage.binary_fill_holes(smooth > limit)
         labels = connected(mask, faces=True)
