@@ -188,9 +188,10 @@ def acknowledge(link: Any) -> None:
     hold the next piece until the last is acknowledged (Nagle's algorithm), which TCP puts off for
     40 ms: 20 objects/s.
     """
-    if link.socket is not None and hasattr(socket, "TCP_QUICKACK"):
+    open_ = getattr(link, "socket", None)
+    if open_ is not None and hasattr(socket, "TCP_QUICKACK"):
         with suppress(OSError):  # gone meanwhile
-            link.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            open_.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 class MismatchError(ScanError):
