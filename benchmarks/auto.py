@@ -2,7 +2,7 @@
 
     python benchmarks/auto.py run --data ../shared/data --work WORK [--sets phantom,...] [--seeds 0]
     python benchmarks/auto.py simulate --work WORK [--repetitions 200]
-    python benchmarks/auto.py ranks --work WORK
+    python benchmarks/auto.py tables --work WORK
 
 ``run``: a cell is (set, seed). ``auto`` is fitted by its usual way; then each candidate of its plan
 alone, with the same preset, the same calibration and its own preprocessing. The test labels are looked
@@ -12,7 +12,8 @@ at when all is fitted, and choose nothing but the column that says so. A finishe
 it in its own useless way, the detector as it is: in every repetition it chooses and weighs, calibrates
 with folds, and decides on fresh healthy images.
 
-``ranks``: of the finished cells, does the evidence put candidates into the order of their true AUROCs?
+``tables``: of the finished cells: auto beside its candidates; whether the evidence puts these into the
+order of their true AUROCs; each kind of planted anomaly as the other kinds' choice finds it.
 """
 
 from __future__ import annotations
@@ -237,22 +238,65 @@ def simulate(options: Any) -> None:
     )
 
 
-# ------------------------------------------------------------------------------ ranks
+# ------------------------------------------------------------------------------ tables
 
 
-def ranks(options: Any) -> None:
-    for path in sorted(options.work.glob("*-[0-9].json")):
-        entry = read_json(path)
-        if entry["alone"]:
-            known = {k: a for k, (_, a) in weights(entry).items() if k in entry["alone"]}
-            true = [entry["alone"][name]["auroc"] for name in known]
-            rank = spearmanr(list(known.values()), true).statistic
-            print(f"{entry['set']:<26}{entry['seed']}  {len(true)} candidates  {rank:.2f}")
+def written(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def beside(entry: dict[str, Any]) -> list[str]:
+    """Rows of auto and of each candidate alone."""
+    rows = {"**auto**": {**entry["auto"], "seconds": entry["seconds"]}, **entry["alone"]}
+    known = weights(entry)
+    return [
+        f"| {entry['set']}, {entry['seed']} | {name} | {row['auroc']:.3f} | {written(row['pixel_ap'])} "
+        f"| {row['sensitivity']:.2f} | {row['alarms']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
+        f"| {row['promised']:.3f} | {written(known.get(name, (None,))[0], 2)} "
+        f"| {written(known.get(name, (None, None))[1])} | {row['seconds'] / 60:.1f} |"
+        for name, row in rows.items()
+    ]
+
+
+def behind(entry: dict[str, Any]) -> str:
+    """Row of auto beside the median candidate and the best one in hindsight, and of the order."""
+    known = {k: a for k, (_, a) in weights(entry).items() if k in entry["alone"]}
+    true = [entry["alone"][name]["auroc"] for name in known]
+    rank = spearmanr(list(known.values()), true).statistic
+    best = list(known)[int(np.argmax(true))]
+    own = entry["auto"]["auroc"]
+    return (
+        f"| {entry['set']}, {entry['seed']} | {own:.3f} | {np.median(true):.3f} | {max(true):.3f} "
+        f"({best}) | {own - max(true):+.3f} | {rank:.2f} of {len(true)} |"
+    )
+
+
+def kinds(entry: dict[str, Any]) -> list[str]:
+    """Rows of the kinds of planted anomalies, of the first fold."""
+    found = folds(entry)[0]["kind_left_out"]
+    return [
+        f"| {entry['set']}, {entry['seed']} | {name} | {written(row['together'])} "
+        f"| {written(row['best_single'])} |"
+        for name, row in found.items()
+    ]
+
+
+def tables(options: Any) -> None:
+    entries = [read_json(path) for path in sorted(options.work.glob("*-[0-9].json"))]
+    print("| set, seed | auto | median | best in hindsight | auto - best | rank correlation |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(behind(entry) for entry in entries if entry["alone"]))
+    print("\n| set, seed | method | image AUROC | pixel AP | sensitivity | false alarms [95 %] "
+          "| promised | weight | AUROC, planted | minutes |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(row for entry in entries for row in beside(entry)))
+    print("\n| set, seed | kind left out | members together | best single one |\n|---|---|---|---|")
+    print("\n".join(row for entry in entries for row in kinds(entry)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["run", "simulate", "ranks"])
+    parser.add_argument("command", choices=["run", "simulate", "tables"])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sets", default=",".join(SETS))
@@ -264,7 +308,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    {"run": run, "simulate": simulate, "ranks": ranks}[options.command](options)
+    {"run": run, "simulate": simulate, "tables": tables}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def auto(
     score that of their scores as normal quantiles of healthy ones. What calibrates never chooses: with
     cross-calibration each fold's detector chooses anew, without that fold.
 
-    Experimental: that it beats the median of its candidates has not been shown yet.
+    Experimental: it was above the median of its candidates and near the best of them wherever it was
+    measured, which is on few sets (benchmarks/results/auto.md).
 
     No published system: the idea of a fingerprint and a plan is nnU-Net's (Isensee et al. 2021).
 
