@@ -69,6 +69,8 @@ FINDINGS: dict[str, str] = {
     "dual_ano_diff": "its Stable Diffusion is random here, and what it generates after seconds is noise",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
     "as well: edges of lesions are structure",
+    "fixed_point_gan": "translator and critic take minutes; after seconds it is hardly above the mean "
+    "image with one seed of three",
     "fpi": "a hundred updates teach it squares of other heads; soft spots it finds with some seeds only",
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
     "gmvae_restoration": "as vae_restoration",

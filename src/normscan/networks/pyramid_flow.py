@@ -118,14 +118,10 @@ class LevelCoupling(nn.Module):
         self.moved, self.seen = moved, tuple(seen)
         self.late = self.seen == (moved - 1,)
         pad = kernel // 2
-        self.subnet = nn.Sequential(
-            nn.Conv2d(
-                len(self.seen) * channels, 2 * channels, kernel, padding=pad, bias=False
-            ),
-            nn.LeakyReLU(),
-            nn.Conv2d(2 * channels, 2 * channels, kernel, padding=pad, bias=False),
-        )  # fmt: skip
-        nn.init.zeros_(self.subnet[2].weight)
+        seeing = nn.Conv2d(len(self.seen) * channels, 2 * channels, kernel, padding=pad, bias=False)
+        saying = nn.Conv2d(2 * channels, 2 * channels, kernel, padding=pad, bias=False)
+        nn.init.zeros_(saying.weight)
+        self.subnet = nn.Sequential(seeing, nn.LeakyReLU(), saying)
         self.norm = VolumeNorm(over)
         self.mixing = ChannelMixing(channels)
 

@@ -69,7 +69,9 @@ class FastFlow(Method):
         return Maps(map=-torch.stack(likely).mean(0))
 
 
-_LAPTOP = {**LAPTOP, "alternate": False, "steps": 200, "batch_size": 8}
+_LAPTOP = {
+    **LAPTOP, "alternate": False, "flow_steps": 4, "steps": 150, "batch_size": 4, "lr": 2e-3,
+}  # fmt: skip
 
 
 @register(

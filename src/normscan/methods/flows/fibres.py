@@ -116,7 +116,7 @@ class ConditionalFlows(Method):
 
 
 _LAPTOP = {
-    **LAPTOP, "taps": ("layer2", "layer3"), "steps": 600, "batch_size": 8, "lr": 5e-4,
+    **LAPTOP, "taps": ("layer2", "layer3"), "blocks": 4, "steps": 400, "batch_size": 4, "lr": 1e-3,
 }  # fmt: skip
 
 

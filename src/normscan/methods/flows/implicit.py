@@ -203,9 +203,10 @@ def pooled(x: Tensor, least: int, mean: int) -> Tensor:
     dims=(2, 3),
     presets={
         "laptop": {
-            "size": 96, "latent": 128, "width": 256, "points": 1024, "batch_size": 16,
-            "steps": 2000, "search_updates": (150, 50), "search_points": (2048, 4096),
-            "search_lr": 5e-3, "mean": 9, "preprocess": {**FILLED, "limit": 1.0},
+            "size": 64, "latent": 64, "width": 128, "octaves": 5, "points": 512, "batch_size": 8,
+            "steps": 2000, "field_lr": 2e-3, "code_lr": 4e-3, "search_updates": (60, 10),
+            "search_points": (1024, 2048), "search_lr": 2e-2, "mean": 7,
+            "preprocess": {**FILLED, "limit": 1.0},
         },
     },
     # Grey levels are those of 0 to 1.

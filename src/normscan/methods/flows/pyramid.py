@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
-from normscan.methods.features.common import PICTURE, RESNET18, Tapped, backbone_of, tapped
+from normscan.methods.features.common import FILLED, PICTURE, RESNET18, Tapped, backbone_of, tapped
 from normscan.networks.backbones import IMAGENET_MEAN, IMAGENET_STD
 from normscan.networks.pyramid_flow import (
     Over,
@@ -117,7 +117,7 @@ class TemplateFlow(Method):
     paper="Lei 2023",
     dims=(2,),
     presets={
-        "laptop": {"size": 256, "kernel": 3, "stacks": 2, "steps": 200, "preprocess": {}},
+        "laptop": {"size": 128, "kernel": 3, "stacks": 2, "steps": 200, "preprocess": FILLED},
     },
     reduction="max",
     preprocess=PICTURE,

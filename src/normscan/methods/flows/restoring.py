@@ -94,7 +94,7 @@ class FlowAutoencoder(Method):
         )
 
 
-_LAPTOP = {**LAPTOP, "taps": ("layer3",), "steps": 400, "batch_size": 8, "lr": 1e-3}
+_LAPTOP = {**LAPTOP, "taps": ("layer3",), "blocks": 4, "steps": 300, "batch_size": 8, "lr": 1e-3}
 _LAPTOP["preprocess"] = {**_LAPTOP["preprocess"], "limit": 1.0}
 
 
