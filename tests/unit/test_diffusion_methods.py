@@ -343,3 +343,37 @@ def test_the_limit_is_exceeded_by_its_share_of_healthy_codes():
         method.fit(batches)
     over = (found > method.limit).float().mean()
     assert method.limit.shape == (1, 16, 16) and float(over) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_critic_and_lpips_judge_the_autoencoder_after_a_while():
+    """Neither before the critic begins; then both sides are least squares, weighed by hand."""
+    method = tiny(
+        "ldm_brain", perceptual_weight=0.5, adversarial_weight=2.0, perceptual="random",
+        autoencoder_steps=40,
+    )  # fmt: skip
+    method.train()
+    phase = method.phases()[0]
+    assert [p.name for p in phase.players] == ["network", "critic"]
+    b = batch()
+
+    def terms(player):
+        return method.loss(dataclasses.replace(b, rng=Rng(5)), "autoencode", player)
+
+    for _ in range(2):  # a twentieth of 40
+        first = terms("network")
+        assert set(first) == {"l1", "divergence", "perceptual"}
+        assert terms("critic")["critic"] == 0
+    method.critic.forward = lambda x: x.mean((2, 3))
+    with torch.no_grad():
+        mean, deviation = method.autoencoder.encode(b.image)
+        code = mean + deviation * Rng(5).normal(mean.shape)
+        restored = method.autoencoder.decode(code)
+        apart = method.perceptual(2 * b.image - 1, 2 * restored - 1).mean()
+    found, critic = terms("network"), terms("critic")["critic"]
+    real, fake = b.image.mean((2, 3)), restored.mean((2, 3))
+    torch.testing.assert_close(found["perceptual"].detach(), 0.5 * apart)
+    torch.testing.assert_close(found["adversarial"].detach(), 2 * (fake - 1).square().mean())
+    expected = (real - 1).square().mean() + fake.square().mean()
+    torch.testing.assert_close(critic.detach(), expected)
+    plain = tiny("ldm_brain")
+    assert plain.critic is None and plain.perceptual is None and "judged" not in plain.state_dict()

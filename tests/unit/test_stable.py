@@ -11,10 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError, WeightsError
+from normscan.methods.base import Batch
 from normscan.networks import sources, stable
 from normscan.networks.backbones import weights_from_state
 from normscan.networks.diffusion import Walker
 from normscan.networks.stable import Clip, StableDiffusion, known_of
+from normscan.registry import card
+from normscan.rng import Rng
 
 diffusers = pytest.importorskip("diffusers")
 stable.import_diffusers()  # before transformers: it declares what torchvision may lack
@@ -227,3 +230,23 @@ def test_clip_is_that_of_transformers(tmp_path):
     assert patches.shape == (2, 8, 8, 16)
     torch.testing.assert_close(patches.norm(dim=3), torch.ones(2, 8, 8))
     assert ours(torch.rand(1, 3, 50, 41), 30)[1].shape == (1, 7, 7, 16)
+
+
+def test_a_method_is_rebuilt_from_its_state_alone(pipeline, tmp_path):
+    """Its prompts are known by their tokens: neither weights nor tokeniser are there any more."""
+    folder = tmp_path / "moved"
+    shutil.copytree(pipeline, folder)
+    entry = card("one_to_normal")
+    arguments = entry.arguments("tiny", stable_weights=str(folder))
+    method = entry.create(**arguments).eval()
+    assert method.ids[1].unique().numel() > 5
+    shutil.rmtree(folder)
+    with weights_from_state():
+        again = entry.create(**arguments).eval()
+    again.load_weights(method.state_dict())
+    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    inside = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    first, second = (
+        m.maps(Batch(image, inside, Rng([3]), torch.tensor([0.5]))) for m in (method, again)
+    )
+    assert torch.equal(first.map, second.map) and torch.equal(first.score, second.score)

@@ -133,7 +133,7 @@ noising = Options(
         "noise_resolution": 16,
     },
     {
-        "noise": "``gaussian``, ``opensimplex``, ``simplex`` (classic, faster), ``coarse`` for "
+        "noise": "``gaussian``, ``opensimplex``, ``simplex`` (classic), ``coarse`` for "
         "Gaussian noise enlarged from a coarse grid, or ``pyramid`` for a sum of such grids.",
         "octaves": "of simplex noise.",
         "persistence": "weight of an octave of simplex noise relative to the one before.",
