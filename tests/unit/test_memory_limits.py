@@ -82,9 +82,7 @@ def test_a_member_of_an_archive_is_unpacked_as_far_as_it_is_read(tmp_path, plane
 
 def test_a_deflated_file_that_unpacks_to_more(tmp_path, little):
     image = np.zeros((6000, 6000), np.uint16)
-    path = D.write_image(
-        tmp_path / "a.dcm", image, "DX", syntax=uid.DeflatedExplicitVRLittleEndian
-    )
+    path = D.write_image(tmp_path / "a.dcm", image, "DX", syntax=uid.DeflatedExplicitVRLittleEndian)
     assert path.stat().st_size < 2**20
     with pytest.raises(ScanError, match="unpacks to more than"):
         read_scan(path)

@@ -142,7 +142,9 @@ def test_too_little_memory_is_no_traceback():
     for error in (
         MemoryError(),
         RuntimeError("could not create a primitive"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
     ):
         with pytest.raises(ScanError, match="^s1: there is too little memory"), of_scan("s1"):

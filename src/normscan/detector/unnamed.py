@@ -1,0 +1,78 @@
+"""Names of scans in ``detector.json``, which travels: pseudonyms there, names again beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from normscan.cohort import Division
+from normscan.identity import names_are_kept, pseudonym, unnamed
+
+_QUOTED = ("doubt",)  # texts that quote names
+# What hospitals and folders call their scans may be the name of a patient; "val03" is none the less
+# replaced, since nobody can tell.
+_LISTS = ("left_out",)
+_RECORDS = ("not_scored", "excluded", "references")
+
+
+def hidden(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
+    """Return the description of a detector without the names of scans and subjects.
+
+    Args:
+        about: content of ``detector.json``.
+        division: of the scans that it was fitted with.
+    """
+    if names_are_kept():
+        return about
+    training = about["training"]
+    known = {} if division is None else _pseudonyms(division)
+    listed = [n for key in _LISTS if isinstance(training.get(key), list) for n in training[key]]
+    listed += [one["scan"] for key in _RECORDS for one in training.get(key, ())]
+    known |= {name: _of("scan", name) for name in listed}
+    changed = _replaced(about, known)
+    for one in changed["training"].get("not_scored", ()):
+        head, colon, rest = one["reason"].partition(": ")
+        one["reason"] = rest if colon and (os.sep in head or head in known) else one["reason"]
+    return changed
+
+
+def shown(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
+    """Undo ``hidden`` where the division lies beside it and the user's secret is the same."""
+    if division is None:
+        return about
+    return _replaced(about, {new: name for name, new in _pseudonyms(division).items()})
+
+
+def _pseudonyms(division: Division) -> dict[str, str]:
+    members = division.members
+    names = {member.subject: _of("subject", member.subject) for member in members}
+    return names | {member.scan: _of("scan", member.scan) for member in members}
+
+
+def _of(kind: str, name: str) -> str:
+    return f"{kind}-{pseudonym(f'{kind} {name}', 12)}"
+
+
+def _replaced(about: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    training = {
+        key: value if key in ("device", "calibration") else unnamed(value, names)
+        for key, value in about["training"].items()
+    }
+    told = training.get("healthy")
+    if isinstance(told, dict):
+        quoted = {k: _in_text(told[k], names) for k in _QUOTED if isinstance(told.get(k), str)}
+        training["healthy"] = told | quoted
+    changed = about | {"training": training}
+    nearest = (about.get("gate") or {}).get("nearest")
+    if isinstance(nearest, dict) and isinstance(nearest.get("names"), list):
+        nearest = nearest | {"names": unnamed(nearest["names"], names)}
+        changed["gate"] = about["gate"] | {"nearest": nearest}
+    return changed
+
+
+def _in_text(text: str, names: dict[str, str]) -> str:
+    found = [n for n in names if n in text and not n.replace(".", "").isdigit()]
+    for name in sorted(found, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _, n=name: names[n], text)
+    return text
