@@ -13,7 +13,7 @@ import hmac
 import os
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,18 @@ def without_folders(text: str) -> str:
     return ",".join(parts)
 
 
-def about_scan(reason: str, scan: str, paths: Iterable[Path]) -> str:
-    """Return why a scan was left out without the folders and the names of its files."""
+def about_files(reason: str, called: Mapping[Path, str]) -> str:
+    """Return why a scan was left out without the folders and the names of its files.
+
+    Args:
+        reason: as it is said to the user.
+        called: what stands for each file, see ``CohortRow.called``.
+    """
     if names_are_kept():
         return reason
-    for path in paths:
-        reason = reason.replace(str(path), scan)
-        reason = reason.replace(f"{path.parent}{os.sep}", "").replace(path.name, scan)
+    for path, name in called.items():
+        reason = reason.replace(str(path), name)
+        reason = reason.replace(f"{path.parent}{os.sep}", "").replace(path.name, name)
     return reason
 
 

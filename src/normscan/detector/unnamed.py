@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from normscan.cohort import Division
 from normscan.identity import names_are_kept, pseudonym, unnamed
 
 _QUOTED = ("doubt",)  # texts that quote names
-# What hospitals and folders call their scans may be the name of a patient; "val03" is none the less
-# replaced, since nobody can tell.
-_LISTS = ("left_out",)
-_RECORDS = ("not_scored", "excluded", "references")
 
 
 def hidden(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
@@ -27,9 +24,7 @@ def hidden(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
         return about
     training = about["training"]
     known = {} if division is None else _pseudonyms(division)
-    listed = [n for key in _LISTS if isinstance(training.get(key), list) for n in training[key]]
-    listed += [one["scan"] for key in _RECORDS for one in training.get(key, ())]
-    known |= {name: _of("scan", name) for name in listed}
+    known |= {name: _of("scan", name) for name in _named(training)}
     changed = _replaced(about, known)
     for one in changed["training"].get("not_scored", ()):
         head, colon, rest = one["reason"].partition(": ")
@@ -42,6 +37,20 @@ def shown(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
     if division is None:
         return about
     return _replaced(about, {new: name for name, new in _pseudonyms(division).items()})
+
+
+def _named(record: Any) -> Iterator[str]:
+    """Yield the scans that a record names by themselves: those of ``scan`` and ``left_out``."""
+    if isinstance(record, list):
+        for one in record:
+            yield from _named(one)
+    elif isinstance(record, dict):
+        for key, value in record.items():
+            some = value if isinstance(value, list) else [value]
+            if key in ("scan", "left_out"):
+                yield from (name for name in some if isinstance(name, str))
+            else:
+                yield from _named(value)
 
 
 def _pseudonyms(division: Division) -> dict[str, str]:
