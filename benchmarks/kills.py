@@ -37,7 +37,7 @@ FITS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", CROSS),
 }
 COMMANDS = ("evaluate", "predict", "limits", "preprocess", "benchmark")
-TIMES = ("seconds", "date", "took")  # keys whose values no two runs share
+TIMES = ("seconds", "stages", "date", "took")  # keys whose values no two runs share
 
 
 def main() -> None:
