@@ -83,5 +83,6 @@ def _replaced(about: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 def _in_text(text: str, names: dict[str, str]) -> str:
     found = [n for n in names if n in text and not n.replace(".", "").isdigit()]
     for name in sorted(found, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _, n=name: names[n], text)
+        quoted = names[name].replace("\\", r"\\")
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", quoted, text)
     return text
