@@ -14,14 +14,14 @@ test: check  ## lint, layers, types, all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations=10
 
 check: $(STAMP)  ## lint, layers, types
-	$(BIN)/ruff check src tests benchmarks docs fuzz
-	$(BIN)/ruff format --check src tests benchmarks docs fuzz
+	$(BIN)/ruff check src tests benchmarks docs fuzz examples
+	$(BIN)/ruff format --check src tests benchmarks docs fuzz examples
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: $(STAMP)
-	$(BIN)/ruff format src tests benchmarks docs
-	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs examples
+	$(BIN)/ruff check --fix src tests benchmarks docs examples
 
 docs: $(STAMP)  ## generated method pages and the site, in site/
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"

@@ -10,8 +10,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MISSING = (
-    "the viewer's page is not built, and npm, which builds it, is missing. Install Node 20 or newer "
-    "and run again; without the page all but `normscan view` works."
+    "the viewer's page is not built, and npm or the folder web, which build it, are missing. Install "
+    "Node 20 or newer and run again; without the page all but `normscan view` works."
 )
 
 
@@ -24,7 +24,7 @@ class ViewerHook(BuildHookInterface):
         page = Path(self.root, "src", "normscan", "viewer", "page", "index.html")
         if page.exists() or version == "editable":
             return
-        if shutil.which("npm") is None:
+        if shutil.which("npm") is None or not web.is_dir():
             if self.target_name == "sdist":  # what is released is complete
                 raise RuntimeError(MISSING)
             self.app.display_warning(MISSING)

@@ -220,7 +220,7 @@ def methods_index(cards: Mapping[str, Card]) -> str:
             f"`{name}={default:g}`",
             prose(inspect.getdoc(step) or "").partition("\n\n")[0].replace("\n", " "),
         )
-        for name, (step, default) in _STEPS.items()
+        for name, (step, default, _) in _STEPS.items()
     ]
     reductions = prose((inspect.getdoc(reduce_map) or "").partition("\n\n")[2].replace("\n", " "))
     parts = [

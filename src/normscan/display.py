@@ -295,6 +295,40 @@ def planes(
     return sorted(found, key=lambda plane: -NAMES.index(plane.name) if plane.name else 0)
 
 
+def leaves(
+    data: np.ndarray,
+    affine: np.ndarray,
+    map: np.ndarray,
+    count: int = 11,
+    radiological: bool = True,
+) -> list[Plane]:
+    """Return axial planes of a volume from its top down, one of them through the peak of the map.
+
+    Args:
+        data: (C, X, Y, Z).
+        affine: (4, 4) index to RAS+ millimetres.
+        map: (X, Y, Z).
+        count: at most so many, evenly spread over what isn't black.
+        radiological: the patient's right at the left.
+    """
+    low, high = window(data)
+    across = int(
+        np.argmax(np.abs(np.asarray(affine)[2, :3]) / np.linalg.norm(affine[:3, :3], axis=0))
+    )
+    others = tuple(k for k in range(3) if k != across)
+    shown = (data[0] > low + 0.05 * (high - low)).any(axis=others)
+    peak = (
+        int(np.unravel_index(np.nanargmax(map), map.shape)[across]) if np.isfinite(map).any() else 0
+    )
+    places = np.flatnonzero(shown) if shown.any() else np.arange(data.shape[across + 1])
+    # The first and the last plane show little more than black.
+    spread = np.linspace(places[0], places[-1], count + 2)[1:-1].round().astype(int)
+    spread[np.abs(spread - peak).argmin()] = peak
+    down = -1 if affine[2, across] > 0 else 1
+    chosen = np.unique(spread)[::down]
+    return [cut(data, affine, across, int(k), map, radiological) for k in chosen]
+
+
 def painted(plane: Plane, side: int, scale: tuple[float, float] | None = None) -> Image.Image:
     """Draw a plane with its map over it, where there is a scale.
 

@@ -126,3 +126,12 @@ def steps_of(name: str, count: int) -> Iterator[int]:
         if shown is not None:
             shown.inside(f"{name} {step}/{count}")
         yield step
+
+
+def announce(text: str) -> None:
+    """Print a line for the user from far below, beside the progress that is shown, if any."""
+    shown = _shown.get()
+    if shown is None:
+        print(text, file=sys.stderr)
+    else:
+        shown.say(text)

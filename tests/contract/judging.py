@@ -37,6 +37,7 @@ POSITIVE = "its residual is positive where a lesion is brighter than healthy tis
 SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "ae_dense": (("bright",), POSITIVE),
     "ae_spatial": (("bright",), POSITIVE),
+    "ano_vae_gan": (("bright",), POSITIVE),
     "bayesian_skip_ae": (("bright",), POSITIVE),
     "caae_baur": (("bright",), POSITIVE),
     "constrained_ae": (("bright",), POSITIVE),
@@ -54,6 +55,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
     "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
+    "anomaly_any": "its Stable Diffusion and its CLIP are random here: what they paint is no anomaly",
     "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
     "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
@@ -64,6 +66,7 @@ FINDINGS: dict[str, str] = {
     "ddad_asr": "its ensembles are those of ddad",
     "dif_fuse": "its classifier learns the toy in minutes; till then saliency and mask are anywhere",
     "draem": "it learns planted textures; whether it finds soft spots too hangs on the seed",
+    "dual_ano_diff": "its Stable Diffusion is random here, and what it generates after seconds is noise",
     "fae": "its map is how unlike the structure of features is, which an untrained restoration shows "
     "as well: edges of lesions are structure",
     "fpi": "a hundred updates teach it squares of other heads; soft spots it finds with some seeds only",
@@ -83,6 +86,7 @@ FINDINGS: dict[str, str] = {
     "trained or not",
     "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
     "patches with other contents, and a spot of the same tissue is close to those",
+    "one_to_normal": "its Stable Diffusion and its CLIP are random here, and few images make them no better",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",

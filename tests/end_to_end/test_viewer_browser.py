@@ -124,6 +124,18 @@ def test_a_reader_goes_through_a_run(run, chrome, page):
             "#threshold", "e => { e.value = 1000; e.dispatchEvent(new Event('input')); }"
         )
         assert page.evaluate(COLOURED) < 0.5 * before
+
+        # Below the threshold much is coloured; opacity by p leaves what is rare in healthy scans.
+        page.eval_on_selector(
+            "#threshold", "e => { e.value = 0; e.dispatchEvent(new Event('input')); }"
+        )
+        assert (all_ := page.evaluate(COLOURED)) > 3 * before
+        page.keyboard.press("p")
+        assert before / 2 < page.evaluate(COLOURED) < all_ / 2
+        assert "p < 0.0001 among healthy pixels" in page.inner_text("#rarity")
+        assert "p < 0.0001" in page.inner_text("#place")
+        page.keyboard.press("p")
+        assert page.evaluate(COLOURED) == pytest.approx(all_, rel=0.05)
         page.keyboard.press("r")
         page.wait_for_selector("#stage figure >> nth=1")
 

@@ -7,12 +7,14 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from normscan.methods.base import Method
-from normscan.methods.diffusion import patched
+from normscan.methods.diffusion import described, patched
+from normscan.networks.branches import BranchAttention
 from normscan.synthesis.noise import simplex_noise
 from tests.golden.adapters_networks import STEPS, _drawn_plain, _Ordered
-from tests.golden.fill import images, wave
+from tests.golden.fill import fill, images, wave
 from tests.golden.records import Check, batch_of
 
 
@@ -133,3 +135,55 @@ def deep_field(method: Method, check: Check) -> Tensor:
         "opensimplex",
         axes=4,  # type: ignore[arg-type]
     )
+
+
+# --- prototypes
+
+
+def bridge(method: Any, check: Check) -> list[Tensor]:
+    """Normaliser and potential at five unit vectors, and where the plan leads from them."""
+    x = F.normalize(images(*check.shape).reshape(5, -1), dim=1)
+    carried = method.bridge.carried(x).flatten()[[0, 47, 48, 120, 239]]
+    return [method.bridge.log_plan(x).logsumexp(1), method.bridge.log_density(x), carried]
+
+
+# --- on Stable Diffusion
+
+
+def _branches(check: Check) -> BranchAttention:
+    made = BranchAttention(16, check.shape[-1], 4).double()
+    fill(made)
+    return made
+
+
+def branch_parameters(method: Any, check: Check) -> Tensor:
+    numbers = sum(p.numel() for p in _branches(check).parameters())
+    return torch.tensor([float(numbers)], dtype=torch.float64)
+
+
+def branch_attention(method: Any, check: Check) -> Tensor:
+    """Inside diffusers' attention of 16 channels and two heads, to itself or to seven words."""
+    from diffusers.models.attention_processor import Attention
+
+    told = check.shape[-1]
+    words = None if told == 16 else images(4, 1, 7, told).reshape(4, 7, told)
+    attn = Attention(16, cross_attention_dim=None if told == 16 else told, heads=2, dim_head=8)
+    fill(attn.double())
+    with torch.no_grad():
+        return _branches(check)(attn, images(4, 1, 9, 16).reshape(4, 9, 16), words)
+
+
+def word_attention(method: Any, check: Check) -> Tensor:
+    return described.attention_of(0.1 * images(1, 1, 64, 12).reshape(1, 8, 8, 12), 5)
+
+
+def word_loss(method: Any, check: Check) -> Tensor:
+    return 1 - word_attention(method, check).amax().reshape(1)
+
+
+def turned(method: Any, check: Check) -> Tensor:
+    """Three contexts of different strength."""
+    shift = images(3, 2, 9, 16)
+    given = [0.3 * (k + 1) * wave((2, 9, 16)) + 0.2 * shift[k] for k in range(3)]
+    moves = method.painting.prompt_moves
+    return described.turned_prompt(*given, 4, moves)[:, 4]

@@ -33,6 +33,7 @@ def finding(dims: int = 3, seed: int = 0, lesion: bool = True, colour: bool = Fa
         scan, map, score, p_value=0.02 if lesion else 0.5, anomalous=lesion, threshold=1.0,
         pixel_threshold=1.2, smallest_component=2,
         reconstruction=np.where(mask, healthy, scan.data), prepared=scan.data,
+        pixel_shares=((0.5, 0.5), (0.63, 0.1), (0.73, 0.01), (0.81, 1e-3), (1.0, 0.0)),
         provenance={"method": "dae", "normscan": "0.1.0"},
     )  # fmt: skip
 

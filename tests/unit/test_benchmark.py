@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from normscan import registry
 from normscan.benchmark import load, protocols
 from normscan.benchmark.cell import Job
 from normscan.benchmark.data import Data, MissingDataError, joined, local_sets, prepare_set
-from normscan.benchmark.figures import critical_difference
+from normscan.benchmark.figures import critical_difference, ranks_as_csv
 from normscan.benchmark.plan import detector_options, make_plan
 from normscan.benchmark.protocol import parse
 from normscan.benchmark.restorations import INDICES
@@ -345,6 +346,13 @@ def test_the_diagram_shows_every_method_and_the_bar(tmp_path):
     for text in ("best  1.20", "b_2  2.00", "2.80  last&lt;&gt;", "CD 1.10"):
         assert text in svg
     assert (tmp_path / "cd.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cd.pdf").read_bytes().startswith(b"%PDF")
+    rows = list(csv.DictReader(ranks_as_csv(test).splitlines()))
+    assert [row["method"] for row in rows] == test["methods"]
+    assert [float(row["mean_rank"]) for row in rows] == test["mean_ranks"]
+    for number, (first, last) in enumerate(test["groups"], 1):
+        under = [k for k, row in enumerate(rows) if str(number) in row["not_different_in"].split()]
+        assert under == list(range(first, last + 1))
     assert critical_difference(test) == svg
 
 

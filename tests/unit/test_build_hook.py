@@ -22,6 +22,7 @@ def built(tmp_path, monkeypatch):
 
     def run(target, version="standard", npm=True, page=False):
         called, warned = [], []
+        (tmp_path / "web").mkdir(exist_ok=True)
         monkeypatch.setattr(module.shutil, "which", lambda name: "/usr/bin/npm" if npm else None)
         monkeypatch.setattr(module.subprocess, "run", lambda c, **_: called.append(c[1]))
         if page:
@@ -61,3 +62,23 @@ def test_the_lock_names_no_registry_and_every_file_by_its_hash():
     assert '"resolved"' not in lock
     packages = json.loads(lock)["packages"]
     assert all("integrity" in each for name, each in packages.items() if name)
+
+
+def test_what_the_image_copies_is_enough_to_build_from(tmp_path):
+    """The last stage of the Dockerfile has what pip asks for: metadata come out of it alone."""
+    import shutil
+
+    from hatchling.builders.wheel import WheelBuilder
+
+    stage = (ROOT / "Dockerfile").read_text().split("FROM ")[-1]
+    for line in stage.splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            *names, _ = line.split()[1:]
+            for name in names:
+                if (ROOT / name).is_dir():
+                    (tmp_path / name).symlink_to(ROOT / name)
+                else:
+                    shutil.copy(ROOT / name, tmp_path)
+    builder = WheelBuilder(str(tmp_path))
+    assert builder.metadata.core.name == "normscan" and builder.metadata.version
+    assert builder.get_build_hooks(str(tmp_path)).keys() == {"custom"}

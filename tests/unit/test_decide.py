@@ -194,3 +194,16 @@ def test_bad_maps_are_refused():
     ):
         with pytest.raises(ArgumentError):
             call()
+
+
+def test_shares_of_healthy_pixels_are_those_of_their_maps():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(k, 1, (70 + 30 * k, 90)).astype(np.float32) for k in range(3)]
+    found = PixelThreshold.fit(maps).shares()
+    scores, shares = np.array(found).T
+    assert (np.diff(scores) > 0).all() and (np.diff(shares) <= 0).all()
+    counted = [np.mean([np.mean(m > np.float32(score)) for m in maps]) for score in scores]
+    np.testing.assert_allclose(shares, counted, atol=1e-4)
+    assert shares[0] > 0.99 and shares[-1] == 0 and np.abs(shares - 0.001).min() < 5e-4
+    infinite = PixelThreshold.fit([np.array([[0.0, np.inf]])]).shares()
+    assert json.loads(json.dumps(infinite, allow_nan=False)) == [[0.0, 0.5]]

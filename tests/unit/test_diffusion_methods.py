@@ -13,12 +13,13 @@ from torch.distributions import Normal, kl_divergence
 from normscan.errors import WeightsError
 from normscan.methods.base import Batch
 from normscan.methods.diffusion.cyclic import stripes
-from normscan.methods.diffusion.harmonised import region, smooth
+from normscan.methods.diffusion.harmonised import region
 from normscan.methods.diffusion.patched import cells, frequency_part, random_rectangles
 from normscan.networks.diffusion import linear_betas
 from normscan.objectives.lpips import SpatialLPIPS
 from normscan.registry import card
 from normscan.rng import Rng
+from normscan.synthesis.blur import smooth
 
 
 class Spy(nn.Module):

@@ -17,6 +17,7 @@ from normscan.networks.diffusion import (
     linear_betas,
     scaled_linear_betas,
 )
+from normscan.progress import Progress
 
 SPREAD = 0.5
 
@@ -157,3 +158,15 @@ def test_divergence_is_that_of_distributions():
     a, b, c, d = images(), images(1), images(2), images(3)
     expected = kl_divergence(Normal(a, (b / 2).exp()), Normal(c, (d / 2).exp()))
     torch.testing.assert_close(gaussian_divergence(a, b, c, d), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_walk_says_how_far_it_is(monkeypatch):
+    """Beside the progress that is shown, each step of both ways."""
+    schedule, said = DiffusionSchedule(linear_betas(6)), []
+    monkeypatch.setattr(Progress, "inside", lambda self, text: said.append(text))
+    walker = Walker(schedule, normal_world(schedule))
+    with Progress(shown=True) as bar:
+        bar.update("predict", 0, 2)
+        walker.down(images())
+        walker.up(images(), start=1)
+    assert said == [f"step down {k}/6" for k in range(6)] + [f"step up {k}/4" for k in range(4)]

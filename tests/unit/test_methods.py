@@ -304,7 +304,11 @@ def test_anoddpm_starts_at_its_level():
 
 
 def test_adm_unet_attends_where_it_is_told():
-    net = adm_unet(2, 1, 32, 8, (1, 2, 2), 1, 2, (16, 8))
+    laid = {
+        "size": 32, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "heads": 2,
+        "attention": (16, 8),
+    }  # fmt: skip
+    net = adm_unet(2, 1, laid)
     kinds = [type(block).__name__ for block in net.down_blocks]
     assert kinds == ["DownBlock", "AttnDownBlock", "AttnDownBlock"]
     out = net(torch.rand(2, 1, 32, 32), torch.tensor([1, 5]))

@@ -11,6 +11,7 @@ from tests.support import node as N
 
 from normscan.cli.main import main
 from normscan.node.config import Config, Drift
+from normscan.node.daily import today, write_due, write_page
 from normscan.node.drift import DriftWatch, reset, streams
 from normscan.node.queue import Queue
 from normscan.node.store import Store
@@ -87,3 +88,24 @@ def test_a_scan_that_is_scored_twice_counts_once(tmp_path, capsys):
     assert "1 scans" in capsys.readouterr().out and streams(store.queue) == []
     audit = [json.loads(x) for p in (store.folder / "audit").iterdir() for x in p.open()]
     assert [e["event"] for e in audit] == ["scored", "scored"]
+
+
+def test_the_page_of_a_day_says_what_stands_and_names_nobody(tmp_path):
+    store = Store(Config.read(N.write_config(tmp_path / "node", tmp_path / "run")))
+    queue, rng = store.queue, np.random.default_rng(0)
+    queue.arrive("good", "CT1", 1, quiet=0)
+    job = queue.claim("score", "w")
+    parts = [{**PART, "score": 1.0, "p_value": float(p)} for p in rng.random(40)]
+    queue.advance(job, "end", outcome="done", result={"parts": parts})
+    queue.arrive("bad", "CT1", 1, quiet=0)
+    queue.advance(queue.claim("score", "w"), "end", outcome="refused", reason="Left <b>out</b>.")
+    feed(queue, job, [*rng.normal(size=30), *(4 + rng.normal(size=60))])
+    text = write_page(store, today()).read_text()
+    assert "1 alarm of the drift watch stands" in text and "unlike before" in text
+    assert "Left &lt;b&gt;out&lt;/b&gt;." in text and "scored by heads</dt><dd>40" in text
+    assert "Of 40 scans in each tenth" in text and text.count("<svg") == 2
+    assert "http" not in text.replace("http://www.w3.org", "")
+    # The page of the day that ended is written once; nothing happened on it.
+    path = write_due(store)
+    assert path.parent.name == "pages" and "1 alarm" in path.read_text()
+    assert "done</dt><dd>0" in path.read_text() and write_due(store) is None

@@ -15,6 +15,7 @@ from normscan.synthesis.noise import (
     _open_simplex_tables,
     coarse_noise,
     open_simplex,
+    open_simplex_plane,
     simplex_3d,
     simplex_noise,
 )
@@ -241,3 +242,23 @@ def test_open_simplex_fields_have_the_grain_of_the_released_code():
         correlations.append(np.corrcoef(plane[:, 1:].ravel(), plane[:, :-1].ravel())[0, 1])
     assert 0.40 < np.mean(deviations) < 0.65
     assert 0.94 < np.mean(correlations) < 0.985
+
+
+@pytest.mark.parametrize(
+    ("size", "period", "rest"),
+    [
+        ((40, 33), 8.0, []), ((32, 48), 500.0, [0.37]), ((64, 64), 2.0, [100.0]),
+        ((17, 30), 0.5, [-3.2]), ((32, 32), 4.0, [1.0, 7.3]), ((1, 9), 3.0, [2.0]),
+    ],
+)  # fmt: skip
+def test_a_plane_is_its_points(size, period, rest):
+    """Lattice point by lattice point or pixel by pixel: the same field, whatever the plane."""
+    g = torch.Generator().manual_seed(0)
+    permutation = torch.randperm(256, generator=g)
+    y, x = torch.meshgrid(*[torch.arange(n).double() for n in size], indexing="ij")
+    others = [torch.full_like(x, place) for place in rest]
+    points = torch.stack([x / period, y / period, *others], -1).reshape(1, -1, 2 + len(rest))
+    expected = open_simplex(points, permutation[None])[0].reshape(size)
+    found = open_simplex_plane(size, period, torch.tensor(rest), permutation)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)

@@ -109,7 +109,7 @@ def test_places_are_healthy_mean_and_deviation(case, rng):
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_places_where_no_healthy_map_differs_count_in_the_maps_unit(case, value):
-    anomaly, inside = case
+    anomaly, _ = case
     sums = Sums(anomaly.shape)
     for _ in range(3):
         sums.add(np.full(anomaly.shape, value))

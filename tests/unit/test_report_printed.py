@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -12,14 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgba_array
+from PIL import Image
 from sklearn.metrics import roc_curve
 from tests.support.viewer_runs import finding
 
 from normscan.cli.main import main
+from normscan.display import cut, leaves
 from normscan.evaluation.writing import choose
 from normscan.report import charts
 from normscan.report.printed import COLOURS, data_of, recolour, write_figures
-from normscan.report.rows import make_row
+from normscan.report.rows import LEAF, make_row
 
 
 @pytest.fixture
@@ -106,6 +109,23 @@ def test_a_volume_stands_in_three_planes_and_either_convention():
         np.sort(across(mirrored.lesion)), np.sort(seen.columns - across(seen.lesion)), atol=0.11
     )
     assert not finding(2).picture().around
+
+
+def test_a_volume_is_leafed_through_from_the_top_with_its_peak():
+    one = finding(3)
+    scan, top_down = one.scan, leaves(one.scan.data, one.scan.affine, one.map, 7)
+    peak = np.unravel_index(one.map.argmax(), one.map.shape)[2]
+    each = [cut(scan.data, scan.affine, 2, k, one.map, True) for k in range(scan.shape[2])]
+    at = [k for plane in top_down for k, known in enumerate(each)
+          if np.array_equal(plane.map, known.map)]  # fmt: skip
+    assert len(at) == len(top_down) <= 7 and at == sorted(at, reverse=True) and peak in at
+    assert {plane.name for plane in top_down} == {"axial"}
+    flipped = leaves(scan.data, scan.affine @ np.diag([1, 1, -1, 1.0]), one.map, 7)
+    np.testing.assert_array_equal(flipped[0].image, top_down[-1].image)
+    address, count = make_row(one.picture(), "scan-0-0", (0.8, 2.0), 1.2).leaves
+    sheet = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert sheet.size == (LEAF, LEAF * count) and count > 3
+    assert make_row(finding(2).picture(), "scan-0-0", (0.8, 2.0), 1.2).leaves is None
 
 
 def test_typical_scans_are_those_of_the_subjects_in_the_middle():

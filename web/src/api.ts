@@ -25,7 +25,7 @@ export interface Component {
 export interface ScanData {
   name: string;
   row: Row;
-  finding: { decision?: string; why?: string[]; pixel_threshold?: number | null; preprocessing?: { notes?: string[] } };
+  finding: { decision?: string; why?: string[]; pixel_threshold?: number | null; pixel_shares?: [number, number][]; preprocessing?: { notes?: string[] } };
   components: Component[];
   volumes: Partial<Record<Kind, number[]>>;
   range: { low: number; high: number; start: number } | null;

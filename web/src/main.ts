@@ -1,11 +1,12 @@
 // The page: a worklist, the chosen scan, what readers say of it.
 
 import { ask, element, figure, made, type Row, type Run, type ScanData } from "./api";
+import { FAINT, FULL, NODES, opacityOf, share, told } from "./rarity";
 import { Readings } from "./readings";
 import { hasWebGL, type View, type ViewState } from "./view";
 import { Worklist } from "./worklist";
 
-const state: ViewState = { threshold: 0, opacity: 0.7, map: true, solid: false, restoration: false, radiological: true };
+const state: ViewState = { threshold: 0, opacity: 0.7, map: true, solid: false, restoration: false, radiological: true, rarity: false };
 const threshold = element<HTMLInputElement>("threshold");
 const opacity = element<HTMLInputElement>("opacity");
 const list = new Worklist(element("table"), (name) => { location.hash = `scan=${encodeURIComponent(name)}`; });
@@ -78,6 +79,7 @@ function tell(data: ScanData): void {
   element("toggle-restoration").hidden = !data.volumes.restoration;
   element("toggle-3d").hidden = (data.volumes.map ?? data.volumes.scan ?? []).length === 2;
   element("toggle-side").hidden = data.raster;
+  element("toggle-rarity").hidden = !hasWebGL() || !data.range || !data.finding.pixel_shares?.length;
   element("legend").hidden = !data.range;
   if (data.range) {
     state.threshold = data.range.start;
@@ -164,6 +166,13 @@ function legend(): void {
   element("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
   element("low").textContent = range ? figure(state.threshold, 3) : "";
   element("high").textContent = range ? figure(range.high, 3) : "";
+  const shares = scan?.finding.pixel_shares ?? [];
+  const faded = state.rarity && shares.length > 0 && range ? range : null;
+  element("rarity").hidden = !faded;
+  element("ramp").style.maskImage = faded
+    ? `linear-gradient(90deg, ${Array.from({ length: NODES }, (_, i) => `rgb(0 0 0 / ${opacityOf(state.threshold + (i / (NODES - 1)) * (faded.high - state.threshold), shares).toFixed(3)})`).join(", ")})`
+    : "";
+  if (faded) element("rarity").textContent = `${told(share(state.threshold, shares))} to ${told(share(faded.high, shares))} among healthy pixels: clear at ${FAINT}, full at ${FULL}`;
 }
 
 function say(id: string, texts: string[]): void {
@@ -186,13 +195,13 @@ function slide(share: number): void {
 threshold.addEventListener("input", () => slide(Number(threshold.value)));
 opacity.addEventListener("input", () => { state.opacity = Number(opacity.value) / 100; void adjust(); });
 
-function toggle(id: string, key: "map" | "solid" | "restoration" | "radiological"): void {
+function toggle(id: string, key: "map" | "solid" | "restoration" | "radiological" | "rarity"): void {
   state[key] = !state[key];
   element(id).setAttribute("aria-pressed", String(state[key]));
   void (key === "restoration" ? draw() : adjust());
 }
 
-const toggles = { m: ["toggle-map", "map"], v: ["toggle-3d", "solid"], r: ["toggle-restoration", "restoration"], f: ["toggle-side", "radiological"] } as const;
+const toggles = { m: ["toggle-map", "map"], v: ["toggle-3d", "solid"], r: ["toggle-restoration", "restoration"], f: ["toggle-side", "radiological"], p: ["toggle-rarity", "rarity"] } as const;
 for (const [id, key] of Object.values(toggles)) element(id).addEventListener("click", () => toggle(id, key));
 window.addEventListener("hashchange", () => void open());
 element("help").addEventListener("click", help);
@@ -200,7 +209,7 @@ element("filter").addEventListener("keydown", (event) => { if (event.key === "En
 
 const KEYS: [string, string][] = [
   ["j k, ↓ ↑", "next, previous scan"], ["a d u", "right, wrong, unsure"], ["n", "note"], ["1 … 9", "go to a component"],
-  ["[ ]", "lower, raise the threshold"], ["- +", "lower, raise the opacity"], ["m v r f", "map, 3D, restoration, convention"], ["/", "filter"], ["?", "keys"],
+  ["[ ]", "lower, raise the threshold"], ["- +", "lower, raise the opacity"], ["m v r f p", "map, 3D, restoration, convention, opacity by p"], ["/", "filter"], ["?", "keys"],
 ];
 
 function help(): void {

@@ -9,6 +9,7 @@ export interface ViewState {
   solid: boolean;
   restoration: boolean;
   radiological: boolean;
+  rarity: boolean;
 }
 
 export interface View {

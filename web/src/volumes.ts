@@ -2,11 +2,14 @@
 
 import { Niivue, NVImage, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivue";
 import { address, figure, type Kind, type ScanData } from "./api";
+import { opacityOf, type Shares, share, told } from "./rarity";
 import type { View, ViewState } from "./view";
 
 // Inferno without its black end, as in the report: it would darken the scan instead of standing out.
 // Only what is above the threshold is drawn: the lowest level is transparent.
 const COLOURS = { R: [106, 106, 188, 243, 252], G: [23, 23, 55, 120, 255], B: [110, 110, 84, 25, 164], A: [0, 255, 255, 255, 255], I: [0, 1, 85, 170, 255] };
+
+const RARITY = "rarity.nii";
 
 declare global { interface Window { niivue?: Niivue } }
 
@@ -15,6 +18,7 @@ export class Volumes implements View {
   private loaded = "";
   private turn = 0;
   private at: number[] | null = null;
+  private shares: Shares = [];
 
   constructor(private stage: HTMLElement, private moved: (text: string) => void) {}
 
@@ -43,6 +47,7 @@ export class Volumes implements View {
       pane.nv.setSliceType(sliceType(pane.nv, flat));
     }
     this.loaded = data.name;
+    this.shares = data.finding.pixel_shares ?? [];
     this.adjust(data, state);
     if (before) this.goTo(before);
   }
@@ -58,6 +63,7 @@ export class Volumes implements View {
       if (over && data.range) {
         over.cal_min = state.threshold;
         over.cal_max = Math.max(data.range.high, state.threshold + 1e-6);
+        if (kind !== "map") fade(nv, over, state.rarity ? this.shares : [], state.threshold);
         if (kind !== "map") over.opacity = state.map ? state.opacity : 0;
         nv.updateGLVolume();
       }
@@ -96,7 +102,7 @@ export class Volumes implements View {
       nv.addColormap("score", COLOURS);
       nv.onLocationChange = (location: unknown): void => {
         this.at = Array.from((location as Location).mm ?? []).slice(0, 3);
-        this.moved(place(location as Location));
+        this.moved(place(location as Location, this.shares));
       };
       await nv.attachToCanvas(canvas, false);
       this.panes.push({ nv, kind, box });
@@ -110,12 +116,37 @@ export class Volumes implements View {
   }
 }
 
+// Let the opacity of the map say how rare its scores are: NiiVue takes it from a further volume, itself unseen.
+function fade(nv: Niivue, map: NVImage, shares: Shares, threshold: number): void {
+  const known = nv.volumes.find(({ name }) => name === RARITY);
+  map.modulationImage = null;
+  if (!shares.length || !(map.img instanceof Uint16Array)) {
+    if (known) nv.removeVolume(known);
+    return;
+  }
+  const { scl_slope: slope, scl_inter: first } = map.hdr!;
+  const opacities = Float32Array.from({ length: 65536 }, (_, code) => {
+    const value = code * slope + first;
+    return value > threshold ? opacityOf(value, shares) : 0;
+  });
+  const rarity = known ?? map.clone();
+  rarity.img = Float32Array.from(map.img, (code) => opacities[code]!);
+  if (!known) {
+    Object.assign(rarity.hdr!, { datatypeCode: 16, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 });
+    Object.assign(rarity, { name: RARITY, opacity: 0, cal_min: 0, cal_max: 1 });
+    nv.addVolume(rarity);
+  }
+  map.modulationImage = nv.volumes.indexOf(rarity);
+  map.modulateAlpha = 1;
+}
+
 interface Location { mm?: ArrayLike<number>; values?: { value: number; name: string }[] }
 
-function place({ mm, values }: Location): string {
+function place({ mm, values }: Location, shares: Shares): string {
   const at = Array.from(mm ?? []).slice(0, 3).map((v) => v.toFixed(1)).join(", ");
-  const read = (values ?? []).map(({ name, value }) => `${name.replace(".nii", "")} ${figure(value)}`);
-  return [`${at} mm`, ...read].join(" · ");
+  const read = (values ?? []).filter(({ name }) => name !== RARITY).map(({ name, value }) => `${name.replace(".nii", "")} ${figure(value)}`);
+  const map = shares.length ? (values ?? []).find(({ name }) => name === "map.nii") : undefined;
+  return [`${at} mm`, ...read, ...(map ? [told(share(map.value, shares))] : [])].join(" · ");
 }
 
 async function fetched(name: string, kind: Kind): Promise<ArrayBuffer> {

@@ -8,8 +8,8 @@ const BEYOND = 8;
 const NUMBERS = new Set(["score", "p_value", "q_value"]);
 const OTHERS = "minmax(84px, 1fr)";
 const WIDTHS: Record<string, string> = {
-  scan: "minmax(110px, 2fr)", verdict: "74px", score: "78px", p_value: "70px", q_value: "70px",
-  anomalous: "78px", label: "78px", notes: "minmax(120px, 2fr)", left_out: "minmax(120px, 2fr)",
+  scan: "minmax(104px, 2fr)", verdict: "56px", score: "62px", p_value: "44px", q_value: "50px",
+  anomalous: "84px", label: "60px", notes: "minmax(120px, 2fr)", left_out: "minmax(120px, 2fr)",
 };
 const NAMES: Record<string, string> = { p_value: "p", q_value: "q", anomalous: "decision", left_out: "left out" };
 

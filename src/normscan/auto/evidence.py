@@ -1,11 +1,11 @@
-"""How well candidates tell planted anomalies from healthy images, and what weights follow from it.
+"""How well candidates tell planted anomalies from healthy images, and what follows from it.
 
 Figures are AUROCs by kind. An anomaly lifts the score of its host by something, and that is what a
 candidate is judged by: how often any healthy image, lifted by as much, is above any other. So the
 differences between healthy images count fully, and which of them happened to be the host not at all;
-few images then say what would else take many. An anomaly that every candidate lifts above all healthy
-images tells them not apart and doesn't count. A kind that a candidate trained on doesn't count for it:
-there it stands as the others' mean does.
+few images then say what would else take many. A kind that nobody finds, or everybody, tells candidates
+not apart and doesn't count. Nor does one for a candidate that trained on it: there it stands as the
+others' mean does.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from normscan.auto.member import quantiles
+
 Floats = npt.NDArray[np.float64]
+Kinds = npt.NDArray[np.bool_]
 
 DRAWS = 100  # of the subjects, for a standard error
+CLEAR = 2.0  # standard errors that a difference must have
 MOST = 5  # members
-LEAST = 2
-CLOSE = 0.1  # a member that is further behind the best, beyond doubt, is dropped
-PRIOR = 20.0  # subjects that equal weights count for
+LEAST = 0.02  # weight of a member, which costs as much as another one of more
+PLAIN = 0.95  # AUROC that all candidates have for a kind that everybody finds
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,18 @@ class Trial:
         """Number of subjects."""
         return int(self.subjects.max(initial=-1)) + 1
 
-    def areas(self, healthy: Floats, planted: Floats, counted: Floats, draws: Floats) -> Floats:
+    def draws(self, seed: int) -> Floats:
+        """Return how often each subject is drawn (people, 1 + DRAWS); once each in the first."""
+        share = np.full(self.people, 1 / self.people)
+        drawn = np.random.default_rng(seed).multinomial(self.people, share, DRAWS).T
+        return np.concatenate([np.ones((self.people, 1)), drawn], axis=1)
+
+    def areas(self, healthy: Floats, planted: Floats, draws: Floats) -> Floats:
         """Return the AUROCs (count, B); NaN for a kind without an anomaly.
 
         Args:
             healthy: scores (n,).
             planted: scores (m,).
-            counted: (m,) 1 for the anomalies that count.
             draws: (people, B) how often each subject is drawn.
         """
         n = len(healthy)
@@ -63,7 +71,7 @@ class Trial:
         lift = planted - healthy[self.hosts]
         wins = (lift[:, None] > gap) + 0.5 * (lift[:, None] == gap)
         won = wins @ weight / np.maximum(weight.sum(0), 1e-12)
-        own = drawn[self.hosts] * counted[:, None]
+        own = drawn[self.hosts]
         found = np.full((self.count, draws.shape[1]), np.nan)
         for kind in range(self.count):
             mine = self.kinds == kind
@@ -75,132 +83,164 @@ class Trial:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one candidate.
+    """Scores of one candidate, by the name of the image score, the usual one first.
 
     Attributes:
-        healthy: (n,).
-        planted: (m,).
+        healthy: (n,) each.
+        planted: (m,) each.
         skipped: (count,) bool: kinds that don't count for it.
     """
 
-    healthy: Floats
-    planted: Floats
-    skipped: npt.NDArray[np.bool_]
+    healthy: Mapping[str, Floats]
+    planted: Mapping[str, Floats]
+    skipped: Kinds
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """What the evidence says of candidates.
+class Evidence:
+    """What planted anomalies say of candidates.
 
     Attributes:
+        chosen: name of the image score of each candidate.
         areas: (candidates, count) AUROC by kind.
-        mean: (candidates,) of them.
-        error: (candidates,) standard error of how far each is behind the best, by drawing the
-            subjects again.
+        counted: (count,) bool: kinds that tell candidates apart.
+        mean: (candidates,) AUROC over these.
+        error: (candidates,) its standard error, by drawing the subjects again.
+        behind: (candidates,) standard error of how far it is behind the best.
         weights: (candidates,) sum 1; 0 for those that are dropped.
+        together: (count,) AUROC of the members that the other kinds chose, NaN where not counted.
+        single: (count,) that of the candidate that is best on the other kinds.
     """
 
+    chosen: list[str]
     areas: Floats
+    counted: Kinds
     mean: Floats
     error: Floats
+    behind: Floats
     weights: Floats
+    together: Floats
+    single: Floats
 
 
-def weigh(trial: Trial, scores: Sequence[Scores], seed: int) -> Weighed:
-    """Weigh candidates by what they find.
+def weigh(trial: Trial, scores: Sequence[Scores], seed: int) -> Evidence:
+    """Choose the image score of each candidate and weigh them.
 
-    Those that are beyond doubt more than ``CLOSE`` behind the best are dropped, and of the rest all
-    but the best ``MOST``. Weights grow with 2 AUROC - 1 and are shrunk to equal ones, the more the
-    fewer subjects judge.
+    Args:
+        trial: whose images judge.
+        scores: of each candidate.
+        seed: of the draws.
     """
-    once = np.ones((trial.people, 1))
-    people = np.random.default_rng(seed)
-    share = np.full(trial.people, 1 / trial.people)
-    drawn = people.multinomial(trial.people, share, DRAWS).T.astype(float)
-    counted = _told(trial, scores)
-    areas = _filled(np.stack([_seen(trial, s, counted, once) for s in scores]))[..., 0]
-    spread = np.nanmean(_filled(np.stack([_seen(trial, s, counted, drawn) for s in scores])), 1)
-    mean = np.nanmean(areas, axis=1)
-    best = int(mean.argmax())
-    error = np.nanstd(spread[best] - spread, axis=1)
-    return Weighed(areas, mean, error, weights_of(mean, error, trial.people))
+    draws = trial.draws(seed)
+    cubes = [
+        np.stack([trial.areas(s.healthy[name], s.planted[name], draws) for name in s.healthy])
+        for s in scores
+    ]  # (image scores, count, 1 + DRAWS) each
+    skipped = np.stack([s.skipped for s in scores])
+    usual = np.stack([cube[0] for cube in cubes])
+    counted = telling(np.where(skipped[..., None], np.nan, usual))
+    at = [choose(cube[:, counted]) for cube in cubes]
+    areas = filled(np.stack([c[i] for c, i in zip(cubes, at, strict=True)]), skipped)
+    mean, error, behind = figures(areas[:, counted])
+    weights = weights_of(mean, behind)
+    names = [list(s.healthy)[i] for s, i in zip(scores, at, strict=True)]
+    together, single = _left_out(trial, scores, cubes, skipped, counted)
+    return Evidence(names, areas[..., 0], counted, mean, error, behind, weights, together, single)
 
 
-def weights_of(mean: Floats, error: Floats, people: int) -> Floats:
-    """Return weights (n,) from mean AUROCs (n,) and the errors of how far each is behind the best."""
-    order = np.argsort(-mean, kind="stable")
-    behind = mean.max() - mean
-    kept = [i for i in order if behind[i] - 2 * error[i] <= CLOSE and mean[i] > 0.5]
-    if len(kept) < LEAST:
-        kept = list(order[:LEAST])
-    kept = kept[:MOST]
-    strength = np.zeros(len(mean))
-    strength[kept] = np.maximum(2 * mean[kept] - 1, 0)
-    equal = np.zeros(len(mean))
-    equal[kept] = 1 / len(kept)
-    if not strength.sum():
-        return equal
-    trust = people / (people + PRIOR)
-    return np.asarray(trust * strength / strength.sum() + (1 - trust) * equal)
+def telling(areas: Floats) -> Kinds:
+    """Return which kinds (count,) tell candidates apart: somebody finds them, and not everybody.
 
-
-def left_out(trial: Trial, scores: Sequence[Scores], weighed: Weighed) -> tuple[Floats, Floats]:
-    """Judge each kind by members that the other kinds chose.
-
-    Returns:
-        For each kind the AUROC (count,) of the members together, and of the single one that is best
-        on the other kinds.
+    Args:
+        areas: (candidates, count, 1 + DRAWS).
     """
-    once, every = np.ones((trial.people, 1)), np.ones(len(trial.kinds))
-    fused, single = np.full(trial.count, np.nan), np.full(trial.count, np.nan)
-    for kind in range(trial.count):
-        others = np.arange(trial.count) != kind
-        if not np.isfinite(weighed.areas[:, others]).any():
-            continue
-        mean = np.nanmean(weighed.areas[:, others], axis=1)
-        weights = weights_of(mean, weighed.error, trial.people)
-        healthy = weights @ np.stack([s.healthy for s in scores])
-        planted = weights @ np.stack([s.planted for s in scores])
-        fused[kind] = trial.areas(healthy, planted, every, once)[kind, 0]
-        best = scores[int(mean.argmax())]
-        single[kind] = trial.areas(best.healthy, best.planted, every, once)[kind, 0]
-    return fused, single
+    first, error = areas[..., 0], areas[..., 1:].std(axis=2)
+    known = np.isfinite(first)
+    found = first - CLEAR * error > 0.5
+    apart = found.any(0) & ((first <= PLAIN) & known).any(0)
+    return np.asarray(apart if apart.any() else known.any(0))
 
 
-def choose(
-    trial: Trial, healthy: Mapping[str, Floats], planted: Mapping[str, Floats], seed: int
-) -> int:
+def choose(areas: Floats) -> int:
     """Return the place of the image score to take: the first, unless another is clearly better.
 
-    Clearly: its mean AUROC is higher by more than two standard errors of the difference.
+    Clearly: its mean AUROC is higher by more than ``CLEAR`` standard errors of the difference.
+
+    Args:
+        areas: (image scores, kinds, 1 + DRAWS).
     """
-    people = np.random.default_rng(seed)
-    share = np.full(trial.people, 1 / trial.people)
-    drawn = people.multinomial(trial.people, share, DRAWS).T.astype(float)
-    draws = np.concatenate([np.ones((trial.people, 1)), drawn], axis=1)
-    every = np.ones(len(trial.kinds))
-    found = [np.nanmean(trial.areas(healthy[k], planted[k], every, draws), 0) for k in healthy]
-    gains = [float(f[0] - found[0][0]) for f in found]
-    clear = [g for g, f in zip(gains, found, strict=True) if g > 2 * np.nanstd(f - found[0])]
-    return gains.index(max(clear)) if clear and max(clear) > 0 else 0
+    gains = np.nanmean(areas, axis=1)
+    gains = gains - gains[0]
+    clear = gains[:, 0] > CLEAR * gains[:, 1:].std(1)
+    return int(np.where(clear, gains[:, 0], 0).argmax())
 
 
-def _told(trial: Trial, scores: Sequence[Scores]) -> Floats:
-    """Return 1 (m,) for anomalies that not every candidate finds; all of them where few are left."""
-    plain = np.all([s.planted > s.healthy.max() for s in scores], axis=0)
-    counted = np.asarray(~plain, np.float64)
-    return counted if counted.sum() >= 0.25 * len(plain) else np.ones(len(plain))
+def figures(areas: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return mean AUROC, its error and that of how far it is behind the best, (candidates,) each.
+
+    Args:
+        areas: (candidates, kinds, 1 + DRAWS).
+    """
+    means = np.nanmean(areas, axis=1)
+    best = int(means[:, 0].argmax())
+    spread = means[:, 1:]
+    return means[:, 0], spread.std(1), (spread[best] - spread).std(1)
 
 
-def _seen(trial: Trial, scores: Scores, counted: Floats, draws: Floats) -> Floats:
-    areas = trial.areas(scores.healthy, scores.planted, counted, draws)
-    areas[scores.skipped] = np.nan
-    return areas
+def weights_of(mean: Floats, behind: Floats) -> Floats:
+    """Return weights (n,) from mean AUROCs (n,) and the errors of how far each is behind the best.
+
+    AUROCs are drawn together by as much as their differences are chance (empirical Bayes): of equal
+    candidates none gets more. Of what is left above 0.5 the square is the weight, of ``MOST`` members
+    at most, each of ``LEAST`` at least. A member that is clearly behind stays: it may find what the
+    others don't.
+    """
+    others = behind > 0
+    chance = float((behind[others] ** 2).mean() / 2) if others.any() else 0.0
+    spread = float(mean.var(ddof=1)) if len(mean) > 1 else 0.0
+    sure = max(0.0, 1 - chance / spread) if spread else 0.0
+    drawn = mean.mean() + sure * (mean - mean.mean())
+    strength = np.maximum(2 * drawn - 1, 0) ** 2
+    strength[np.argsort(-mean, kind="stable")[MOST:]] = 0
+    if not strength.sum():  # nobody finds anything
+        strength[np.argsort(-mean, kind="stable")[:MOST]] = 1
+    strength /= strength.sum()
+    strength[strength < LEAST] = 0
+    return np.asarray(strength / strength.sum())
 
 
-def _filled(areas: Floats) -> Floats:
-    """Fill what doesn't count with the mean of the candidates for which it does."""
-    known = np.isfinite(areas)
+def filled(areas: Floats, skipped: Kinds) -> Floats:
+    """Fill what doesn't count for a candidate with the mean of those for which it does."""
+    known = np.isfinite(areas) & ~skipped[..., None]
     total = np.where(known, areas, 0).sum(0)
     mean = np.divide(total, known.sum(0), out=np.full_like(total, np.nan), where=known.any(0))
     return np.where(known, areas, mean[None])
+
+
+def _left_out(
+    trial: Trial,
+    scores: Sequence[Scores],
+    cubes: Sequence[Floats],
+    skipped: Kinds,
+    counted: Kinds,
+) -> tuple[Floats, Floats]:
+    """Judge each counted kind by members whose scores and weights the other kinds chose."""
+    once = np.ones((trial.people, 1))
+    together, single = np.full(trial.count, np.nan), np.full(trial.count, np.nan)
+    for kind in np.flatnonzero(counted):
+        others = counted & (np.arange(trial.count) != kind)
+        if not others.any():
+            continue
+        at = [choose(cube[:, others]) for cube in cubes]
+        areas = filled(np.stack([c[i] for c, i in zip(cubes, at, strict=True)]), skipped)
+        mean, _, behind = figures(areas[:, others])
+        weights, names = weights_of(mean, behind), [list(s.healthy) for s in scores]
+        healthy, planted = np.zeros(len(trial.subjects)), np.zeros(len(trial.kinds))
+        for weight, one, name, i in zip(weights, scores, names, at, strict=True):
+            known = np.sort(one.healthy[name[i]])
+            healthy += weight * quantiles(one.healthy[name[i]], known)
+            planted += weight * quantiles(one.planted[name[i]], known)
+        together[kind] = trial.areas(healthy, planted, once)[kind, 0]
+        best = int(mean.argmax())
+        single[kind] = cubes[best][at[best], kind, 0]
+    return together, single

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normscan.auto.batches import aside, at_size, narrowed, resized, scaled, without
-from normscan.auto.evidence import Scores, Trial, choose, left_out, weigh
+from normscan.auto.evidence import MOST, Evidence, Scores, Trial, weigh
 from normscan.auto.kinds import JUDGES, KINDS, planted
 from normscan.auto.member import Look, Member, levels
 from normscan.methods.base import Batch, Batches, Maps, Method, Phase
@@ -42,8 +42,8 @@ class Fused(Method):
         wanted: number of them, about.
     """
 
-    weighed: Tensor
-    errors: Tensor
+    areas: Tensor
+    figures: Tensor
     apart: Tensor
     facts: Tensor
 
@@ -55,10 +55,11 @@ class Fused(Method):
         self.every, self.effort, self.seed, self.wanted = every, effort, seed, wanted
         self.needs_grad = any(m.method.needs_grad for m in self)
         count = len(self.members)
-        # AUROC by kind; below 0 where a kind doesn't count or nobody judged.
-        self.register_buffer("weighed", torch.full((count, len(KINDS)), UNKNOWN))
-        self.register_buffer("errors", torch.full((count,), UNKNOWN))
-        # By kind: the members that the other kinds chose, together and the best of them.
+        # AUROC by kind; below 0 where there is none.
+        self.register_buffer("areas", torch.full((count, len(KINDS)), UNKNOWN))
+        # Mean AUROC, its error, and that of how far it is behind the best.
+        self.register_buffer("figures", torch.full((count, 3), UNKNOWN))
+        # By kind that counted: the members that the other kinds chose, together and the best of them.
         self.register_buffer("apart", torch.full((2, len(KINDS)), UNKNOWN))
         # Subjects and images that judged, planted ones, explained by the mean image.
         self.register_buffer("facts", torch.zeros(4, dtype=torch.float64))
@@ -76,7 +77,8 @@ class Fused(Method):
             replace(
                 phase,
                 name=f"{number}/{phase.name}",
-                steps=None if phase.steps is None else max(1, round(self.effort * phase.steps)),
+                steps=_share(phase.steps, self.effort),
+                epochs=_share(phase.epochs, self.effort),
                 # The scans of a validation loss set the threshold, too.
                 validate_every=0, keep="last", patience=None,
             )
@@ -88,9 +90,11 @@ class Fused(Method):
         number, _, name = phase.partition("/")
         member = list(self)[int(number)]
         kept = ~aside(batch, self.every)
-        # A batch of judges alone, which happens where batches are tiny, teaches its first one.
-        batch = narrowed(batch, kept if bool(kept.any()) else torch.arange(len(batch)) == 0)
-        return member.method.loss(resized(batch, member.side), name, player)
+        if bool(kept.any()):
+            return member.method.loss(resized(narrowed(batch, kept), member.side), name, player)
+        # Where batches are tiny, one of judges alone happens. It teaches nothing.
+        terms = member.method.loss(resized(batch, member.side), name, player)
+        return {term: 0 * value for term, value in terms.items()}
 
     @property
     def fits(self) -> bool:
@@ -110,24 +114,29 @@ class Fused(Method):
         trial = Trial(
             np.array([numbers[s] for s in subjects]), twins.hosts, twins.kinds, len(KINDS)
         )
-        found = []
+        tables = []
         for member, method in zip(self, trials, strict=True):
             healthy = self._looks(member, method, judges)
             lesioned = self._looks(member, method, _like(judges, twins.images, twins.hosts))
-            found.append(_learn(member, trial, healthy, lesioned, aligned >= ALIGNED, not alone))
+            tables.append(_learn(member, trial, healthy, lesioned, aligned >= ALIGNED))
         if alone or not len(twins.images):
-            for member in self:
-                member.weight.fill_(1 / len(self.members))
+            for member, table in zip(self, tables, strict=True):
+                member.take(member.usual, table.healthy[member.usual], 1 / len(self.members))
             return
-        result = weigh(trial, found, self.seed)
-        for member, weight in zip(self, result.weights, strict=True):
-            member.weight.fill_(float(weight))
-        apart = np.stack(left_out(trial, found, result))
-        for kept, values in (
-            (self.weighed, result.areas), (self.errors, result.error), (self.apart, apart)
-        ):  # fmt: skip
-            kept.copy_(torch.from_numpy(values).nan_to_num(UNKNOWN))
+        found = weigh(trial, tables, self.seed)
+        rows = zip(self, tables, found.chosen, found.weights.tolist(), strict=True)
+        for member, table, name, weight in rows:
+            member.take(name, table.healthy[name], weight)
+        self._keep(found)
         self.facts[:3] = torch.tensor([trial.people, len(subjects), len(twins.kinds)])
+
+    def _keep(self, found: Evidence) -> None:
+        for kept, values in (
+            (self.areas, found.areas),
+            (self.figures, np.stack([found.mean, found.error, found.behind], axis=1)),
+            (self.apart, np.stack([found.together, found.single])),
+        ):
+            kept.copy_(torch.from_numpy(values).nan_to_num(UNKNOWN))
 
     def _judges(self, batches: Iterable[Batch]) -> tuple[Batch, list[int]]:
         def held() -> Iterator[Batch]:
@@ -186,7 +195,11 @@ class Fused(Method):
         """Say what judged, what each candidate found, and what came of it, as JSON values."""
         people, images, lesions, explained = self.facts.tolist()
         names = [kind.name for kind in KINDS]
+        taken = sorted((m for m in self if m.weight > 0), key=lambda m: -float(m.weight))
+        shares = ", ".join(f"{m.name} {float(m.weight):.0%}" for m in taken)
+        judged = f"{int(people)} subjects with {int(lesions)} planted anomalies chose"
         return {
+            "said": f"{judged if people else 'nobody could judge:'} {shares}",
             "judged_by": {
                 "subjects": int(people), "images": int(images), "planted": int(lesions),
                 "explained_by_mean_image": round(explained, 4), "by_place": explained >= ALIGNED,
@@ -195,18 +208,32 @@ class Fused(Method):
                 {
                     "name": member.name,
                     "weight": round(float(member.weight), 4),
-                    "score": member.scores[int(member.chosen)],
-                    "auroc": _number(_mean(self.weighed[number])),
-                    "error": _number(self.errors[number]),
-                    "by_kind": dict(zip(names, map(_number, self.weighed[number]), strict=True)),
+                    "score": member.scores[chosen] if (chosen := int(member.chosen)) else "usual",
+                    **dict(zip(("auroc", "error", "behind_error"), map(_number, row), strict=True)),
+                    "by_kind": dict(zip(names, map(_number, areas), strict=True)),
+                    "why": self._why(number),
                 }
-                for number, member in enumerate(self)
+                for number, (member, row, areas) in enumerate(
+                    zip(self, self.figures, self.areas, strict=True)
+                )
             ],
             "kind_left_out": {
                 name: {"together": _number(both), "best_single": _number(one)}
                 for name, both, one in zip(names, *self.apart, strict=True)
             },
         }  # fmt: skip
+
+    def _why(self, number: int) -> str:
+        """Say why a candidate has its weight."""
+        mean = float(self.figures[number, 0])
+        if mean < 0:
+            return "nobody judged: all weigh the same"
+        weight, best = float(list(self)[number].weight), float(self.figures[:, 0].max())
+        if weight:
+            return "the best" if mean == best else f"{best - mean:.3f} behind the best"
+        if sum(float(m.weight) > 0 for m in self) == MOST:
+            return f"dropped: {best - mean:.3f} behind the best, and {MOST} find more"
+        return "dropped: it finds next to nothing of what was planted"
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Load a state dict; what is the same in several members is run once from then on."""
@@ -235,9 +262,8 @@ def _same(a: Backbone, b: Backbone) -> bool:
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 
-def _mean(values: Tensor) -> Tensor:
-    known = values[values >= 0]
-    return known.mean() if len(known) else torch.tensor(UNKNOWN)
+def _share(count: int | None, share: float) -> int | None:
+    return None if count is None else max(1, round(share * count))
 
 
 def _number(value: Tensor) -> float | None:
@@ -290,9 +316,8 @@ def _learn(
     healthy: Sequence[Look],
     lesioned: Sequence[Look],
     aligned: bool,
-    chooses: bool,
 ) -> Scores:
-    """Let a member learn what healthy maps are like and choose its image score.
+    """Let a member learn what healthy maps are like, and return its scores, by every name.
 
     An image is compared place by place with those of other subjects, as a new scan's is.
     """
@@ -322,13 +347,11 @@ def _learn(
         pairs = zip(looks, whose.tolist(), strict=True)
         return np.array([member.score(look, name, places.get(owner)) for look, owner in pairs])
 
-    plain = {n: scores(healthy, owners, n) for n in names}
-    planted_ = {n: scores(lesioned, owners[trial.hosts], n) for n in names}
-    at = choose(trial, plain, planted_, 0) if chooses and lesioned else 0
-    name = names[at]
-    member.chosen.fill_(member.scores.index(name))
-    member.healthy = torch.from_numpy(np.sort(plain[name])).to(member.mean.device)
     skipped = np.array([
         kind.group == "copied" and card(member.id).family == "synthesis" for kind in KINDS
     ])  # fmt: skip
-    return Scores(member.place(plain[name]), member.place(planted_[name]), skipped)
+    return Scores(
+        {n: scores(healthy, owners, n) for n in names},
+        {n: scores(lesioned, owners[trial.hosts], n) for n in names},
+        skipped,
+    )

@@ -1,7 +1,8 @@
 """The anomalies by which candidates are judged: kinds that don't resemble each other, never too plain.
 
-They are planted into prepared images, on the grid that every candidate gets its input from. Sizes and
-strengths are log-uniform, so that most are small and faint.
+They are planted into prepared images, on the grid that every candidate gets its input from. Sizes are
+log-uniform, and so is how strongly the pixels of the place change, whatever the kind: a kind whose
+every anomaly is fainter than noise would say nothing of anybody.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from normscan.synthesis import blends, donors, placement, shapes
 from normscan.synthesis.corruption import Corruption
 
 SIZES = (0.08, 0.35)  # diameters, shares of the image's side
-STRENGTHS = (0.25, 1.0)  # share of the change that is shown
+CHANGES = (0.5, 3.0)  # root mean square over the place, in standard deviations of the anatomy
+TRIES = 4  # places and sizes that are tried for one that can change so much
+EACH = 3  # anomalies of a kind in an image
 JUDGES = 48  # healthy images that judge, at most
-CONTRAST = 4.0  # standard deviations of the anatomy at full strength
 
 Make = Callable[[float], Corruption]
 
@@ -60,12 +62,12 @@ def _ball(blend: blends.Blend) -> Make:
 
 def _patch(donor: donors.Donor, blend: blends.Blend) -> Make:
     return lambda size: Corruption(
-        shapes.splines((size, 1.5 * size)), placement.overlapping(0.7), donor, blend
+        shapes.ellipses((size, 1.5 * size)), placement.overlapping(0.7), donor, blend
     )
 
 
 def _shift(sign: Literal[-1, 1]) -> Make:
-    return _blob(blends.shift((CONTRAST, CONTRAST), sign=sign))
+    return _blob(blends.shift((2 * CHANGES[1],) * 2, sign=sign))
 
 
 KINDS: tuple[Kind, ...] = (
@@ -74,9 +76,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("iso_intense", "texture", _blob(blends.levelled)),
     Kind("texture", "texture", _blob(blends.mottled)),
     Kind("sharpness", "texture", _blob(blends.blurred((0.02, 0.05)))),
-    Kind("foreign", "copied", _patch(donors.same_place, blends.paste), another=True),
-    Kind("poisson", "copied", _patch(donors.resampled(), blends.poisson("mixed")), another=True),
-    Kind("duplicated", "copied", _patch(donors.elsewhere(), blends.poisson("mixed"))),
+    Kind("foreign", "copied", _patch(donors.elsewhere(own=False), blends.paste), another=True),
+    Kind("poisson", "copied", _patch(donors.resampled(), blends.poisson("source")), another=True),
+    Kind("duplicated", "copied", _patch(donors.elsewhere(), blends.poisson("source"))),
     Kind("missing", "shape", _ball(blends.infilled)),
     Kind("deformed", "shape", _ball(blends.radial("push"))),
 )
@@ -103,18 +105,19 @@ def planted(images: Tensor, objects: Tensor, seed: int, wanted: int) -> Twins:
     Args:
         images: (n, C, *spatial), scaled to about 0..1.
         objects: (n, 1, *spatial) bool, the anatomy.
-        seed: of places, sizes, strengths and shapes.
-        wanted: anomalies in all, about; at least two an image and at most one of each kind.
+        seed: of places, sizes, shapes and how strong they are.
+        wanted: anomalies in all, about; at least two an image and at most ``EACH`` of each kind.
 
     Returns:
         The twins that differ from their hosts; none where nothing could be planted.
     """
     n, found, hosts, kinds = len(images), list[Tensor](), list[int](), list[int]()
-    each = min(len(KINDS), max(2, -(-wanted // max(1, n))))
+    each = min(EACH * len(KINDS), max(2, -(-wanted // max(1, n))))
     for i in range(n):
         other = images[(i + 1 + n // 2) % n]
-        for number in ((i * each + j) % len(KINDS) for j in range(each)):
-            twin = _twin(KINDS[number], images[i], other, objects[i], derive_seed(seed, i, number))
+        for j in range(each):
+            number = (i * each + j) % len(KINDS)
+            twin = _twin(KINDS[number], images[i], other, objects[i], derive_seed(seed, i, j))
             if not torch.equal(twin, images[i]):
                 found.append(twin)
                 hosts.append(i)
@@ -124,12 +127,33 @@ def planted(images: Tensor, objects: Tensor, seed: int, wanted: int) -> Twins:
 
 
 def _twin(kind: Kind, image: Tensor, other: Tensor, objects: Tensor, seed: int) -> Tensor:
-    rng = Rng(seed)
-    low_size, low_strength = _log_uniform(rng, SIZES), _log_uniform(rng, STRENGTHS)
-    x = image[None]
-    donor = other[None] if kind.another else x
-    changed = kind.make(low_size)(x, donor, rng, objects[None]).image
-    return (x + low_strength * (changed - x))[0]
+    """Return the image with one anomaly, as strong as drawn, or as strong as any try can be."""
+    wanted = _log_uniform(Rng(derive_seed(seed, "change")), CHANGES) * _spread(image, objects)
+    best, reached = image, 0.0
+    for number in range(TRIES):
+        rng = Rng(derive_seed(seed, number))
+        x, donor = image[None], (other if kind.another else image)[None]
+        made = kind.make(_log_uniform(rng, SIZES))(x, donor, rng, objects[None])
+        change = (made.image - x)[0]
+        found = _size(change, made.region[0])
+        share = min(1.0, wanted / max(found, 1e-12))
+        if share * found > reached:
+            best, reached = image + share * change, share * found
+        if found >= wanted:
+            break
+    return best
+
+
+def _size(change: Tensor, region: Tensor) -> float:
+    """Root mean square of a change (C, *spatial) over the pixels of a region (1, *spatial)."""
+    squares = change.square().mean(0)[region[0]]
+    return float(squares.mean().sqrt()) if len(squares) else 0.0
+
+
+def _spread(image: Tensor, objects: Tensor) -> float:
+    """Standard deviation of the anatomy (1, *spatial) of an image (C, *spatial), over all channels."""
+    inside = objects[0] if bool(objects.any()) else torch.ones_like(objects[0])
+    return float(image[:, inside].std(dim=1, correction=0).square().mean().sqrt())
 
 
 def _log_uniform(rng: Rng, ends: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from normscan.auto.batches import resized, scaled
@@ -16,7 +16,6 @@ from normscan.scores.places import Places
 from normscan.scores.postprocess import apply_chain
 from normscan.scores.reductions import Reduction
 
-OWN = "own"  # the score that the method gives by itself
 # Image scores beside the usual one; few, since each more makes a lucky choice likelier.
 SCORES = (
     "top_1_percent", "top_5_percent", "max", "foreground_mean",
@@ -107,6 +106,12 @@ class Member(nn.Module):
             return look.own
         return Reduction.parse(name)(look.anomaly, look.inside, places)
 
+    def take(self, name: str, healthy: np.ndarray, weight: float) -> None:
+        """Take an image score, with the scores of healthy images by it, and a weight."""
+        self.chosen.fill_(self.scores.index(name))
+        self.healthy = torch.from_numpy(np.sort(healthy)).to(self.mean.device)
+        self.weight.fill_(weight)
+
     @property
     def places(self) -> Places | None:
         """Healthy mean and deviation at each place, or None."""
@@ -124,8 +129,7 @@ class Member(nn.Module):
 
     def place(self, scores: np.ndarray) -> np.ndarray:
         """Return scores (n,) as normal quantiles of healthy ones."""
-        healthy = self.healthy.cpu().numpy()
-        return np.array([quantile(float(score), healthy) for score in scores])
+        return quantiles(scores, self.healthy.cpu().numpy())
 
 
 def levels(looks: Sequence[Look]) -> tuple[Tensor, Tensor]:
@@ -137,25 +141,23 @@ def levels(looks: Sequence[Look]) -> tuple[Tensor, Tensor]:
     return torch.tensor(float(values.mean())), torch.tensor(deviation)
 
 
-def quantile(score: float, healthy: np.ndarray) -> float:
-    """Return a score as the normal quantile of its rank among healthy ones.
+def quantiles(scores: np.ndarray, healthy: np.ndarray) -> np.ndarray:
+    """Return scores (n,) as the normal quantiles of their ranks among healthy ones.
 
     Between two healthy scores it is linear. Beyond them it goes on with the logarithm of the
     distance in healthy deviations, so that it keeps the order of scores and one member can't drown
     out the others.
 
     Args:
-        score: to place.
-        healthy: (n,) ascending.
+        scores: (n,) to place.
+        healthy: (k,) ascending.
     """
-    n = len(healthy)
-    if n < 2:
-        return score if not n else float(np.arcsinh(score - healthy[0]))
+    k = len(healthy)
+    if k < 2:
+        return np.arcsinh(scores - healthy[0]) if k else np.asarray(scores, np.float64)
     # Equal scores have no deviation: then a millionth of their size stands for it.
     unit = max(float(healthy.std(ddof=1)), 1e-6 * max(1.0, float(np.abs(healthy).max())))
-    at = norm.ppf((np.arange(n) + 0.5) / n)
-    if score > healthy[-1]:
-        return float(at[-1] + np.log1p((score - healthy[-1]) / unit))
-    if score < healthy[0]:
-        return float(at[0] - np.log1p((healthy[0] - score) / unit))
-    return float(np.interp(score, healthy, at))
+    at = ndtri((np.arange(k) + 0.5) / k)
+    above = np.maximum(scores - healthy[-1], 0) / unit
+    below = np.maximum(healthy[0] - scores, 0) / unit
+    return np.asarray(np.interp(scores, healthy, at) + np.log1p(above) - np.log1p(below))

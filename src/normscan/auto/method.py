@@ -37,15 +37,15 @@ def auto(
     effort: float = 0.0,
     every: int = 0,
     judge_seed: int = 0,
-    planted: int = 240,
+    planted: int = 120,
 ) -> Method:
     """Several methods that configure themselves from healthy scans, as one detector.
 
     Cheap candidates that fit the cohort, the weights at hand and the time are trained. Part of the
     training subjects trains none of them: anomalies of ten kinds are planted into their scans, and
-    by what each candidate finds it is weighed or dropped. The map is the weighted mean of the
-    members' maps in healthy deviations, place by place where scans are aligned; the image score that
-    of their scores as normal quantiles of healthy ones. What calibrates never chooses: with
+    what each candidate finds of them chooses its image score and its weight. The map is the weighted
+    mean of the members' maps in healthy deviations, place by place where scans are aligned; the image
+    score that of their scores as normal quantiles of healthy ones. What calibrates never chooses: with
     cross-calibration each fold's detector chooses anew, without that fold.
 
     Experimental: that it beats the median of its candidates has not been shown yet.

@@ -116,7 +116,7 @@ def plan(
     costs: dict[str, Cost] = {}
     channels = 1 if len(found.channels) == 1 else len(found.channels)
     for name in bar.track(names, "time candidates", len(names)):
-        full, cost, why = tried(name, dims, channels, arguments["size"], seed)
+        full, cost, why = tried(name, dims, channels, arguments["size"], seed, images)
         if cost is None:
             passed[name] = why
         else:
@@ -131,11 +131,11 @@ def plan(
     passed |= dear
     effort = arguments["effort"] or effort
     every = arguments["every"] or (3 if found.subjects < FEW else 4)
-    seconds = {n: round(budget.seconds(costs[n], effort), 1) for n in kept}
+    seconds = {n: budget.seconds(costs[n], effort) for n in kept}
     return {
         "fingerprint": found.to_dict(),
         "arguments": {"candidates": kept, "effort": effort, "every": every, "dims": dims},
-        "candidates": [{"name": n, "seconds": s} for n, s in seconds.items()],
+        "candidates": [{"name": n, "seconds": round(s, 1)} for n, s in seconds.items()],
         "passed_over": passed,
         "reasons": _reasons(found, budget, seconds, effort, every),
     }
@@ -168,9 +168,9 @@ def presets_of(name: str) -> list[str]:
 
 
 def tried(
-    name: str, dims: int, channels: int, size: int, seed: int
+    name: str, dims: int, channels: int, size: int, seed: int, images: int
 ) -> tuple[str, Cost | None, str]:
-    """Build a candidate and time it on made-up images.
+    """Build a candidate and time it on made-up images, for as many as it will learn from.
 
     Returns:
         Its name with the preset, and its cost, or None and why it can't take part.
@@ -185,7 +185,7 @@ def tried(
                 method: Method = entry.create(**values)
                 why = unfit(method)
                 if not why:
-                    cost = timed(method, dims, channels, side_of(entry, preset, size))
+                    cost = timed(method, dims, channels, side_of(entry, preset, size), images)
                     return f"{entry.id}:{preset}", cost, ""
         except (NormscanError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())
@@ -207,7 +207,7 @@ def unfit(method: Method) -> str:
     return f"it learns from {' and '.join(sorted(parts))} scans, too" if parts else ""
 
 
-def timed(method: Method, dims: int, channels: int, side: int) -> Cost:
+def timed(method: Method, dims: int, channels: int, side: int, images: int) -> Cost:
     """Time a method on made-up images: a training step, the closed form, a map."""
     rng = Rng(0)
     image = rng.uniform((PROBED, channels, *[side] * dims))
@@ -227,8 +227,8 @@ def timed(method: Method, dims: int, channels: int, side: int) -> Cost:
                     total.backward()  # type: ignore[no-untyped-call]
                 if turn:
                     each = (time.perf_counter() - begun) / PROBED * phase.batch_size
-                    step += each * player.turns * phase.total_steps(PROBED)
-        steps += phase.total_steps(PROBED)
+                    step += each * player.turns * phase.total_steps(images)
+        steps += phase.total_steps(images)
     step /= max(1, steps)
     method.eval()
     fit = _seconds(lambda: method.fit(Batches(lambda: iter([batch])))) if method.fits else 0.0
@@ -275,18 +275,20 @@ def _reasons(
     found: Fingerprint, budget: Budget, seconds: dict[str, float], effort: float, every: int
 ) -> dict[str, str]:
     planned = sum(seconds.values()) / 60
-    told = f"about {planned:.1f} of {budget.minutes:g} minutes for {budget.fits} fits"
+    fits = "one fit" if budget.fits == 1 else f"{budget.fits} fits"
+    told = f"about {planned:.1f} of {budget.minutes:g} minutes for {fits}"
     if planned > budget.minutes:
         told = (
             f"{budget.minutes:g} minutes are too few for any candidate: the cheapest, "
             f"{next(iter(seconds))}, is trained all the same, in about {planned:.1f}"
         )
-    judges = -(-found.subjects * (budget.fits - 1 or 1) // (budget.fits or 1) // every)
-    trust = "little" if judges < 10 else "some" if judges < 30 else "much"
+    fitted = found.subjects * (1 - 1 / budget.fits if budget.fits > 1 else 1)
+    judges = round(fitted / every)
+    trust = "little" if judges < 6 else "something" if judges < 20 else "much"
     return {
         "time": told,
         "effort": f"each is trained for {effort:.0%} of its steps",
-        "every": f"one of {every} subjects judges, about {judges}: the evidence says {trust}, so "
-        f"weights stay {'near equal' if judges < 10 else 'between equal and earned'}",
+        "every": f"one of {every} subjects judges, about {judges}, which tells {trust}; weights are "
+        "drawn to equal ones by as much as their differences are chance",
         "aligned": f"the mean image explains {found.explained:.0%} of a scan",
     }

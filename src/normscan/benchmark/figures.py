@@ -13,7 +13,7 @@ def critical_difference(test: dict[str, Any], path: Path | None = None) -> str:
     Args:
         test: ``methods``, ``mean_ranks`` (sorted), ``groups``, ``critical_difference``,
             ``friedman_p``, ``alpha`` and ``sets``, as in ``ranking.json``.
-        path: PNG to write as well.
+        path: PNG to write as well, with a PDF of the same name beside it.
 
     Returns:
         The drawing as SVG, without an XML header, with its colours as text (``currentColor``).
@@ -63,7 +63,20 @@ def critical_difference(test: dict[str, Any], path: Path | None = None) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, **cut)
         if path is not None:
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=150, facecolor="white", **cut)
+            about: dict[str, Any] = {"png": None, "pdf": {"CreationDate": None}}
+            for kind, metadata in about.items():
+                with atomic_path(path.with_suffix(f".{kind}")) as temporary:
+                    figure.savefig(
+                        temporary, format=kind, dpi=150, facecolor="white", metadata=metadata, **cut
+                    )
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(ink, "currentColor")
+
+
+def ranks_as_csv(test: dict[str, Any]) -> str:
+    """Return what the diagram shows: method, mean rank, and the bars under which it stands, from 1."""
+    lines = ["method,mean_rank,not_different_in"]
+    for place, (name, rank) in enumerate(zip(test["methods"], test["mean_ranks"], strict=True)):
+        bars = [str(n) for n, (a, b) in enumerate(test["groups"], 1) if a <= place <= b]
+        lines.append(f"{name},{rank!r},{' '.join(bars)}")
+    return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from normscan.benchmark.figures import critical_difference
+from normscan.benchmark.figures import critical_difference, ranks_as_csv
 from normscan.io import atomic_path
 from normscan.io.values import write_json
 
@@ -35,6 +35,7 @@ def write_tables(ranking: dict[str, Any], folder: Path) -> None:
             name = f"critical_difference_{level}"
             drawings[level] = critical_difference(entry["test"], folder / f"{name}.png")
             _write(folder / f"{name}.svg", drawings[level])
+            _write(folder / f"{name}.csv", ranks_as_csv(entry["test"]))
     write_json(folder / "ranking.json", ranking)
     _write(folder / "table.md", markdown(ranking))
     _write(folder / "table.csv", as_csv(ranking))

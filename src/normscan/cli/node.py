@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normscan.errors import ArgumentError, nearest
@@ -19,6 +20,7 @@ def node(
     older: str | None = None,
     outcome: str = "failed",
     reset: bool = False,
+    page: str | None = None,
 ) -> None:
     """Score what a PACS sends and send the results back: normscan node --config node.toml.
 
@@ -29,6 +31,8 @@ def node(
         config: the file that says what listens, which detector scores what, where results go.
         part: of the node that runs: all, or receive, score, send, web, pull each by itself.
         older: of purge, how long ago a job must have ended, such as 30d or 12h.
+        page: of drift, an HTML file to write: what came today, and how the scores run. The node
+            itself writes one a day into the folder ``pages``.
         reset: of drift, begin all tests anew, after what raised an alarm was looked at.
         outcome: of again, which jobs: failed, refused or done.
     """
@@ -46,6 +50,10 @@ def node(
             print(f"{state:<10}{count:>8}")
         print(f"{'bytes':<10}{store.queue.size():>8}")
     elif action == "drift":
+        if page is not None:
+            from normscan.node.daily import today, write_page
+
+            print(write_page(store, today(), Path(page)))
         _drift(store, reset)
     elif action == "purge":
         if older is None:

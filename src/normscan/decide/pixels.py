@@ -14,6 +14,10 @@ from normscan.metrics.maps import Singles, checked_map
 
 # Blocks of equal rank kept of one image; a block is at most 1/20,001 + 1/pixels of the image.
 POINTS = 20_001
+# Of healthy pixels, at whose scores the shares are kept: enough to read others off on a log scale.
+SHARES = (
+    1, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 0,
+)  # fmt: skip
 # Means of fractions such as 5/100 carry rounding errors far below one pixel.
 _SLACK = 1e-12
 
@@ -122,6 +126,17 @@ class PixelThreshold:
             blocks = int(np.searchsorted(points, single, side="right"))
             fractions.append(1 - (blocks * pixels // points.size) / pixels)
         return float(np.mean(fractions))
+
+    def shares(self) -> list[list[float]]:
+        """Return scores, rising, and the share of healthy pixels above each: [score, share].
+
+        The share is the mean over images, at most 1e-4 too high, as of ``fraction_above``. Between
+        two scores it lies between theirs.
+        """
+        points = np.concatenate([points for points, _ in self.images])
+        scores = np.unique(np.quantile(points, 1 - np.array(SHARES), method="nearest"))
+        found = [[float(score), self.fraction_above(score)] for score in scores]
+        return [pair for pair in found if np.isfinite(pair[0])]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the operating point as JSON values (not the maps behind it)."""

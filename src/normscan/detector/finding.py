@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan import notebook
-from normscan.display import Plane, map_scale, planes
+from normscan.display import Plane, leaves, map_scale, planes
 from normscan.errors import OutputError
 from normscan.identity import names_are_kept
 from normscan.io import atomic_path, extension, stem, write_map
@@ -59,6 +59,8 @@ class Finding:
         ranked: how many ``healthy`` subjects it was compared with, how many score ``as_high``, and
             how many ``may_be_as_high`` for it to be anomalous; None without a threshold.
         pixel_threshold: of the map; above it lies the segmentation.
+        pixel_shares: scores of the map, rising, with the share of healthy pixels above each; empty
+            where no healthy map is known.
         pixel_rule: what that threshold bounds on healthy scans, in words.
         smallest_component: components of the segmentation of so many voxels or fewer are dropped.
         reconstruction: (C, *scan.shape) in the scale of the prepared scan, where the method
@@ -90,6 +92,7 @@ class Finding:
     false_alarms: Mapping[str, float] | None = None
     ranked: Mapping[str, int] | None = None
     pixel_rule: str = ""
+    pixel_shares: tuple[tuple[float, float], ...] = ()
     smallest_component: int = 0
     reconstruction: np.ndarray | None = None
     prepared: np.ndarray | None = None
@@ -294,6 +297,7 @@ class Finding:
             "why": self.why(),
             "pixel_threshold": self.pixel_threshold,
             "pixel_rule": self.pixel_rule,
+            "pixel_shares": self.pixel_shares,
             "components": self.components(),
             "regions": self.regions,
             "quality": None if self.quality is None else self.quality.to_dict(),
@@ -470,9 +474,11 @@ class Finding:
         from normscan.report.picture import best_slice
 
         told = self.scan.series is not None if radiological is None else radiological
-        around: tuple[Plane, ...] = ()
+        views: dict[str, tuple[Plane, ...]] = {}
         if self.scan.dims == 3 and self.map is not None:
-            around = tuple(planes(self.scan.data, self.scan.affine, self.map, radiological=told))
+            for name, through in (("around", planes), ("leaves", leaves)):
+                data, affine = self.scan.data, self.scan.affine
+                views[name] = tuple(through(data, affine, self.map, radiological=told))
         compare = self.reconstruction is not None and self.prepared is not None
         image = self.prepared if compare and self.prepared is not None else self.scan.data
         return best_slice(
@@ -489,5 +495,5 @@ class Finding:
             rgb=self.scan.is_rgb and len(image) == 3,
             radiological=told,
             index=index,
-            around=around,
+            **views,
         )

@@ -185,7 +185,7 @@ def thresholded(state: State, healthy: Healthy, threshold: ScanThreshold) -> Sta
 def with_pixels(state: State, healthy: Healthy) -> State:
     """Return the state with its pixel threshold, by share and, where asked for, by components."""
     pixels = PixelThreshold(state.pixel_fpr, healthy.images)
-    about = pixels.to_dict()
+    about = pixels.to_dict() | {"shares": pixels.shares()}
     chosen = pixels.threshold
     if state.false_components is not None:
         components = ComponentThreshold(state.false_components, healthy.levels)

@@ -382,6 +382,7 @@ def found_in(
         finding.false_alarms = threshold.rates()
         finding.ranked = threshold.ranked(finding.p_value)
     finding.pixel_threshold = state.pixel_threshold
+    finding.pixel_shares = tuple(map(tuple, state.pixel_shares))
     finding.pixel_rule = "" if state.pixel_threshold is None else state.pixel_rule
     # The article counts voxels of its own grid; here they become those of the scan's.
     finding.smallest_component = round(state.card.smallest_component * prepared.voxel)

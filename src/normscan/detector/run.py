@@ -103,6 +103,10 @@ def fit(
                 state.training["plan"] = planned
             if evidence:
                 state.training["evidence"] = evidence
+            if fabric.is_global_zero:
+                for fold in evidence.get("folds", [evidence]):
+                    if "said" in fold:
+                        bar.say(f"evidence: {fold['said']}")
             chosen = state.training.get("reduction")
             if fabric.is_global_zero and chosen:
                 bar.say(f"reduction: {chosen['reason']}")
@@ -170,8 +174,10 @@ def plan(asked: State, cohort: Cohort, folder: Path, bar: Progress) -> tuple[Sta
     if stored.exists():
         planned = dict(read_json(stored))
     else:
-        rows = [row for part in ("train", "val") for row in cohort.part(part)]
         how = asked.calibration
+        # What sets the threshold of a split takes no part in any choice.
+        parts = ("train", "val") if how.kind == "cross" else ("train",)
+        rows = [row for part in parts for row in cohort.part(part)]
         fits = how.folds + how.refit if how.kind == "cross" else 1
         planned = asked.card.plan(asked.arguments, asked.preprocess, rows, fits, asked.seed, bar)
         write_json(stored, planned)

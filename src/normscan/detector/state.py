@@ -236,6 +236,11 @@ class State:
             text += f", in at most {self.false_components:.3g} connected components"
         return text
 
+    @property
+    def pixel_shares(self) -> list[list[float]]:
+        """Scores of the map, rising, and the share of healthy pixels above each."""
+        return list((self.training.get("pixel_threshold") or {}).get("shares", ()))
+
     def preparation(self) -> Preparation:
         """What prepares its scans, in any process."""
         return Preparation(

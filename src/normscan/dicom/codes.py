@@ -22,6 +22,7 @@ OWN = {
     "undecided": "Not decided: the detector has no threshold",
     "not-scored": "Not scored: the series was refused",
     "refusal": "Why the series was refused",
+    "replaces": "What the result replaces",
     "quality": "Quality gate",
     "ok": "A scan of the kind that the detector knows",
     "flag": "To be looked at",

@@ -9,11 +9,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.networks.blocks import doublings, layer
 
 Norm = Literal["batch", "affine"]
+AnyNorm = Literal["batch", "affine", "plane"]
 Head = Literal["dense", "spatial"]
 
 
@@ -27,6 +29,23 @@ class ChannelAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
+
+
+class PlaneNorm(nn.Module):
+    """Each channel of a sample less its mean over its deviation; scale and shift for each pixel.
+
+    Args:
+        dims: 2 or 3.
+        side: pixels along each axis.
+    """
+
+    def __init__(self, dims: int, side: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones([side] * dims))
+        self.bias = nn.Parameter(torch.zeros([side] * dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,8 @@ class Levels:
         smallest: pixels along each axis at the bottleneck.
         norm: ``batch``, or ``affine`` for the released code, whose batch norm is never in
             training mode.
+        restoring: of the decoder, where it isn't ``norm``; ``plane`` normalises the pixels of each
+            channel of a sample.
         slope: of the Leaky ReLUs.
         final: whether a 1x1 convolution to the channels of the input ends the decoder.
     """
@@ -62,12 +83,26 @@ class Levels:
     widest: int | None = None
     smallest: int = 8
     norm: Norm = "batch"
+    restoring: AnyNorm | None = None
     slope: float = 0.3
     final: bool = True
 
 
-def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
+def _norm(kind: AnyNorm, dims: int, channels: int, side: int) -> nn.Module:
+    if kind == "plane":
+        return PlaneNorm(dims, side)
     return layer("batch_norm", dims, channels) if kind == "batch" else ChannelAffine(dims, channels)
+
+
+def _halved(
+    dims: int, size: int, widths: list[int], norm: AnyNorm, slope: float
+) -> list[nn.Module]:
+    """5x5 convolutions of stride 2 with norms and Leaky ReLUs, ``widths[0]`` the image's channels."""
+    parts: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        conv = layer("conv", dims, a, b, 5, stride=2, padding=2)
+        parts += [conv, _norm(norm, dims, b, size // 2 ** (i + 1)), nn.LeakyReLU(slope)]
+    return parts
 
 
 class CodedNetwork(nn.Module):
@@ -126,10 +161,7 @@ class BaurAutoencoder(CodedNetwork):
         down = [min(widest, levels.width * 2**i) for i in range(n)]
         up = [max(levels.width, widest // 2**i) for i in range(n)]
         norm, slope = levels.norm, levels.slope
-        parts: list[nn.Module] = []
-        for a, b in zip([channels, *down], down, strict=False):
-            parts += [layer("conv", dims, a, b, 5, stride=2, padding=2), _norm(norm, dims, b)]
-            parts.append(nn.LeakyReLU(slope))
+        parts = _halved(dims, size, [channels, *down], norm, slope)
         narrow = max(1, down[-1] // 8)
         shape = (narrow, *[levels.smallest] * dims)
         flat = narrow * levels.smallest**dims
@@ -143,20 +175,37 @@ class BaurAutoencoder(CodedNetwork):
                 nn.Sequential(nn.Linear(flat, code.length), nn.Dropout(dropout))
                 for _ in range(code.heads)
             ]
-            again = dropout if restoring_dropout is None else restoring_dropout
-            out += [nn.Linear(code.length, flat), nn.Dropout(again), nn.Unflatten(1, shape)]
+            dropped = dropout if restoring_dropout is None else restoring_dropout
+            out += [nn.Linear(code.length, flat), nn.Dropout(dropped), nn.Unflatten(1, shape)]
             out.append(layer("conv", dims, narrow, down[-1], 1))
         self.encoder = nn.Sequential(*parts)
         self.heads = nn.ModuleList(codes)
-        out += [_norm(norm, dims, down[-1]), nn.ReLU()]
+        again, side = levels.restoring or norm, levels.smallest
+        out += [_norm(again, dims, down[-1], side), nn.ReLU()]
         for a, b in zip([down[-1], *up], up, strict=False):
+            side *= 2
             out.append(
                 layer("conv_transpose", dims, a, b, 5, stride=2, padding=2, output_padding=1)
             )
-            out += [_norm(norm, dims, b), nn.LeakyReLU(slope)]
+            out += [_norm(again, dims, b, side), nn.LeakyReLU(slope)]
         if levels.final:
             out.append(layer("conv", dims, up[-1], channels, 1))
         self.decoder = nn.Sequential(*out)
+
+
+def baur_critic(dims: int, channels: int, size: int, levels: Levels) -> nn.Sequential:
+    """Return a critic of that encoder's form, an image to a number for each cell of its last level.
+
+    Args:
+        dims: 2 or 3.
+        channels: of the image.
+        size: pixels along each axis; ``levels.smallest`` times a power of two.
+        levels: of the convolutions; its norms are ``plane``, so that no sample sees another.
+    """
+    n, widest = doublings(size, levels.smallest), levels.widest or 4 * levels.width
+    widths = [channels, *(min(widest, levels.width * 2**i) for i in range(n))]
+    body = _halved(dims, size, widths, "plane", levels.slope)
+    return nn.Sequential(*body, layer("conv", dims, widths[-1], 1, 1))
 
 
 class CompactAutoencoder(CodedNetwork):

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from normscan.progress import steps_of
+
 Objective = Literal["epsilon", "x0", "v"]
 Sampler = Literal["ancestral", "ddim"]
 Noise = Callable[[Tensor], Tensor]
@@ -202,7 +204,9 @@ class Walker:
             level: number of steps; all of the schedule's by default.
             after: changes x_{t-1} behind step t, given t, it and the guess.
         """
-        for step in reversed(range(len(self.schedule) if level is None else level)):
+        level = len(self.schedule) if level is None else level
+        for passed in steps_of("step down", level):
+            step = level - 1 - passed
             x, guess = self.step(x, step)
             x = after(step, x, guess) if after else x
         return x
@@ -214,7 +218,8 @@ class Walker:
         the guesses of neighbouring steps agree.
         """
         s = self.schedule
-        for step in range(start, len(s) - 1):
+        for passed in steps_of("step up", len(s) - 1 - start):
+            step = start + passed
             guess, t = self.predict(x, self.at(step, x)), self.at(step + 1, x)
             x = s.diffuse(guess.clean, t, guess.noise)
         return x

@@ -14,11 +14,12 @@ from normscan.networks.skip import zero_biases
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
-def blur(x: Tensor) -> Tensor:
-    """Binomial filter of 5 pixels along each spatial axis, close to a Gaussian; the border reflects.
+def blur(x: Tensor, border: str = "reflect") -> Tensor:
+    """Binomial filter of 5 pixels along each spatial axis, close to a Gaussian.
 
     Args:
-        x: (B, C, *spatial), at least 3 pixels along each axis.
+        x: (B, C, *spatial), at least 3 pixels along each axis where the border reflects.
+        border: what lies beyond the image: ``reflect``, or ``constant`` for 0.
     """
     channels, dims = x.shape[1], x.ndim - 2
     convolve = (F.conv2d, F.conv3d)[dims - 2]
@@ -29,7 +30,7 @@ def blur(x: Tensor) -> Tensor:
         # F.pad counts from the last axis.
         pads = [0] * (2 * dims)
         pads[2 * (dims - 1 - axis) : 2 * (dims - axis)] = [2, 2]
-        x = convolve(F.pad(x, pads, mode="reflect"), kernel, groups=channels)
+        x = convolve(F.pad(x, pads, mode=border), kernel, groups=channels)
     return x
 
 

@@ -64,7 +64,7 @@ def hub_weights(name: str) -> dict[str, Tensor]:
         WeightsError: they are not on this machine and can't be fetched.
     """
     if name.startswith("hf:"):
-        return read_weights(_hub_file(name.removeprefix("hf:"), name), name)
+        return read_weights(hub_file(name.removeprefix("hf:"), name), name)
     timm = import_timm()
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if known is None or not known.hf_hub_id:
@@ -72,15 +72,15 @@ def hub_weights(name: str) -> dict[str, Tensor]:
             f"timm knows no weights of {name} on the hub. Name a tag, such as "
             "resnet18.tv_in1k, or give the path of a state dict."
         )
-    file = _hub_file(known.hf_hub_id, name, known.hf_hub_filename or "model.safetensors")
+    file = hub_file(known.hf_hub_id, name, known.hf_hub_filename or "model.safetensors")
     # timm brings older files under its present names while it loads them.
     network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     state: dict[str, Tensor] = network.state_dict()
     return state
 
 
-def _hub_file(repository: str, name: str, filename: str = "model.safetensors") -> Path:
-    """A file of the hub: from its cache, else fetched after one quick question whether it answers.
+def hub_file(repository: str, name: str, filename: str = "model.safetensors") -> Path:
+    """Return a file of the hub: from its cache, else fetched after one quick question whether it answers.
 
     The hub's own client asks again and again for up to a minute where there is no network.
     """

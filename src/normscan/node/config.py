@@ -295,6 +295,7 @@ class Config(Part):
         threads: of the arithmetic of each.
         device: auto, cpu or cuda.
         quiet: a series is taken for complete when nothing came for so long.
+        patience: the same for one whose headers tell of images that didn't come.
         lease: a job whose process died is free again after it.
         give_up: results that no archive takes are given up after it.
         retention: scans and results of ended jobs are deleted after it.
@@ -317,6 +318,7 @@ class Config(Part):
     threads: int = Field(1, ge=1)
     device: str = "auto"
     quiet: Seconds = 30.0
+    patience: Seconds = 300.0
     lease: Seconds = 60.0
     give_up: Seconds = 3 * 86400.0
     retention: Seconds = 30 * 86400.0

@@ -32,6 +32,7 @@ class Stream:
         scans: in this window.
         evidence: of each test, log10 of the highest wealth; 2 is a chance of at most 1 in 100.
         since: when each test that raised an alarm did, in s since 1970.
+        scores: of these scans, in their order.
     """
 
     detector: str
@@ -39,6 +40,7 @@ class Stream:
     scans: int
     evidence: dict[str, float]
     since: dict[str, float]
+    scores: tuple[float, ...] = ()
 
 
 class DriftWatch:
@@ -93,8 +95,8 @@ def streams(queue: Queue) -> list[Stream]:
         state = json.loads(text)
         tests = state["tests"]
         evidence = {kind: test["peak"] / math.log(10) for kind, test in tests.items()}
-        scans = max(len(test["scores"]) for test in tests.values())
-        found.append(Stream(detector, scanner, scans, evidence, state["since"]))
+        scores = max((tuple(test["scores"]) for test in tests.values()), key=len)
+        found.append(Stream(detector, scanner, len(scores), evidence, state["since"], scores))
     return found
 
 

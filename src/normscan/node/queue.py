@@ -99,6 +99,18 @@ def holder(part: str) -> str:
     return f"{part}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+class NotYetError(Exception):
+    """A job that is to wait.
+
+    Attributes:
+        wait: s.
+    """
+
+    def __init__(self, wait: float) -> None:
+        super().__init__(f"{wait:.0f} s")
+        self.wait = wait
+
+
 class LeaseLostError(Exception):
     """Another process has taken the job over; what was done of it is to be thrown away."""
 
@@ -113,6 +125,7 @@ class Queue:
 
     def __init__(self, path: Path, lease: float = 60.0) -> None:
         self.path, self.lease = path, lease
+        self.synchronous = "full"  # a commit outlives a power cut
         self._local = threading.local()
         self._beaten: dict[str, float] = {}
         self.db.executescript(_TABLES)
@@ -124,7 +137,7 @@ class Queue:
             db = sqlite3.connect(self.path, isolation_level=None, timeout=60)
             db.row_factory = sqlite3.Row
             db.execute("pragma journal_mode=wal")
-            db.execute("pragma synchronous=full")  # a commit outlives a power cut
+            db.execute(f"pragma synchronous={self.synchronous}")
             self._local.db = db
         return self._local.db  # type: ignore[no-any-return]
 
@@ -141,22 +154,23 @@ class Queue:
 
     # ------------------------------------------------------------------ coming in
 
-    def arrive(self, key: str, source: str, size: int, quiet: float) -> None:
-        """Note that an object of a job came; the job is due when no more came for ``quiet`` s.
+    def arrive(self, key: str, source: str, size: int, quiet: float, count: int = 1) -> None:
+        """Note that objects of a job came; the job is due when no more came for ``quiet`` s.
 
         A job that was scored already, or is being scored, is scored again with what came.
         """
         now = time.time()
         self.db.execute(
             """insert into jobs(key, kind, source, due, arrived, instances, bytes)
-            values(?, 'series', ?, ?, ?, 1, ?) on conflict(key) do update set
-            arrived = excluded.arrived, due = excluded.due, instances = instances + 1,
+            values(?, 'series', ?, ?, ?, ?, ?) on conflict(key) do update set
+            arrived = excluded.arrived, due = excluded.due,
+            instances = instances + excluded.instances,
             bytes = bytes + excluded.bytes,
             round = round + (stage != 'score' or until > 0),
             tries = iif(until > 0, tries, 0),
             outcome = iif(until > 0, outcome, ''), reason = iif(until > 0, reason, ''),
             stage = iif(until > 0, stage, 'score')""",
-            (key, source, now + quiet, now, size),
+            (key, source, now + quiet, now, count, size),
         )
 
     def arrive_once(self, key: str, source: str, size: int) -> None:
@@ -184,6 +198,13 @@ class Queue:
             f"update jobs set due = max(due, ?) where {WAITING} and until = 0 and tries = 0 "
             "and kind = 'series' and arrived > ? - 3600",
             (now + quiet, now),
+        )
+
+    def hold(self, key: str, quiet: float) -> None:
+        """Let a series wait whose sender is still there."""
+        self.db.execute(
+            f"update jobs set due = max(due, ?) where key = ? and {WAITING} and until = 0",
+            (time.time() + quiet, key),
         )
 
     # ------------------------------------------------------------------- the work
@@ -255,11 +276,12 @@ class Queue:
             over.set()
             thread.join()
 
-    def later(self, job: Job, wait: float) -> None:
-        """Give a job back, to be tried again after ``wait`` s."""
+    def later(self, job: Job, wait: float, tried: bool = True) -> None:
+        """Give a job back, to be tried again after ``wait`` s; where nothing was tried it counts for none."""
         self.db.execute(
-            "update jobs set until = 0, holder = '', due = max(due, ?) where id = ? and holder = ?",
-            (time.time() + wait, job.id, job.holder),
+            "update jobs set until = 0, holder = '', due = max(due, ?), tries = tries - ? "
+            "where id = ? and holder = ?",
+            (time.time() + wait, 0 if tried else 1, job.id, job.holder),
         )
 
     def release(self, process: int | None = None) -> None:

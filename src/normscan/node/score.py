@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscan.dicom import refusal, write_dicom
+from normscan.dicom.superseding import report_uids, supersede
 from normscan.errors import NormscanError, OutputError, ScanError
 from normscan.io.dicom import SeriesInfo, find_series
 from normscan.io.dicom.header import bare, clean
@@ -17,9 +18,10 @@ from normscan.io.dicom.source import find_sources, read_header
 from normscan.node.config import Rule
 from normscan.node.drift import DriftWatch
 from normscan.node.process import Stop
-from normscan.node.queue import PAUSES, TRIES, Job, LeaseLostError, holder
+from normscan.node.queue import PAUSES, TRIES, Job, LeaseLostError, NotYetError, holder
 from normscan.node.rules import Facts, fitting
 from normscan.node.store import Store
+from normscan.node.whole import missing
 
 if TYPE_CHECKING:
     from normscan.detector import Detector, Finding
@@ -99,6 +101,9 @@ class Scorer:
                 self._publish(job, outcome, folder)
         except LeaseLostError:
             log.warning("job %s was taken over by another process", job.key)
+        except NotYetError as error:
+            log.info("job %s: images are missing, it waits for %.0f s", job.key, error.wait)
+            self.queue.later(job, error.wait, tried=False)
         except Exception as error:
             # Words of others than ours may hold values of a header.
             told = str(error) if isinstance(error, NormscanError) else type(error).__name__
@@ -109,7 +114,8 @@ class Scorer:
                 self.queue.later(job, PAUSES[job.tries - 1])
 
     def _publish(self, job: Job, outcome: Outcome, folder: Path) -> None:
-        told = {"parts": outcome.parts, "refused": outcome.refused}
+        made = self._supersede(job, folder)
+        told = {"parts": outcome.parts, "refused": outcome.refused, "made": made}
         sent = self.config.destinations and any(folder.glob("*.dcm"))
         stage = "send" if sent and job.kind == "series" else "end"
         with self.queue.transaction():
@@ -130,6 +136,26 @@ class Scorer:
         self.store.note("scored", job.key, source=job.source, outcome=outcome.name,
                         tries=job.tries, reason=outcome.reason, parts=outcome.parts)  # fmt: skip
         log.info("job %s: %s %s", job.key, outcome.name, outcome.reason)
+
+    def _supersede(self, job: Job, folder: Path) -> list[dict[str, Any]]:
+        """Let results name those that they replace; return what was made of the job so far.
+
+        UIDs follow from the images, so what is made of the same images is the same and replaces
+        nothing.
+        """
+        files = sorted(folder.glob("*.dcm"))
+        reports = [uids for uids in map(report_uids, files) if uids]
+        before = [one for one in job.result.get("made", []) if one["reports"] != reports]
+        if not reports:
+            return before
+        if before:
+            said = (
+                f"Result {len(before) + 1} of this series, of all {job.instances} objects that came. "
+                f"It replaces the one before, which was of {before[-1]['objects']}."
+            )
+            earlier = [uids for one in before for uids in one["reports"]]
+            supersede(files, earlier, len(before) + 1, said)
+        return [*before, {"objects": job.instances, "reports": reports}]
 
     def _count(self, outcome: Outcome, job: Job, stage: str) -> None:
         for part in outcome.parts:
@@ -175,6 +201,8 @@ class Scorer:
         except ScanError as error:
             outcome.refused.append(_plain(error, place))
             return outcome
+        if job.kind == "series":
+            self._wait_for_all(job, found)
         for info in found:
             if info.usable:
                 address = f"{place}#series={info.address}"
@@ -184,6 +212,12 @@ class Scorer:
         if not outcome.parts and self.config.refusals == "report":
             self._report(found, outcome, folder)
         return outcome
+
+    def _wait_for_all(self, job: Job, found: list[SeriesInfo]) -> None:
+        """Give a series back of which more is to be expected, as long as there is patience."""
+        wait = job.arrived + self.config.patience - time.time()
+        if wait > 0 and missing(found):
+            raise NotYetError(wait)
 
     def _check_size(self, place: Path) -> None:
         """Refuse an archive that unpacks to more than the memory is meant for."""

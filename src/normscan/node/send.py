@@ -9,6 +9,7 @@ from typing import Any
 
 from normscan.errors import NormscanError
 from normscan.node.config import Destination, Stow
+from normscan.node.daily import write_due
 from normscan.node.process import Stop
 from normscan.node.queue import Job, LeaseLostError, holder
 from normscan.node.store import Store
@@ -27,6 +28,7 @@ def deliver(store: Store, stop: Stop) -> None:
     while not stop:
         if time.monotonic() - purged > PURGE_EVERY:
             store.purge(store.config.retention)
+            _page(store)
             purged = time.monotonic()
         job = store.queue.claim("send", name)
         if job is None:
@@ -34,6 +36,14 @@ def deliver(store: Store, stop: Stop) -> None:
             continue
         with store.queue.held(job):
             take(store, job)
+
+
+def _page(store: Store) -> None:
+    """Write the page of the day that ended; one that can't be written stops no result."""
+    try:
+        write_due(store)
+    except Exception as error:
+        log.error("the page of the day can't be written: %s", type(error).__name__)
 
 
 def take(node: Store, job: Job) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Store:
         """Delete what came in half, of connections that are gone."""
         for path in self.incoming.iterdir():
             try:
-                if time.time() - path.stat().st_mtime >= age:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif time.time() - path.stat().st_mtime >= age:
                     path.unlink()
             except FileNotFoundError:
                 pass  # whole by now
@@ -126,15 +129,25 @@ class Store:
         """Delete scans and results of jobs that ended so many seconds ago; return how many."""
         gone = 0
         for job in self.queue.jobs("stage = 'end' and ended <= ?", time.time() - older):
-            # The row goes first: a series that comes again meanwhile is a new job.
-            if self.queue.forget(job):
-                shutil.rmtree(self.results(job.key), ignore_errors=True)
-                if self.queue.find(job.key) is None:
-                    shutil.rmtree(self.scan(job.key), ignore_errors=True)
-                gone += 1
+            gone += self._forget(job)
         if gone:
             self.note("purged", jobs=gone, older_s=older)
         return gone
+
+    def _forget(self, job: Job) -> bool:
+        """Delete a job; False where more of it came meanwhile.
+
+        Row and files go together: files without a row would be taken for a series that came.
+        """
+        away = self.incoming / f"gone-{job.key}-{secrets.token_hex(4)}"
+        with self.queue.transaction():
+            if not self.queue.forget(job):
+                return False
+            with suppress(FileNotFoundError):
+                os.replace(self.scan(job.key), away)
+        shutil.rmtree(away, ignore_errors=True)
+        shutil.rmtree(self.results(job.key), ignore_errors=True)
+        return True
 
 
 def sync(folder: Path) -> None:

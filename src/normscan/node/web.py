@@ -182,7 +182,8 @@ def told(store: Store, job: Job) -> dict[str, Any]:
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return {
         "id": job.key, "state": job.state, "reason": job.reason, "tries": job.tries,
-        "parts": job.result.get("parts", []), "files": files,
+        "result": len(job.result.get("made", [])), "parts": job.result.get("parts", []),
+        "files": files,
     }  # fmt: skip
 
 

@@ -27,6 +27,28 @@ def total_variation(x: Tensor, corner: float = 0.0) -> Tensor:
     return torch.stack([d.abs().flatten(1).sum(1) for d in steps]).sum(0)
 
 
+def searched(
+    error: Callable[[Tensor], Tensor],
+    code: Tensor,
+    steps: int,
+    optimizer: Callable[..., torch.optim.Optimizer],
+) -> Tensor:
+    """Codes (B, n) after so many steps of an optimiser, each moved by its own slope alone.
+
+    Args:
+        error: codes to (B,), each from its own code alone.
+        code: (B, n) where they begin.
+        steps: how many.
+        optimizer: builds the rule of a step; each number must be moved by its own slopes alone.
+    """
+    moving = code.detach().clone()
+    rule = optimizer([moving])
+    for _ in steps_of("finding the code", steps):
+        _, moving.grad = input_gradient(error, moving)
+        rule.step()
+    return moving
+
+
 @dataclass(frozen=True)
 class Descent:
     """How images are moved.

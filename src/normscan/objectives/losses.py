@@ -15,8 +15,9 @@ def per_image_sum(values: Tensor) -> Tensor:
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor
-) -> Tensor:
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor,
+    axis: int | None = None,
+) -> Tensor:  # fmt: skip
     """Mean of (||grad critic|| - 1)^2 between real and fake images (Gulrajani et al. 2017).
 
     Args:
@@ -24,11 +25,14 @@ def gradient_penalty(
         real: (B, C, *spatial).
         fake: (B, C, *spatial).
         mix: (B,) uniform in [0, 1), share of the fake image.
+        axis: the only one over which the norm is taken, then averaged over the others; None for all
+            but the batch's.
     """
     share = mix.reshape(-1, *[1] * (real.ndim - 1))
     between = (real + share * (fake - real)).detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    norm = gradient.flatten(1).norm(dim=1) if axis is None else gradient.norm(dim=axis)
+    return (norm - 1).square().mean()
 
 
 def heteroscedastic(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -80,3 +80,8 @@ def warm_cosine(
 def dropped(at: float = 0.8, factor: float = 0.1) -> Callable[[int, int], float]:
     """Return a schedule that multiplies the rate by a factor behind a share of the steps."""
     return lambda step, steps: 1.0 if step < at * steps else factor
+
+
+def still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimiser that changes nothing, for a phase that only looks."""
+    return torch.optim.SGD(parameters, lr=0.0)

@@ -19,6 +19,7 @@ from normscan.report import charts, figures, summary
 from normscan.report.calibration import calibration_section
 from normscan.report.lesions import lesion_section
 from normscan.report.picture import Picture
+from normscan.report.planned import planned_section
 from normscan.report.rows import Row, make_row
 
 VALIDATION_SPLITS = ("validation", "val", "calibration")
@@ -144,6 +145,7 @@ def _context(
         "charts": _charts(scans, test, decision),
         "lesions": lesion_section(results.get("pixels")),
         "calibration": calibration_section(test, decision),
+        "planned": planned_section(results.get("config")),
         "sections": sections,
         "scale": scale,
         "gradient": _gradient(),

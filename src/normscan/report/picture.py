@@ -33,6 +33,7 @@ class Picture:
             image has three channels.
         radiological: show the patient's right at the left.
         around: of a volume, the planes through the peak of its map.
+        leaves: of a volume, axial planes from its top down.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Picture:
     rgb: bool | None = None
     radiological: bool = False
     around: tuple[Plane, ...] = ()
+    leaves: tuple[Plane, ...] = ()
 
     def __post_init__(self) -> None:
         plane = self.map.shape

@@ -34,6 +34,7 @@ from normscan.report.picture import Picture
 
 # Pixels along the longer side: about what a quarter of the page shows, and small in the file.
 SIDE = 208
+LEAF = 144  # of a plane that one leafs through
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Row:
         region: SVG path of the map above the pixel threshold; empty without a threshold.
         letters: directions at the top and the left edge, or None.
         around: of a volume, planes through the peak with the map, each its name and PNG address.
+        leaves: of a volume, PNG address of axial planes one below the other, and how many they are.
     """
 
     picture: Picture
@@ -69,6 +71,7 @@ class Row:
     region: str
     letters: tuple[str, str] | None
     around: tuple[tuple[str, str], ...] = ()
+    leaves: tuple[str, int] | None = None
 
 
 def make_row(
@@ -119,7 +122,20 @@ def make_row(
             (plane.name, png_data_uri(painted(plane, SIDE, scale).quantize(96)))
             for plane in picture.around
         ),
+        leaves=_leaves(picture, scale),
     )
+
+
+def _leaves(picture: Picture, scale: tuple[float, float]) -> tuple[str, int] | None:
+    """Put the planes of a volume one below the other, each in a square."""
+    if not picture.leaves:
+        return None
+    sheet = Image.new("RGB", (LEAF, LEAF * len(picture.leaves)))
+    for number, plane in enumerate(picture.leaves):
+        drawn = painted(plane, LEAF, scale).convert("RGB")
+        left, top = (LEAF - drawn.width) // 2, (LEAF - drawn.height) // 2
+        sheet.paste(drawn, (left, top + LEAF * number))
+    return png_data_uri(sheet.quantize(64)), len(picture.leaves)
 
 
 def _content(

@@ -128,12 +128,96 @@ def open_simplex(points: Tensor, permutation: Tensor) -> Tensor:
         place = offset.to(origin)
         d = origin - (place + place.sum() / widen)
         weight = (2 - d.square().sum(-1)).clamp_min(0).pow(4)
-        index = torch.zeros_like(cell[..., 0])
-        for axis in range(axes):
-            index = torch.gather(permutation, 1, (index + cell[..., axis] + offset[axis]) & 255)
-        index = index // _OPEN_SIMPLEX_STRIDE[axes] % len(gradients)
+        index = _hashed(cell + offset, permutation) % len(gradients)
         total += weight * (gradients[index] * d).sum(-1)
     return total / _OPEN_SIMPLEX_NORM[axes]
+
+
+def _hashed(cell: Tensor, permutation: Tensor) -> Tensor:
+    """Number (B, N) of lattice points (B, N, D), which tells their gradient, by (B, 256)."""
+    index = torch.zeros_like(cell[..., 0])
+    for axis in range(cell.shape[-1]):
+        index = torch.gather(permutation, 1, (index + cell[..., axis]) & 255)
+    return index // _OPEN_SIMPLEX_STRIDE[cell.shape[-1]]
+
+
+REACH = math.sqrt(2)  # of a lattice point's kernel
+CHUNK = 2**17  # pixels that are worked on at a time, so that they stay in a cache
+
+
+def _lattice(size: tuple[int, int], period: float, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The lattice points whose kernel a plane may meet, (L, D) int64, and where they are, (L, D).
+
+    Args:
+        size: pixels (H, W) of the plane, which lies at the places ``rest`` of the other axes.
+        period: pixels of a unit.
+        rest: (D - 2,).
+    """
+    axes = 2 + len(rest)
+    widen = axes / (math.sqrt(axes + 1) - 1)
+    ends = [(-REACH, (n - 1) / period + REACH) for n in (size[1], size[0])]
+    total = [sum(e[i] for e in ends) + float(rest.sum()) for i in (0, 1)]
+    slack = REACH * len(rest)
+    low, high = ((total[i] + (2 * i - 1) * slack) / (widen + axes) for i in (0, 1))
+    grid = torch.cartesian_prod(
+        *[torch.arange(math.floor(e[0] - high), math.ceil(e[1] - low) + 1) for e in ends]
+    )
+    if len(rest):
+        # Where the other axes are level with the plane, and two steps around.
+        centre = rest - grid.sum(1, keepdim=True) / widen
+        centre = centre - centre.sum(1, keepdim=True) / (widen + len(rest))
+        around = torch.cartesian_prod(*[torch.arange(-1, 3)] * len(rest)).reshape(-1, len(rest))
+        others = centre.floor().long()[:, None] + around
+        grid = torch.cat([grid[:, None].expand(-1, len(around), -1), others], 2).flatten(0, 1)
+    places = grid + grid.sum(1, keepdim=True).to(rest) / widen
+    near = (places[:, 2:] - rest).square().sum(1) < REACH**2
+    for axis, (first, last) in enumerate(ends):
+        near &= (places[:, axis] > first) & (places[:, axis] < last)
+    return grid[near], places[near]
+
+
+def open_simplex_plane(
+    size: tuple[int, int], period: float, rest: Tensor, permutation: Tensor
+) -> Tensor:
+    """``open_simplex`` at all pixels (x / period, y / period, *rest) of a plane, (H, W).
+
+    Lattice point by lattice point instead of pixel by pixel: each adds its kernel to the pixels in
+    its reach, so nothing is computed where it is zero.
+
+    Args:
+        size: (H, W).
+        period: pixels of a unit.
+        rest: (D - 2,) places on the other axes.
+        permutation: (256,).
+    """
+    rest = rest.double()
+    axes = 2 + len(rest)
+    cells, places = _lattice(size, period, rest)
+    _, gradients, _ = _open_simplex_tables(axes)
+    slopes = gradients[_hashed(cells[None], permutation[None])[0] % len(gradients)].double()
+    away = rest - places[:, 2:]
+    # What the other axes leave of 2 - r^2, and their part of the gradient's product.
+    left, part = 2 - away.square().sum(1), (slopes[:, 2:] * away).sum(1)
+    result = torch.zeros(size[0] * size[1])
+    sides = [min(n, math.floor(2 * REACH * period) + 2) for n in (size[1], size[0])]
+    for at in range(0, len(places), max(1, CHUNK // (sides[0] * sides[1]))):
+        rows = slice(at, at + max(1, CHUNK // (sides[0] * sides[1])))
+        squares, slants, pixels = [], [], []
+        for axis, (n, side) in enumerate(zip((size[1], size[0]), sides, strict=True)):
+            middle = places[rows, axis, None]
+            first = torch.ceil((middle - REACH) * period).clamp(0, n - side)
+            pixel = first.long() + torch.arange(side)
+            d = pixel / period - middle
+            squares.append(d.square().float())
+            slants.append((slopes[rows, axis, None] * d).float())
+            pixels.append(pixel)
+        across = left[rows, None].float() - squares[0]
+        weight = (across[:, None] - squares[1][:, :, None]).clamp_min_(0).square_().square_()
+        slants[0] += part[rows, None].float()
+        weight *= slants[0][:, None] + slants[1][:, :, None]
+        index = pixels[0][:, None] + size[1] * pixels[1][:, :, None]
+        result.index_add_(0, index.flatten(), weight.flatten())
+    return result.reshape(size) / _OPEN_SIMPLEX_NORM[axes]
 
 
 def simplex_noise(
@@ -164,26 +248,45 @@ def simplex_noise(
             plane and the step, and the channels of a sample share their field (Kumar et al. 2023).
             Classic noise has the step 0 with 2, and no form with 4.
     """
-    if kind == "simplex" and axes == 2:
-        t, axes = torch.zeros_like(t), 3
-    field = simplex_3d if kind == "simplex" else open_simplex
     batch, channels, height, width = shape
-    fields = batch if axes == 4 else batch * channels
+    fields = batch if axes == 4 and kind == "opensimplex" else batch * channels
     permutation = rng.uniform((batch, fields // batch * 256)).reshape(-1, 256).argsort(dim=1)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    plane = torch.stack([x, y], -1).reshape(1, -1, 2).expand(fields, -1, -1).float()
-    depth = t.cpu().float().repeat_interleave(fields // batch).reshape(-1, 1, 1)
-    depth = depth.expand(fields, height * width, 1)
+    # The other axes of each plane, (batch * channels, axes - 2).
+    depth = t.cpu().float().repeat_interleave(channels)
+    rest = depth[:, None] if axes > 2 else torch.zeros(batch * channels, 0)
     if axes == 4:
-        channel = torch.arange(channels).repeat_interleave(height * width).reshape(1, -1, 1)
-        plane, depth = plane.repeat(1, channels, 1), depth.repeat(1, channels, 1)
-        plane = torch.cat([plane, channel.expand(fields, -1, 1)], -1)
-    points = plane if axes == 2 else torch.cat([plane, depth], -1)
+        channel = torch.arange(channels).repeat(batch)
+        rest = torch.stack([channel, depth], 1)
+        permutation = permutation.repeat_interleave(len(rest) // fields, 0)
+    if kind == "simplex":
+        rest = rest if axes == 3 else torch.zeros(len(rest), 1)
+        return _classic(shape, permutation, rest, octaves, persistence, frequency)
+    planes = []
+    for own, place in zip(permutation, rest, strict=True):
+        total = torch.zeros(height, width)
+        for octave in range(octaves):
+            period = frequency / 2**octave
+            total += persistence**octave * open_simplex_plane(
+                (height, width), period, place / period, own
+            )
+        planes.append(total)
+    return torch.stack(planes).reshape(batch, channels, height, width)
+
+
+def _classic(
+    shape: Sequence[int], permutation: Tensor, depth: Tensor, octaves: int, persistence: float,
+    frequency: float,
+) -> Tensor:  # fmt: skip
+    """Octaves of classic noise on planes of a depth (B * C, 1)."""
+    y, x = torch.meshgrid(torch.arange(shape[2]), torch.arange(shape[3]), indexing="ij")
+    plane = torch.stack([x, y], -1).reshape(1, -1, 2).expand(len(depth), -1, -1).float()
+    points = torch.cat([plane, depth[:, None].expand(-1, plane.shape[1], -1)], -1)
     noise = sum(
-        persistence**o * field(points / (frequency / 2**o), permutation) for o in range(octaves)
+        persistence**o * simplex_3d(points / (frequency / 2**o), permutation)
+        for o in range(octaves)
     )
     assert isinstance(noise, Tensor)
-    return noise.reshape(batch, channels, height, width)
+    return noise.reshape(tuple(shape))
 
 
 def pyramid_noise(shape: Sequence[int], rng: Rng, discount: float = 0.8) -> Tensor:

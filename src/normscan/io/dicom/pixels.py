@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.io.dicom.colours import ybr_to_rgb
 from normscan.io.dicom.guarded import JPEG_EXTENDED, decode
 from normscan.io.dicom.instance import Instance
 from normscan.io.dicom.source import MAX_RATIO, parsing
@@ -20,9 +21,11 @@ from normscan.io.memory import check_memory
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.uid import UID
 
 # GDCM ends the whole process where an assertion of its fails. So it is asked last, only for what
 # nothing else decodes (JPEG lossless and JPEG of 12 bits), and in a process of its own.
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 _PLUGINS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
 _NEEDS_GDCM = (
     JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",
@@ -156,6 +159,8 @@ class Pixels:
         if syntax.is_encapsulated:
             source, options = self._alone(index), options | self._options()
             index = 0
+        plain = self._is_plain_ybr(syntax)
+        options["raw"] = plain
         high, bits = (int(number(fetch(self.data, k)) or 0) for k in ("HighBit", "BitsStored"))
         shift = not syntax.is_encapsulated and "HighBit" in self.data and high != bits - 1
         if shift:
@@ -183,7 +188,18 @@ class Pixels:
                     raise
         if shift:
             array = self._shifted(array, high, bits)
+        if plain and array.dtype == np.uint8 and photometric.startswith("YBR_FULL"):
+            return ybr_to_rgb(array), "RGB"
         return array, photometric
+
+    def _is_plain_ybr(self, syntax: UID) -> bool:
+        """Tell whether a pixel comes out of the decoder as luminance and two colour differences."""
+        name = text(self.data, "PhotometricInterpretation")
+        if int(number(fetch(self.data, "BitsAllocated")) or 0) != 8 or self.file.samples != 3:
+            return False
+        if syntax == JPEG_BASELINE:
+            return name in ("YBR_FULL", "YBR_FULL_422")
+        return name == "YBR_FULL" and not syntax.is_encapsulated
 
     def deep(self) -> bool:
         """Tell whether its pixels have more than 8 bits."""

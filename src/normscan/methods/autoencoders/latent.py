@@ -184,7 +184,7 @@ class SiameseDensity(SiamesePatches):
     },
     postprocess=("foreground",),
     tiny={
-        "size": 32, "criterion": "error", "lr": 3e-3, "steps": 120, "patches": 8, "samples": 400,
+        "size": 32, "criterion": "error", "lr": 3e-3, "steps": 96, "patches": 8, "samples": 400,
         "components": (2,), "stride": 2,
     },
     options=schedule(lr=1e-3, batch_size=16, epochs=30),

@@ -15,12 +15,19 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError, nearest
 from normscan.methods.base import Batch, Maps, Method
-from normscan.methods.diffusion.engine import Training, diffusion_phase, training
+from normscan.methods.diffusion.engine import (
+    LaidTraining,
+    diffusion_phase,
+    laid,
+    layout_of,
+    training,
+    training_of,
+)
 from normscan.methods.reconstruction import absolute
 from normscan.methods.synthesis.many_tasks import FIVE, ManyTasks
 from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.diffusion import DiffusionSchedule, Guess, Walker, linear_betas
-from normscan.networks.guided import GuidedUNet, Layout, attended
+from normscan.networks.guided import GuidedUNet, attended
 from normscan.objectives.similarity import ssim_map
 from normscan.registry import register
 from normscan.synthesis.donors import partners
@@ -144,17 +151,13 @@ class Conditioned(ManyTasks):
         "timesteps": 20, "sample_steps": 4, "steps": 60, "batch_size": 4, "lr": 4e-3,
         "residual": "absolute", "ema": 0.95,
     },
-    options=training(steps=500_000, batch_size=16, ema=0.9999),
+    options=laid(size=128, multipliers=(1, 2, 2, 4), attention=(64, 32, 16))
+    | training(steps=500_000, ema=0.9999),
 )  # fmt: skip
 def img_cond_ddpm(
     dims: int = 2,
     channels: int = 1,
-    size: int = 128,
-    width: int = 128,
-    multipliers: tuple[int, ...] = (1, 2, 2, 4),
-    blocks: int = 2,
     head_width: int = 8,
-    attention: tuple[int, ...] = (64, 32, 16),
     attention_up: tuple[int, ...] = (128, 64, 32),
     tasks: tuple[str, ...] = FIVE,
     train_tasks: int = 3,
@@ -165,7 +168,7 @@ def img_cond_ddpm(
     clean: float = 0.2,
     residual: Literal["ssim", "absolute"] = "ssim",
     data_range: float = 1.0,
-    **options: Unpack[Training],
+    **options: Unpack[LaidTraining],
 ) -> Method:
     """Image-conditioned diffusion, trained to take synthetic anomalies away.
 
@@ -192,9 +195,6 @@ def img_cond_ddpm(
 
     Args:
         dims: spatial axes, 2.
-        width: channels of the first level.
-        multipliers: of the width, one per level.
-        blocks: residual blocks in a level.
         head_width: channels of a head.
         attention: cells of the grid along an axis where attention stands on the way down.
         attention_up: likewise on the way up.
@@ -215,16 +215,14 @@ def img_cond_ddpm(
             f"img_cond_ddpm has no task '{unknown[0]}'.{nearest(unknown[0], FIVE)} "
             f"It has: {', '.join(FIVE)}."
         )
-    layout = Layout(
-        width, multipliers, blocks, attended(attention, size, len(multipliers)),
-        head_width=head_width, attention_up=attended(attention_up, size, len(multipliers)),
-        scale_shift=False, resample="conv",
-    )  # fmt: skip
+    up = attended(attention_up, options["size"], len(options["multipliers"]))
+    layout = layout_of(
+        options, head_width=head_width, attention_up=up, scale_shift=False, resample="conv"
+    )
     apart = absolute
     if residual == "ssim":
         apart = functools.partial(padded_dissimilarity, data_range=data_range)
     known = five_tasks(0.1, (0.5, 5.0))
-    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.01)
     return Conditioned(
         [
             GuidedUNet(2, 2 * channels, channels, layout)
@@ -233,7 +231,7 @@ def img_cond_ddpm(
         list(itertools.combinations(tasks, train_tasks)),
         {name: known[name] for name in tasks},
         lambda network, name: diffusion_phase(
-            name, network, optimizer=adamw, clip=1.0, keep="best", **options
+            name, network, weight_decay=0.01, clip=1.0, keep="best", **training_of(options)
         ),
         DiffusionSchedule(linear_betas(timesteps), "small"),
         Restoring(sample_steps, noise_offset, snr_gamma, clean, apart),

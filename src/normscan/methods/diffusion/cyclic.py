@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Unpack
@@ -11,10 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from normscan.methods.base import Batch, Maps, Method, Phase, Use
-from normscan.methods.diffusion.engine import Training, diffusion_phase, training
+from normscan.methods.diffusion.engine import (
+    LaidTraining,
+    diffusion_phase,
+    laid,
+    layout_of,
+    training,
+    training_of,
+)
 from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.diffusion import DiffusionSchedule, Guess, Walker, linear_betas
-from normscan.networks.guided import GuidedUNet, Layout, attended
+from normscan.networks.guided import GuidedUNet
 from normscan.registry import register
 
 
@@ -123,23 +129,19 @@ class Cyclic(Method):
         "thickness": 16, "dropout": 0.0, "timesteps": 20, "sample_steps": 3, "steps": 60,
         "batch_size": 4, "lr": 5e-3, "postprocess": ("foreground",),
     },
-    options=training(steps=100_000, batch_size=32),
+    options=laid(size=128, width=32, multipliers=(1, 1, 2, 3, 4))
+    | training(steps=100_000, batch_size=32),
 )  # fmt: skip
 def mmccd(
     dims: int = 2,
     channels: int = 1,
     targets: int = 1,
-    size: int = 128,
-    width: int = 32,
-    multipliers: tuple[int, ...] = (1, 1, 2, 3, 4),
-    blocks: int = 2,
-    attention: tuple[int, ...] = (32, 16, 8),
     dropout: float = 0.1,
     thickness: int = 16,
     stride: int = 2,
     timesteps: int = 1000,
     sample_steps: int = 100,
-    **options: Unpack[Training],
+    **options: Unpack[LaidTraining],
 ) -> Method:
     """Modality cycles with masked conditional diffusion (MMCCD).
 
@@ -161,10 +163,6 @@ def mmccd(
     Args:
         dims: spatial axes, 2.
         targets: channels of the other modalities.
-        width: channels of the first level.
-        multipliers: of the width, one per level.
-        blocks: residual blocks in a level.
-        attention: cells of the grid along an axis where attention stands.
         thickness: pixels of a stripe.
         stride: pixels from a stripe to the next one.
         timesteps: steps of the schedule.
@@ -172,11 +170,7 @@ def mmccd(
         steps: updates of each network.
         lr: learning rate of AdamW without weight decay.
     """
-    layout = Layout(
-        width, multipliers, blocks, attended(attention, size, len(multipliers)), dropout=dropout,
-        groups=16,
-    )  # fmt: skip
-    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.0)
+    layout = layout_of(options, dropout=dropout, groups=16)
     return Cyclic(
         GuidedUNet(2, channels + targets, targets, layout),
         GuidedUNet(2, targets, channels, layout),
@@ -185,6 +179,8 @@ def mmccd(
         thickness,
         stride,
         targets,
-        lambda name, network: diffusion_phase(name, network, optimizer=adamw, **options),
+        lambda name, network: diffusion_phase(
+            name, network, weight_decay=0.0, **training_of(options)
+        ),
         layout.multiple,
     )

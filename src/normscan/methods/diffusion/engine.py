@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_type_hints
 
@@ -14,6 +14,7 @@ from normscan.methods.base import Batch, Maps, Method, Phase, Player
 from normscan.methods.reconstruction import Residual, squared
 from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.diffusion import DiffusionSchedule, Guess, Objective, Sampler, Walker
+from normscan.networks.guided import Layout, attended
 from normscan.rng import Rng
 from normscan.signatures import Options
 from normscan.synthesis.noise import coarse_noise, pyramid_noise, simplex_noise
@@ -84,6 +85,47 @@ class Training(TypedDict):
     ema: float | None
 
 
+class Laid(TypedDict):
+    """How a U-Net is laid out."""
+
+    size: int
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+
+
+laid = Options(
+    get_type_hints(Laid),
+    {
+        "size": 256, "width": 128, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2,
+        "attention": (32, 16, 8),
+    },
+    {
+        "size": "pixels along each axis.",
+        "width": "channels of the first level.",
+        "multipliers": "of the width, one per level.",
+        "blocks": "residual blocks in a level.",
+        "attention": "cells of the grid along an axis where attention stands.",
+    },
+)  # fmt: skip
+
+
+class LaidTraining(Laid, Training):
+    """The arguments of ``laid`` and of ``training``."""
+
+
+def training_of(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The arguments of ``training`` among others, with changes."""
+    return {**{name: options[name] for name in get_type_hints(Training)}, **changes}
+
+
+def layout_of(o: Laid, **more: Any) -> Layout:
+    """The layout of a U-Net of guided diffusion; ``more`` are further fields of it."""
+    levels = attended(o["attention"], o["size"], len(o["multipliers"]))
+    return Layout(o["width"], o["multipliers"], o["blocks"], levels, **more)
+
+
 noising = Options(
     get_type_hints(Noising),
     {
@@ -130,11 +172,26 @@ def diffusion_phase(
     batch_size: int,
     lr: float,
     ema: float | None,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    weight_decay: float | None = None,
     clip: float | None = None,
     **more: Any,
 ) -> Phase:
-    """A phase of one network by the arguments of ``training``; ``more`` are fields of the phase."""
+    """A phase of one network by the arguments of ``training``.
+
+    Args:
+        name: of the phase.
+        network: that learns.
+        steps: updates.
+        batch_size: images in one.
+        lr: learning rate.
+        ema: decay of the averaged weights; None for none.
+        weight_decay: of AdamW; None for Adam.
+        clip: largest norm of the gradient; None for no clipping.
+        more: fields of the phase.
+    """
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    if weight_decay is not None:
+        optimizer = functools.partial(torch.optim.AdamW, weight_decay=weight_decay)
     player = Player("network", [network], lambda p: optimizer(p, lr=lr), clip=clip)
     every = max(1, steps // 20)
     more = {"validate_every": every, **more}

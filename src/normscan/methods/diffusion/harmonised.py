@@ -22,27 +22,15 @@ from normscan.methods.diffusion.engine import (
     noising,
     sampling,
     training,
+    training_of,
 )
 from normscan.methods.reconstruction import absolute
 from normscan.networks.diffusion import DiffusionSchedule, Guess, linear_betas
 from normscan.objectives.lpips import SpatialLPIPS
+from normscan.progress import steps_of
 from normscan.registry import register
 from normscan.signatures import Options
-
-
-def smooth(x: Tensor, sigma: float = 2.0) -> Tensor:
-    """Gaussian filter of (B, 1, H, W) as SciPy's: cut at 4 deviations, borders mirrored."""
-    reach = int(4 * sigma + 0.5)
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-    weights = (weights / weights.sum()).to(x)
-    for axis in (2, 3):
-        n = x.shape[axis]
-        at = torch.arange(-reach, n + reach, device=x.device) % (2 * n)
-        padded = x.index_select(axis, torch.minimum(at, 2 * n - 1 - at))
-        shape = [1, 1, 1, 1]
-        shape[axis] = -1
-        x = F.conv2d(padded, weights.reshape(shape))
-    return x
+from normscan.synthesis.blur import smooth
 
 
 def dilated(x: Tensor, side: int) -> Tensor:
@@ -124,7 +112,8 @@ class Repainted(Perceptive):
         walker = self.walker(x, batch, short)
         top = walker.at(len(short) - 1, x)
         known, now = x * ~mask, short.diffuse(restored, top, self.noise(x, top, batch))
-        for step in reversed(range(1, len(short))):
+        for passed in steps_of("step of painting", len(short) - 1):
+            step = len(short) - 1 - passed
             t = walker.at(step - 1, x)
             for turn in range(self.resamples):
                 kept = short.diffuse(known, t, self.noise(x, t, batch))
@@ -248,10 +237,7 @@ def perceptive(
         o["level"], sampler=o["sampler"], sample_steps=o["sample_steps"], centred=centred,
         multiple=2 ** (len(o["widths"]) - 1),
     )  # fmt: skip
-    fitting = functools.partial(
-        diffusion_phase, "diffuse", steps=o["steps"], batch_size=o["batch_size"], lr=o["lr"],
-        ema=o["ema"],
-    )  # fmt: skip
+    fitting = functools.partial(diffusion_phase, "diffuse", **training_of(o))
     schedule = DiffusionSchedule(linear_betas(o["timesteps"]), "small")
     parts = (network, schedule, field, process, fitting, absolute)
     return kind(*parts, perceptual=SpatialLPIPS(o["perceptual"]), **more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, Unpack, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.diffusion.engine import (
+    LaidTraining,
     PartialDiffusion,
     Process,
-    Training,
     diffusion_phase,
     gaussian_field,
+    laid,
+    layout_of,
     training,
+    training_of,
 )
 from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.counterfactual import NoisyClassifier, ShallowAutoencoder
@@ -32,7 +35,9 @@ from normscan.networks.diffusion import (
 )
 from normscan.networks.guided import GuidedUNet, Layout, attended
 from normscan.networks.taps import import_timm
+from normscan.progress import steps_of
 from normscan.registry import register
+from normscan.signatures import Options
 
 BIN = 1 / 255  # half the width of a grey value of 8 bits in -1..1
 HEALTHY = 0
@@ -145,6 +150,58 @@ class ClassifierGuided(LabelledDiffusion):
         return Maps((x[cut] - restored).abs().sum(1, keepdim=True), reconstruction=restored)
 
 
+class Encoding(LaidTraining):
+    """The arguments that these methods share."""
+
+    timesteps: int
+    level: int
+    sample_steps: int | None
+
+
+_OWN = {"timesteps": 1000, "level": 500, "sample_steps": None}
+encoding = (
+    laid
+    | Options(
+        {name: get_type_hints(Encoding)[name] for name in _OWN},
+        _OWN,
+        {
+            "timesteps": "steps of the schedule.",
+            "level": "steps that a test image is encoded.",
+            "sample_steps": "steps of each way, in even strides; None for every one.",
+        },
+    )
+    | training
+)
+
+
+def labelled(
+    kind: type[LabelledDiffusion], channels: int, layout: Layout, outputs: int,
+    weight_decay: float, common: dict[str, Any], o: Encoding, **more: Any,
+) -> Method:  # fmt: skip
+    """A method of these: a U-Net that learns healthy slices or labelled ones by AdamW.
+
+    Args:
+        kind: of them.
+        channels: of the image.
+        layout: of the U-Net.
+        outputs: its channels.
+        weight_decay: of AdamW.
+        common: fields of its phase.
+        o: the shared arguments.
+        more: arguments of the kind.
+    """
+    process = Process(
+        o["level"], sample_steps=o["sample_steps"], multiple=layout.multiple, centred=False
+    )
+    fitting = functools.partial(
+        diffusion_phase, "diffuse", weight_decay=weight_decay, **{**training_of(o), **common}
+    )
+    return kind(
+        GuidedUNet(2, channels, outputs, layout), DiffusionSchedule(linear_betas(o["timesteps"])),
+        gaussian_field, process, fitting, **more,
+    )  # fmt: skip
+
+
 @register(
     "wolleb_ddim",
     paper="Wolleb 2022",
@@ -164,26 +221,18 @@ class ClassifierGuided(LabelledDiffusion):
         "classifier_head_width": 16, "timesteps": 20, "level": 6, "scale": 2.0,
         "classifier_steps": 30, "steps": 30, "lr": 4e-3, "batch_size": 8,
     },
-    options=training(steps=150_000, batch_size=10),
+    options=encoding(attention=(16,), steps=150_000, batch_size=10),
 )  # fmt: skip
 def wolleb_ddim(
     dims: int = 2,
     channels: int = 1,
-    size: int = 256,
-    width: int = 128,
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4),
-    blocks: int = 2,
-    attention: tuple[int, ...] = (16,),
     classifier_width: int = 32,
     classifier_blocks: int = 4,
     classifier_attention: tuple[int, ...] = (32, 16, 8),
     classifier_head_width: int = 64,
     classifier_steps: int = 150_000,
-    timesteps: int = 1000,
-    level: int = 500,
-    sample_steps: int | None = None,
     scale: float = 100.0,
-    **options: Unpack[Training],
+    **options: Unpack[Encoding],
 ) -> Method:
     """Classifier-guided DDIM: the image as it would look if it were healthy.
 
@@ -203,46 +252,31 @@ def wolleb_ddim(
 
     Args:
         dims: spatial axes, 2.
-        width: channels of the first level.
         multipliers: of both widths, one per level.
-        blocks: residual blocks in a level.
-        attention: cells of the grid along an axis where attention stands.
         classifier_width: channels of the classifier's first level.
         classifier_blocks: residual blocks in a level of the classifier.
         classifier_attention: as ``attention``, of the classifier.
         classifier_head_width: channels of a head of the classifier.
         classifier_steps: updates of the classifier.
-        timesteps: steps of the schedule.
-        level: steps that a test image is encoded.
-        sample_steps: steps of each way, in even strides; None for every one.
         scale: of the classifier's gradient.
         lr: learning rate of AdamW without weight decay, for both.
     """
-    levels = len(multipliers)
-    layout = Layout(
-        width, multipliers, blocks, attended(attention, size, levels), scale_shift=False,
-        resample="conv", classes=2,
-    )  # fmt: skip
+    layout = layout_of(options, scale_shift=False, resample="conv", classes=2)
+    levels = attended(classifier_attention, options["size"], len(options["multipliers"]))
     looks = Layout(
-        classifier_width, multipliers, classifier_blocks,
-        attended(classifier_attention, size, levels), head_width=classifier_head_width,
+        classifier_width, options["multipliers"], classifier_blocks, levels,
+        head_width=classifier_head_width,
     )  # fmt: skip
-    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.0)
-    common: dict[str, Any] = {
-        **options, "part": "healthy+labelled", "optimizer": adamw, "validate_every": 0,
-    }  # fmt: skip
-    return ClassifierGuided(
-        GuidedUNet(2, channels, 2 * channels, layout),
-        DiffusionSchedule(linear_betas(timesteps)),
-        gaussian_field,
-        Process(level, sample_steps=sample_steps, multiple=layout.multiple, centred=False),
-        lambda net: diffusion_phase("diffuse", net, **common),
-        classifier=NoisyClassifier(channels, size, 2, looks),
-        classifying=lambda net: diffusion_phase(
-            "classify", net, **{**common, "steps": classifier_steps, "ema": None}
-        ),
+    common: dict[str, Any] = {"part": "healthy+labelled", "validate_every": 0}
+    classifying = functools.partial(
+        diffusion_phase, "classify", weight_decay=0.0, **common,
+        **training_of(options, steps=classifier_steps, ema=None),
+    )  # fmt: skip
+    return labelled(
+        ClassifierGuided, channels, layout, 2 * channels, 0.0, common, options,
+        classifier=NoisyClassifier(channels, options["size"], 2, looks), classifying=classifying,
         scale=scale,
-    )
+    )  # fmt: skip
 
 
 def opened(x: Tensor, side: int = 5) -> Tensor:
@@ -271,7 +305,7 @@ class Fused(LabelledDiffusion):
     needs_grad = True
 
     def __init__(
-        self, *parts: Any, autoencoder: nn.Module, classifier: nn.Module,
+        self, *parts: Any, autoencoder: ShallowAutoencoder, classifier: nn.Module,
         stages: Callable[[nn.Module, nn.Module], list[Phase]], moves: int, modality: int,
     ) -> None:  # fmt: skip
         super().__init__(*parts)
@@ -296,7 +330,7 @@ class Fused(LabelledDiffusion):
         for _ in range(self.moves):
             with torch.enable_grad():
                 moved = moved.detach().requires_grad_()
-                logits = self.classifier(self.autoencoder.decoder(moved))  # type: ignore[operator]
+                logits = self.classifier(self.autoencoder.decoder(moved))
                 wanted = torch.full((len(code),), target, device=code.device)
                 # Means of each image by itself, so that the batch doesn't matter.
                 away = (moved - code).abs().flatten(1).mean(1).sum()
@@ -307,13 +341,13 @@ class Fused(LabelledDiffusion):
     def saliency(self, x: Tensor) -> Tensor:
         """What counterfactuals of both classes change, from 0 to 1, (B, C, H, W)."""
         with torch.no_grad():
-            code = self.autoencoder.encoder(x)  # type: ignore[operator]
-            plain = self.autoencoder.decoder(code)  # type: ignore[operator]
+            code = self.autoencoder.encoder(x)
+            plain = self.autoencoder.decoder(code)
         total = torch.zeros_like(x)
         for target in (1, 0):
             moved = self.counterfactual(code, target)
             with torch.no_grad():
-                change = (plain - self.autoencoder.decoder(moved)).abs()  # type: ignore[operator]
+                change = (plain - self.autoencoder.decoder(moved)).abs()
             total += change / change.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
         return total / total.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
 
@@ -331,7 +365,8 @@ class Fused(LabelledDiffusion):
             decoding = Walker(s, sampling.predict)
             decoded = self.encoded(x, decoding)
             fused = decoded
-            for step in reversed(range(len(s) - 2)):
+            for passed in steps_of("step down", len(s) - 2):
+                step = len(s) - 3 - passed
                 fused, _ = sampling.step(fused, step)
                 decoded, _ = decoding.step(decoded, step)
                 fused = fused * mask + decoded * (1 - mask)
@@ -359,26 +394,18 @@ class Fused(LabelledDiffusion):
         "classifier": "test_resnet", "stem": 8, "timesteps": 20, "level": 6, "moves": 2,
         "autoencoder_steps": 20, "classifier_steps": 20, "steps": 40, "lr": 4e-3, "batch_size": 4,
     },
-    options=training(steps=54_000, batch_size=16),
+    options=encoding(steps=54_000),
 )  # fmt: skip
 def dif_fuse(
     dims: int = 2,
     channels: int = 1,
-    size: int = 256,
-    width: int = 128,
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4),
-    blocks: int = 2,
-    attention: tuple[int, ...] = (32, 16, 8),
     classifier: str = "resnet50",
     stem: int = 128,
     autoencoder_steps: int = 50_000,
     classifier_steps: int = 50_000,
     moves: int = 20,
-    timesteps: int = 1000,
-    level: int = 500,
-    sample_steps: int | None = None,
     modality: int = 0,
-    **options: Unpack[Training],
+    **options: Unpack[Encoding],
 ) -> Method:
     """Diffusion fused by saliency: sampled anew where a classifier looks, decoded elsewhere (Dif-fuse).
 
@@ -403,23 +430,14 @@ def dif_fuse(
 
     Args:
         dims: spatial axes, 2.
-        width: channels of the first level.
-        multipliers: of the width, one per level.
-        blocks: residual blocks in a level.
-        attention: cells of the grid along an axis where attention stands.
         classifier: timm name of a network that learns from nothing.
         stem: channels of the autoencoder's first convolution.
         autoencoder_steps: updates of the autoencoder, by Adam with 3e-4.
         classifier_steps: updates of the classifier, by Adam with 1e-4.
         moves: steps of a counterfactual.
-        timesteps: steps of the schedule.
-        level: steps that a test image is encoded.
-        sample_steps: steps of each way, in even strides; None for every one.
         modality: channel that the map is of; FLAIR in the release.
         lr: learning rate of AdamW with a weight decay of 0.05.
     """
-    layout = Layout(width, multipliers, blocks, attended(attention, size, len(multipliers)))
-    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.05)
     batch_size = options["batch_size"]
 
     def stages(autoencoder: nn.Module, labeller: nn.Module) -> list[Phase]:
@@ -435,15 +453,8 @@ def dif_fuse(
     labeller = import_timm().create_model(
         classifier, pretrained=False, in_chans=channels, num_classes=2
     )
-    return Fused(
-        GuidedUNet(2, channels, channels, layout),
-        DiffusionSchedule(linear_betas(timesteps)),
-        gaussian_field,
-        Process(level, sample_steps=sample_steps, multiple=layout.multiple, centred=False),
-        lambda net: diffusion_phase("diffuse", net, optimizer=adamw, **options),
-        autoencoder=ShallowAutoencoder(channels, stem),
-        classifier=labeller,
-        stages=stages,
-        moves=moves,
-        modality=modality,
-    )
+    return labelled(
+        Fused, channels, layout_of(options), channels, 0.05, {}, options,
+        autoencoder=ShallowAutoencoder(channels, stem), classifier=labeller, stages=stages,
+        moves=moves, modality=modality,
+    )  # fmt: skip

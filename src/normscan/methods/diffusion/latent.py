@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.diffusion.engine import Training, diffusion_phase, training
-from normscan.methods.diffusion.harmonised import smooth
 from normscan.methods.reconstruction import absolute
 from normscan.networks.blocks import pad_to_multiple
 from normscan.networks.diffusion import (
@@ -23,6 +22,7 @@ from normscan.networks.diffusion import (
     scaled_linear_betas,
 )
 from normscan.registry import register
+from normscan.synthesis.blur import smooth
 
 
 @dataclass(frozen=True)

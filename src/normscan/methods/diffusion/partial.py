@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Method
 from normscan.methods.diffusion.engine import (
+    Laid,
     Noising,
     PartialDiffusion,
     Process,
     Sampling,
     Training,
     diffusion_phase,
+    laid,
     noise_field,
     noising,
     sampling,
     training,
+    training_of,
 )
 from normscan.methods.reconstruction import Residual, absolute, squared
 from normscan.networks.blocks import pad_to_multiple
@@ -29,10 +31,31 @@ from normscan.registry import register
 from normscan.signatures import Options
 
 
-def adm_unet(
-    dims: int, channels: int, size: int, width: int, multipliers: tuple[int, ...], blocks: int,
-    heads: int, attention: tuple[int, ...],
-) -> nn.Module:  # fmt: skip
+class Noisy(Laid, Noising, Sampling, Training):
+    """The arguments that these methods share."""
+
+    heads: int
+    train_level: int
+
+
+noisy = (
+    laid
+    | noising(noise="opensimplex")
+    | sampling
+    | training(steps=300_000, batch_size=1, ema=0.9999)
+    | Options(
+        {"heads": int, "train_level": int},
+        {"heads": 2, "train_level": 800},
+        {
+            "heads": "attention heads.",
+            "train_level": "training draws its steps below this one.",
+            "lr": "learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.",
+        },
+    )
+)
+
+
+def adm_unet(dims: int, channels: int, o: Noisy) -> nn.Module:
     """Return MONAI's diffusion U-Net laid out as in guided diffusion (Dhariwal 2021).
 
     Attention stands where the grid has so many cells along an axis; the resolution changes inside
@@ -40,45 +63,26 @@ def adm_unet(
     """
     from monai.networks.nets import DiffusionModelUNet
 
-    widths = [width * m for m in multipliers]
-    attended = [size // 2**i in attention for i in range(len(widths))]
+    widths = [o["width"] * m for m in o["multipliers"]]
     network: nn.Module = DiffusionModelUNet(
         spatial_dims=dims,
         in_channels=channels,
         out_channels=channels,
-        num_res_blocks=[blocks] * len(widths),
+        num_res_blocks=[o["blocks"]] * len(widths),
         channels=widths,
-        attention_levels=attended,
-        norm_num_groups=min(32, width),
+        attention_levels=[o["size"] // 2**i in o["attention"] for i in range(len(widths))],
+        norm_num_groups=min(32, o["width"]),
         norm_eps=1e-5,
-        num_head_channels=[w // heads for w in widths],
+        num_head_channels=[w // o["heads"] for w in widths],
         resblock_updown=True,
     )
     return network
 
 
-class Noisy(Noising, Sampling, Training):
-    """The arguments that these methods share."""
-
-    train_level: int
-
-
-noisy = (
-    noising(noise="opensimplex")
-    | sampling
-    | training(steps=300_000, batch_size=1, ema=0.9999)
-    | Options(
-        {"train_level": int},
-        {"train_level": 800},
-        {"train_level": "training draws its steps below this one."},
-    )
-)
-
-
 def partial_diffusion(
-    network: nn.Module, multiple: int, axes: Literal[2, 3, 4] = 3, repeats: int = 1,
+    network: nn.Module, o: Noisy, axes: Literal[2, 3, 4] = 3, repeats: int = 1,
     residual: Residual = squared, kind: type[PartialDiffusion] = PartialDiffusion,
-    betas: Tensor | None = None, **o: Unpack[Noisy],
+    betas: Tensor | None = None,
 ) -> PartialDiffusion:  # fmt: skip
     """A network for the noise, with the shared arguments, AdamW and a gradient of norm 1 at most."""
     field = noise_field(
@@ -86,12 +90,11 @@ def partial_diffusion(
     )
     process = Process(
         o["level"], o["train_level"], sampler=o["sampler"], sample_steps=o["sample_steps"],
-        repeats=repeats, multiple=multiple,
+        repeats=repeats, multiple=2 ** (len(o["multipliers"]) - 1),
     )  # fmt: skip
     fitting = functools.partial(
-        diffusion_phase, "diffuse", steps=o["steps"], batch_size=o["batch_size"], lr=o["lr"],
-        ema=o["ema"], optimizer=functools.partial(torch.optim.AdamW, weight_decay=0.0), clip=1.0,
-    )  # fmt: skip
+        diffusion_phase, "diffuse", weight_decay=0.0, clip=1.0, **training_of(o)
+    )
     schedule = DiffusionSchedule(linear_betas(o["timesteps"]) if betas is None else betas)
     return kind(network, schedule, field, process, fitting, residual)
 
@@ -120,12 +123,6 @@ def partial_diffusion(
 def anoddpm(
     dims: int = 2,
     channels: int = 1,
-    size: int = 256,
-    width: int = 128,
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4),
-    blocks: int = 2,
-    heads: int = 2,
-    attention: tuple[int, ...] = (32, 16, 8),
     repeats: int = 1,
     **options: Unpack[Noisy],
 ) -> Method:
@@ -148,17 +145,10 @@ def anoddpm(
     Args:
         dims: spatial axes, 2.
         channels: of the image; each has a noise field of its own.
-        width: channels of the first level.
-        multipliers: of the width, one per level.
-        blocks: residual blocks in a level.
-        heads: attention heads.
-        attention: cells of the grid along an axis where attention stands.
         repeats: restorations averaged at test.
         frequency: period of the first octave in pixels; a quarter of the size in the article.
-        lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
     """
-    network = adm_unet(dims, channels, size, width, multipliers, blocks, heads, attention)
-    return partial_diffusion(network, 2 ** (len(multipliers) - 1), repeats=repeats, **options)
+    return partial_diffusion(adm_unet(dims, channels, options), options, repeats=repeats)
 
 
 class MaskedNoise(PartialDiffusion):
@@ -188,17 +178,14 @@ class MaskedNoise(PartialDiffusion):
         "noise_resolution": 8, "timesteps": 10, "level": 4, "train_level": 6, "steps": 150,
         "batch_size": 4, "lr": 3e-3, "ema": 0.95, "postprocess": ("foreground",),
     },
-    options=noisy(noise="coarse", train_level=1000, steps=67_200, batch_size=16),
+    options=noisy(
+        size=128, multipliers=(1, 1, 2, 3, 4), attention=(16, 8), noise="coarse", train_level=1000,
+        steps=67_200, batch_size=16,
+    ),
 )  # fmt: skip
 def coarse_noise_ddpm(
     dims: int = 2,
     channels: int = 1,
-    size: int = 128,
-    width: int = 128,
-    multipliers: tuple[int, ...] = (1, 1, 2, 3, 4),
-    blocks: int = 2,
-    heads: int = 2,
-    attention: tuple[int, ...] = (16, 8),
     **options: Unpack[Noisy],
 ) -> Method:
     """Diffusion model whose noise is coarse and stays in the foreground.
@@ -221,16 +208,9 @@ def coarse_noise_ddpm(
 
     Args:
         dims: spatial axes, 2.
-        width: channels of the first level.
-        multipliers: of the width, one per level.
-        blocks: residual blocks in a level.
-        heads: attention heads.
-        attention: cells of the grid along an axis where attention stands.
-        lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
     """
-    network = adm_unet(dims, channels, size, width, multipliers, blocks, heads, attention)
-    multiple = 2 ** (len(multipliers) - 1)
-    return partial_diffusion(network, multiple, residual=absolute, kind=MaskedNoise, **options)
+    network = adm_unet(dims, channels, options)
+    return partial_diffusion(network, options, residual=absolute, kind=MaskedNoise)
 
 
 class SqueezeExcite(nn.Module):
@@ -269,12 +249,6 @@ class SqueezeExcite(nn.Module):
 def annotsim(
     dims: int = 2,
     channels: int = 1,
-    size: int = 256,
-    width: int = 128,
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4),
-    blocks: int = 2,
-    heads: int = 2,
-    attention: tuple[int, ...] = (32, 16, 8),
     repeats: int = 1,
     residual: Literal["squared", "absolute"] = "squared",
     **options: Unpack[Noisy],
@@ -302,23 +276,17 @@ def annotsim(
     Args:
         dims: spatial axes, 2.
         channels: of the image; they share a field, whose third axis they are.
-        width: channels of the first level.
-        multipliers: of the width, one per level.
-        blocks: residual blocks in a level.
-        heads: attention heads.
-        attention: cells of the grid along an axis where attention stands.
         repeats: restorations averaged at test.
         residual: ``squared`` or ``absolute`` difference.
         noise: of the walk; only ``opensimplex`` has four dimensions.
         timesteps: steps of the cosine schedule.
-        lr: learning rate of AdamW without weight decay; the gradient's norm is clipped at 1.
     """
     if options["noise"] == "simplex":
         raise ArgumentError("classic simplex noise has no four dimensions: use noise=opensimplex.")
-    network: Any = adm_unet(dims, channels, size, width, multipliers, blocks, heads, attention)
-    network.middle_block.attention = SqueezeExcite(width * multipliers[-1])
-    multiple, betas = 2 ** (len(multipliers) - 1), cosine_betas(options["timesteps"])
-    apart = squared if residual == "squared" else absolute
+    network: Any = adm_unet(dims, channels, options)
+    network.middle_block.attention = SqueezeExcite(options["width"] * options["multipliers"][-1])
     return partial_diffusion(
-        network, multiple, axes=4, repeats=repeats, residual=apart, betas=betas, **options
-    )
+        network, options, axes=4, repeats=repeats,
+        residual=squared if residual == "squared" else absolute,
+        betas=cosine_betas(options["timesteps"]),
+    )  # fmt: skip

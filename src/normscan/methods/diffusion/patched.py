@@ -18,6 +18,7 @@ from normscan.methods.diffusion.engine import (
     noise_field,
     noising,
     training,
+    training_of,
 )
 from normscan.methods.reconstruction import absolute
 from normscan.networks.blocks import pad_to_multiple
@@ -193,10 +194,7 @@ def patched(
     field = noise_field(
         o["noise"], o["octaves"], o["persistence"], o["frequency"], o["noise_resolution"], axes=2
     )
-    fitting = functools.partial(
-        diffusion_phase, "patches", steps=o["steps"], batch_size=o["batch_size"], lr=o["lr"],
-        ema=o["ema"], keep="best",
-    )  # fmt: skip
+    fitting = functools.partial(diffusion_phase, "patches", keep="best", **training_of(o))
     process = Process(o["level"], objective="x0", multiple=layout.multiple)
     schedule = DiffusionSchedule(cosine_betas(o["timesteps"]))
     unet = GuidedUNet(2, channels, channels, layout)

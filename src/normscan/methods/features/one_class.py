@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,16 +11,11 @@ from torch import Tensor, nn
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.features.common import FILLED, PICTURE
 from normscan.networks.lenet import UnbiasedDecoder, UnbiasedEncoder
-from normscan.objectives.optimizers import dropped
+from normscan.objectives.optimizers import dropped, still
 from normscan.registry import register
 
 Objective = Literal["one-class", "soft-boundary"]
 LEAST = 0.1
-
-
-def still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """An optimiser that changes nothing, for a phase that only looks."""
-    return torch.optim.SGD(parameters, lr=0.0)
 
 
 class ContrastNormalisation(nn.Module):

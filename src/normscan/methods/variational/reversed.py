@@ -191,7 +191,7 @@ _SMALL: dict[str, Any] = {
     reduction="mean",
     preprocess={"scaling": "minmax", "limit": 1.0, "crop": "none", "fit": "pad"},
     tiny={
-        **_SMALL, "size": 32, "latent": 16, "widths": (8, 16, 32), "steps": 50, "lr": 4e-3,
+        **_SMALL, "size": 32, "latent": 16, "widths": (8, 16, 32), "steps": 42, "lr": 4e-3,
         "batch_size": 4,
         "weights": "random", "taps": ("act1",), "augmented": False,
         "preprocess": {**OWN_RANGE, "scaling": "auto", "limit": 1.0},
