@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test check format docs viewer clean
+.PHONY: demo test check format docs viewer audit clean
 
 demo: $(STAMP)  ## the main job on a simulated cohort; ends with runs/demo/report.html
 	$(BIN)/normscan demo --out runs/demo
@@ -31,8 +31,16 @@ docs: $(STAMP)  ## generated method pages and the site, in site/
 viewer:  ## the page of normscan view, from web/ into the package; needs Node 20
 	cd web && npm ci --no-audit --no-fund --ignore-scripts && npm run build
 
+AUDIT := .venv-audit/bin
+audit: $(STAMP)  ## licences, an SBOM, known vulnerabilities (the last asks pypi.org), into build/audit
+	mkdir -p build/audit
+	$(BIN)/python docs/licences.py > build/audit/licences.md
+	test -x $(AUDIT)/pip-audit || ($(PYTHON) -m venv .venv-audit && $(AUDIT)/pip install -q pip-audit cyclonedx-bom)
+	$(AUDIT)/cyclonedx-py environment $(BIN)/python --of JSON -o build/audit/sbom.json
+	$(AUDIT)/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+
 clean:
-	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-audit site build dist .mypy_cache .ruff_cache .pytest_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "normscan needs Python 3.11 or newer: make PYTHON=python3.11"'

@@ -51,6 +51,14 @@ def no_cache():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_secret(tmp_path_factory):
+    """Pseudonyms of tests are under a secret of their own, outside the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMSCAN_SECRET", str(tmp_path_factory.mktemp("secret") / "secret"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data; tests that use it skip where it is absent."""

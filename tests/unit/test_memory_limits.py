@@ -62,11 +62,14 @@ def test_numbers_that_grow_as_they_are_read(tmp_path, little):
 
 def test_a_member_of_an_archive_is_unpacked_as_far_as_it_is_read(tmp_path, planes, little):
     """128 MiB of zeros behind a picture: they cost neither memory nor a reading of the header."""
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
-        with packed.open("a", "w") as member:
-            member.write(planes[0].read_bytes())
-            for _ in range(128):
-                member.write(bytes(2**20))
+    path = tmp_path / "a.zip"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+        packed.open("a", "w") as member,
+    ):
+        member.write(planes[0].read_bytes())
+        for _ in range(128):
+            member.write(bytes(2**20))
     assert probe(tmp_path / "a.zip").shape == (8, 8)
     (source,) = find_sources(tmp_path / "a.zip")
     with source.open() as file:
@@ -82,9 +85,7 @@ def test_a_member_of_an_archive_is_unpacked_as_far_as_it_is_read(tmp_path, plane
 
 def test_a_deflated_file_that_unpacks_to_more(tmp_path, little):
     image = np.zeros((6000, 6000), np.uint16)
-    path = D.write_image(
-        tmp_path / "a.dcm", image, "DX", syntax=uid.DeflatedExplicitVRLittleEndian
-    )
+    path = D.write_image(tmp_path / "a.dcm", image, "DX", syntax=uid.DeflatedExplicitVRLittleEndian)
     assert path.stat().st_size < 2**20
     with pytest.raises(ScanError, match="unpacks to more than"):
         read_scan(path)

@@ -55,8 +55,10 @@ def tampered(stored, tmp_path):
     return change
 
 
-ARGUMENTS = {"dims": (9, 0, -1, 2.5, True, "2", None), "size": (0, 10**9, 2.5), "channels": (3, 10**6),
-             "width": (10**7, -1, [8], INF, "8"), "depth": (400, {}), "noise_std": (NAN, INF, "0")}  # fmt: skip
+ARGUMENTS = {
+    "dims": (9, 0, -1, 2.5, True, "2", None), "size": (0, 10**9, 2.5), "channels": (3,),
+    "width": (10**7, -1, [8], INF, "8"), "depth": (400, {}), "noise_std": (NAN, INF, "0"),
+}  # fmt: skip
 CONFIGURATION = {
     "postprocess": (["median=999999999"], ["median=nan"], ["erode=1e12"], ["smooth=-1"],
                     ["hyperintense=7"], ["inner=0"], ["foreground"] * 1000, "foreground", [3]),

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -131,9 +132,9 @@ def test_a_full_disk_is_said_with_the_file(fitted, tmp_path, capsys, size):
 
 def test_numpys_words_are_named(tmp_path):
     """NumPy says how many values were written and nothing else."""
-    with pytest.raises(OutputError, match=r"a\.npy: can't be written \(9 requested"):
-        with atomic_path(tmp_path / "a.npy"):
-            raise OSError("9 requested and 4 written")
+    said = r"a\.npy: can't be written \(9 requested"
+    with pytest.raises(OutputError, match=said), atomic_path(tmp_path / "a.npy"):
+        raise OSError("9 requested and 4 written")
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         (tmp_path / "none").open()
 
@@ -142,7 +143,9 @@ def test_too_little_memory_is_no_traceback():
     for error in (
         MemoryError(),
         RuntimeError("could not create a primitive"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
     ):
         with pytest.raises(ScanError, match="^s1: there is too little memory"), of_scan("s1"):
@@ -215,7 +218,7 @@ def test_an_evaluation_killed_between_its_files(fitted, tmp_path, monkeypatch):
     replace = os.replace
 
     def killed(source, target):
-        if os.path.basename(target) == "results.json":
+        if Path(target).name == "results.json":
             raise KeyboardInterrupt
         replace(source, target)
 

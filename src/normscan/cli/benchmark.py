@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
+from normscan.cli.spelling import command_line
 from normscan.errors import ArgumentError
 
 
@@ -79,7 +78,7 @@ def benchmark(
         sets=[s.strip() for s in (sets or "").split(",") if s.strip()], budget=budget,
         preset=preset, arguments=arguments, features=features, device=device, workers=workers,
         threads=threads, redo=redo, retry=retry, progress=True,
-        command=" ".join(["normscan", *map(shlex.quote, sys.argv[1:])]),
+        command=command_line(),
     )  # fmt: skip
     failed = 0
     for entry in ranking["sets"].values():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
 
+from normscan.cli.spelling import command_line
 from normscan.cohort import Cohort
 from normscan.errors import ArgumentError
 from normscan.progress import Progress
@@ -94,7 +94,7 @@ def pitfalls(
         "image with its disk from a blurred image without it. Mean average precision over images."
     )
     about = {
-        "command": " ".join(["normscan", *map(shlex.quote, sys.argv[1:])]),
+        "command": command_line(),
         "text": text,
         "method": None if detector is None else detector.card.id,
         "seed": seed,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from normscan.cli.outlet import outlets
 from normscan.cli.spelling import SYNONYMS, spelled
 from normscan.errors import ArgumentError, NormscanError, nearest, short_of_memory
+from normscan.identity import keeping_names
 from normscan.version import __version__
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ normscan learns what healthy looks like from healthy scans and shows what depart
 commands:
 {commands}
 
+--keep-names with any of them leaves names of scans and folders in what travels: detectors, commands.
+
 `normscan COMMAND --help` explains a command, `normscan fit METHOD --help` a method.
 Research use. Not for diagnosis.
 """
@@ -92,6 +95,7 @@ STOPPED = {
 }
 
 USAGE_ERROR = 2
+KEEP_NAMES = "--keep-names"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +127,9 @@ def _main(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return run(name, arguments[1:]) or 0
+            kept = [text for text in arguments[1:] if text != KEEP_NAMES]
+            with keeping_names(len(kept) + 1 < len(arguments)):
+                return run(name, kept) or 0
     except NormscanError as error:
         return fail(str(error))
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
+from normscan.identity import about_files
 from normscan.parallel import ahead, read_ahead, use_threads
 from normscan.progress import Progress
 
@@ -113,7 +114,7 @@ def predict(
         for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
             if isinstance(result, NormscanError):
                 failures += 1
-                lines.append({"scan": row.scan, "left_out": str(result)})
+                lines.append({"scan": row.scan, "left_out": about_files(str(result), row.called())})
                 print(f"{row.scan}: left out: {result}", file=sys.stderr)
             else:
                 lines.append(_line(row.scan, result))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from normscan.errors import ArgumentError, nearest
+from normscan.identity import without_folders
 
 # What other programs call a command.
 SYNONYMS = {
@@ -31,8 +32,11 @@ _OWN_COMMAS = ("target", "structures")  # commas in them part the channels of a 
 
 
 def command_line() -> str:
-    """Return the command that was given, as a shell takes it again."""
-    return " ".join(["normscan", *map(shlex.quote, sys.argv[1:])])
+    """Return the command that was given, as a shell takes it again; of paths the last part alone.
+
+    Folders are often named after people, and what this is written to travels: ``--keep-names``.
+    """
+    return " ".join(["normscan", *(shlex.quote(without_folders(a)) for a in sys.argv[1:])])
 
 
 def spelled(arguments: list[str], known: Iterable[str], function: Callable[..., Any]) -> list[str]:

@@ -59,6 +59,13 @@ class CohortRow:
         there = {"target": self.targets, "structures": self.structures}
         return tuple(name for name, value in there.items() if value)
 
+    def called(self) -> dict[Path, str]:
+        """What its files are called in results, which travel: file names may be those of people."""
+        beside = {self.mask: "its mask", self.foreground: "its foreground mask"}
+        beside |= {self.structures: "its structures"} | dict.fromkeys(self.targets, "its target")
+        files = {path: name for path, name in beside.items() if path is not None}
+        return files | dict.fromkeys(self.paths, self.scan)
+
     def content(self) -> list[str]:
         """Return the SHA-256 of each of its files, see ``normscan.io.content_hash``.
 

@@ -14,6 +14,7 @@ import numpy as np
 from normscan import notebook
 from normscan.display import Plane, leaves, map_scale, planes
 from normscan.errors import OutputError
+from normscan.identity import names_are_kept
 from normscan.io import atomic_path, extension, stem, write_map
 from normscan.io.shown import write_shown
 from normscan.io.values import finite
@@ -357,8 +358,10 @@ class Finding:
         if "view" in formats:
             written += self._write_view(folder, name)
         path = folder / f"{name}_finding.json"
+        # By the name that it is saved under: a file may be named after a patient.
+        about = self.to_dict() | ({} if names_are_kept() else {"scan": name})
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            temporary.write_text(json.dumps(about, indent=2) + "\n")
         return [*written, path]
 
     def _write_files(self, folder: Path, name: str, overlay: bool) -> list[Path]:

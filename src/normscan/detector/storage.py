@@ -14,6 +14,7 @@ from torch import Tensor
 from normscan.cohort import Division
 from normscan.decide import Calibration, restored
 from normscan.detector.state import State, ask
+from normscan.detector.unnamed import hidden, shown
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import atomic_path, content_hash
 from normscan.io.values import read_json, tupled, write_json
@@ -77,8 +78,10 @@ def write_state(state: State, folder: Path) -> State:
         "versions": versions(),
         "licence": "weights: as the training data allow; code: Apache-2.0",
     }
+    about = hidden(about, state.division)
     with atomic_path(folder / "card.md") as temporary:
-        temporary.write_text(model_card(state), encoding="utf-8")
+        card = model_card(state.changed(training=about["training"]))
+        temporary.write_text(card, encoding="utf-8")
     if state.division is not None:
         state.division.write(folder / DIVISION)
     write_json(folder / DETECTOR, about)
@@ -142,6 +145,8 @@ def read_state(folder: Path, device: str = "auto") -> State:
     check_device(device)
     about = read_detector(folder)
     try:
+        division = Division.read(folder / DIVISION) if (folder / DIVISION).exists() else None
+        about = shown(about, division)
         setup = about["configuration"]
         given = ("preset", "postprocess", "reduction", "fpr", "pixel_fpr", "patch", "seed")
         asked = ask(
@@ -167,7 +172,7 @@ def read_state(folder: Path, device: str = "auto") -> State:
             training=about["training"],
             gate=None if gate is None else Gate.from_dict(gate),
             fingerprint=about["sha256"],
-            division=Division.read(folder / DIVISION) if (folder / DIVISION).exists() else None,
+            division=division,
             replaces=bool(setup.get("replaces", False)),
             places=_read_places(folder, about.get("places_sha256")),
         )

@@ -96,10 +96,10 @@ class _Training(_Strict):
     calibration: Short = ""
     device: Short = ""
     alone: bool = False
-    stale: bool = False
+    stale: Count | bool = 0
     elsewhere: dict[str, Any] | None = None
     reduction: dict[str, Any] | None = None
-    earlier: dict[str, Any] | list[Any] | None = None
+    earlier: Records | dict[str, Any] | None = None
     updates: Records = []
     excluded: Records = []
     references: Records = []

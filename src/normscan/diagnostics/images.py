@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscan.errors import ArgumentError, CohortError, NormscanError
+from normscan.identity import about_files
 
 if TYPE_CHECKING:
     from normscan.cohort import Cohort
@@ -65,7 +66,7 @@ def healthy_images(
             else:
                 prepared = detector.preparation().of(scan, foreground)
         except (NormscanError, OSError) as error:
-            failures.append(f"{row.scan}: {error}")
+            failures.append(f"{row.scan}: {about_files(str(error), row.called())}")
             continue
         image, inside = prepared.image.mean(axis=0), prepared.foreground
         if image.ndim > dims:

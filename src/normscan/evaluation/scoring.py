@@ -15,6 +15,7 @@ from normscan.detector.finding import Finding
 from normscan.errors import NormscanError
 from normscan.evaluation.columns import column_name
 from normscan.evaluation.detection import add_boxes, has_boxes
+from normscan.identity import about_files
 from normscan.io import MaskReport, probe
 from normscan.metrics import PixelScores
 from normscan.metrics.boxes import BoxScores
@@ -211,7 +212,7 @@ def _scored(
                 taken.boxes.take(found)
             except NormscanError as error:
                 # Results and reports travel: they name files as the table does, not where they lie.
-                reason = str(error).replace(f"{rows.root}{os.sep}", "")
+                reason = about_files(str(error), row.called()).replace(f"{rows.root}{os.sep}", "")
                 scores[i].failures.append({"scan": row.scan, "reason": reason})
                 if name == "predict" and i == 0:  # of the others it was said already
                     bar.say(f"left out {row.scan}: {error}")

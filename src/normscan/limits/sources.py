@@ -16,6 +16,7 @@ import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
 from normscan.errors import ArgumentError, CohortError, NormscanError, ScanError, nearest
+from normscan.identity import about_files
 from normscan.phantom.anatomy import Placer, Places
 from normscan.phantom.config import DIAMETERS, KINDS, PhantomConfig
 from normscan.phantom.contrast import store
@@ -178,6 +179,8 @@ def _loader(row: CohortRow) -> Loader:
         try:
             scan = row.load()
             return scan, row.load_foreground(scan)
+        except NormscanError as error:
+            raise ScanError(about_files(str(error), row.called())) from error
         except OSError as error:
             raise ScanError(f"{row.scan}: can't be read ({error.strerror}).") from error
 

@@ -53,7 +53,8 @@ class SeriesInfo:
         reason: why it is left out, or an empty string.
         split: by what its part differs from the others, for example ``echo time 30``.
         repetition: of parts that only time or order tells apart, which one it is, from 1; else 0.
-        subject: eight hexadecimal digits made of the Patient ID, or an empty string.
+        subject: eight hexadecimal digits that stand for the Patient ID (``normscan.identity``), or an
+            empty string.
         files: the files that it is made of, sorted.
         notes: what is to be known of it: copies, files left out.
     """

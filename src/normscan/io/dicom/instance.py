@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.identity import pseudonym
 from normscan.io.dicom.mosaic import place_tiles
 from normscan.io.dicom.scales import Scale, scale_of
 from normscan.io.dicom.source import Source, parsing, read_header
@@ -71,7 +71,7 @@ class Instance:
         study: Study Instance UID.
         number: Series Number, or an empty string.
         order: Instance Number.
-        subject: hash of the Patient ID, or an empty string.
+        subject: pseudonym of the Patient ID (``normscan.identity``), or an empty string.
         modality: CT, MR, DX, ...
         reason: why it is no image that can be read, or an empty string.
         kind: ``plane`` (its frames lie in space), ``picture`` or ``clip`` (frames without a place).
@@ -174,7 +174,7 @@ def _facts(source: Source, data: Dataset, pixel_bytes: int | None) -> Instance:
         "study": text(data, "StudyInstanceUID"),
         "number": whole(fetch(data, "SeriesNumber")),
         "order": int(whole(fetch(data, "InstanceNumber")) or 0),
-        "subject": hashlib.sha256(patient.encode()).hexdigest()[:8] if patient else "",
+        "subject": pseudonym(patient) if patient else "",
         "modality": (text(data, "Modality") or "OT")[:16].upper(),
         "secondary": sop_class.startswith(_SECONDARY),
         "localiser": "LOCALIZER" in words(fetch(data, "ImageType")),
