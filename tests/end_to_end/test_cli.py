@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -383,6 +384,7 @@ def test_bad_scans_are_left_out_and_no_identity_is_written(volumes, tmp_path, ca
     texts += [out / "evaluation/report.html", *(out / "predicted").glob("*.json")]
     for path in texts:
         text = path.read_text() if path.exists() else ""
+        text = re.sub("base64,[A-Za-z0-9+/=]*", "", text)  # pictures may spell any three letters
         assert "DOE" not in text, path
         names = [f"{volumes}/v{i:02d}" for i in range(7)] + [f"{volumes}/broken", f"{volumes}/torn"]
         assert not [name for name in names if name in text], path
