@@ -252,7 +252,7 @@ def test_folders_patterns_and_tables_give_one_table_of_scores(folder, detector, 
     assert list(table.index) == ["p00", "p16", "p17", "p18"]  # the mask is no scan
     found = json.loads((out / "p16_finding.json").read_text())
     assert table.loc["p16", "score"] == pytest.approx(found["score"])
-    assert table.loc["p16", "anomalous"] and "p18.png" in table.loc["p18", "left_out"]
+    assert table.loc["p16", "anomalous"] and "is called .png" in table.loc["p18", "left_out"]
     assert "trained this detector" in table.loc["p00", "notes"]
     assert run("predict", detector, some / "p1[67].png", "--out", out) == 2  # they are there
     assert run("predict", detector, folder / "p1[29].png", "--force", "--out", out) == 0

@@ -233,7 +233,9 @@ def test_the_rest_is_evaluated(cohort, detector, capsys, tmp_path):
     out = tmp_path / "out"
     assert main(["evaluate", str(detector), "--cohort", str(folder), "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
-    named_once(bad, [json.dumps(failure) for failure in results["failures"]])
+    # Results travel: they name scans as the table does, and no file.
+    assert [f["scan"] for f in results["failures"]] == [b.partition("_")[0] for b in bad]
+    assert not [b for b in bad for f in results["failures"] if b in f["reason"]]
     assert len(pd.read_csv(out / "scans.csv")) == 5
     written = "".join(p.read_text() for p in out.iterdir() if p.is_file())
     assert SECRET not in written.upper() + capsys.readouterr().err.upper()
