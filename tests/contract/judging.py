@@ -76,12 +76,12 @@ FINDINGS: dict[str, str] = {
     "gmvae_restoration": "as vae_restoration",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
     "img_cond_ddpm": "from pure noise its few steps restore a blur till it has seen thousands of images",
-    "local_gaussian_ascent": "as vae_restoration, with norms, but with seconds of training and steps",
-    "latent_dissimilarity_vae": "it scores scans only, of which the toy has 24, and slightly better "
-    "than chance with some seeds",
     "inter_slice": "a hundred updates on eight volumes bring it hardly above an untrained network; twice "
     "as many, by less than a robust margin",
+    "latent_dissimilarity_vae": "it scores scans only, of which the toy has 24, and slightly better "
+    "than chance with some seeds",
     "ldm_brain": "which codes exceed their limit after sixty updates hangs on the seed; often none does",
+    "local_gaussian_ascent": "as vae_restoration, with norms, but with seconds of training and steps",
     "many_tasks": "thirty updates teach it changes of intensity and squeezed tissue, not yet soft spots",
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
@@ -93,13 +93,13 @@ FINDINGS: dict[str, str] = {
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
+    "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
+    "edges of the healthy heads, trained or not",
+    "vae_restoration": "its network has no norms: after seconds it restores the same head for all, and "
+    "how far an image is moved towards that hangs on the seed",
     "vqvae_transformer": "its map is 0 but where codes are unlikely, which its transformers tell after "
     "minutes, not seconds",
     "wolleb_ddim": "its classifier learns the toy in minutes; till then the gradient leads nowhere",
-    "vae_restoration": "its network has no norms: after seconds it restores the same head for all, and "
-    "how far an image is moved towards that hangs on the seed",
-    "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
-    "edges of the healthy heads, trained or not",
 }
 
 

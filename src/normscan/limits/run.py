@@ -203,7 +203,8 @@ def _plant(
                     )
         except NormscanError as error:
             failures.append({"scan": name, "reason": str(error).replace(source.root, "")})
-            bar.say(f"left out {name}: {error}")
+            # Its cause names the file, which what is written doesn't.
+            bar.say(f"left out {name}: {error.__cause__ or error}")
         ledger.add(rows)
     return failures
 

@@ -197,7 +197,7 @@ def dual_autoencoder_svd(
     width: int = 32,
     latent: int = 128,
     rank: int = 32,
-    weights: tuple[float, float, float] = (1.0, 1.0, 0.1),
+    term_weights: tuple[float, float, float] = (1.0, 1.0, 0.1),
     strips: int = 32,
     **training: Unpack[Schedule],
 ) -> Method:
@@ -210,7 +210,7 @@ def dual_autoencoder_svd(
 
     Departures:
         sizes: no code was released and the article was read in its abstract: strips, network, code,
-            rank, weights and schedule are ours.
+            rank, term weights and schedule are ours.
         singular values: the term is the share of the codes' energy that the truncation drops.
         truncation: by the batch's singular vectors in training, by those of all training codes at
             test, so that a result doesn't depend on the images beside it.
@@ -223,11 +223,11 @@ def dual_autoencoder_svd(
         overlap: strips that cover a pixel along each axis; they start every side / overlap pixels.
         latent: numbers in the code of a strip.
         rank: singular directions of the codes that are kept.
-        weights: of the squared error, the distance of the codes and the singular-value term.
+        term_weights: of the squared error, the distance of the codes and the singular-value term.
         strips: random strips of each orientation that an image gives to an update.
     """
     cut = Strips(strip, overlap, strips)
     for h, _ in cut.shapes:
         check_cover(size, h, h // overlap)
     networks = [DualEncoder(channels, shape, width, latent, rank) for shape in cut.shapes]
-    return StripMethod(networks, cut, weights, training)
+    return StripMethod(networks, cut, term_weights, training)
