@@ -104,7 +104,7 @@ def test_fit_save_load_predict(toy, tmp_path, monkeypatch):
     found = [(r.label, f.score, loaded.predict(r.load()).score)
              for r, f in detector.predict_cohort(test)]  # fmt: skip
     labels, scores, again = zip(*found, strict=True)
-    assert scores == again
+    assert scores == pytest.approx(again, rel=1e-5)  # batches of another size differ in last bits
     assert roc_auc_score(labels, scores) > 0.8
 
 
