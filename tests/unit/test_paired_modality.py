@@ -69,8 +69,9 @@ def test_fit_save_load_predict(table, run):
             assert finding.map[mask].mean() > 5 * finding.map[~mask].mean()
         beside = {"target": str(row.targets[0])}
         alone = detector.predict(row.paths[0], companions=beside)
-        np.testing.assert_array_equal(alone.map, finding.map)
-        assert alone.score == finding.score
+        # Batches of another size differ in last bits.
+        np.testing.assert_allclose(alone.map, finding.map, rtol=1e-4, atol=1e-6)
+        assert alone.score == pytest.approx(finding.score, rel=1e-4)
 
 
 def test_several_targets_and_volumes(tmp_path):
