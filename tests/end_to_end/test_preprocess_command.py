@@ -237,7 +237,8 @@ def stop(volumes, out, sign, workers):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     end = time.monotonic() + 60
-    while not list(out.glob("transforms/*.json")) and time.monotonic() < end:
+    # Not a draft, which a signal may keep from its place.
+    while not list(out.glob("transforms/[!.]*.json")) and time.monotonic() < end:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     if sign == signal.SIGINT:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.support import dicom_files as D
 from tests.support import dicom_planes as G
@@ -149,6 +149,7 @@ def test_maps_go_there_and_back(tmp_path, rng):
 )
 def test_any_geometry(angles, spacing, step, parts, even, jitter, tilt, origin, shuffle, many):
     steps = [step * ((1 if even else part) + jitter * (-1) ** k) for k, part in enumerate(parts)]
+    assume(max(steps) < 2.9 * np.median(steps))  # else images are missing, and that is said
     planes = G.make_planes(G.oblique(angles), steps, tilt, len(steps) + 1, (9, 11), spacing, origin)
     writer = enhanced if many else D.write_series
     kind = Kind(planes, lambda *a, **k: writer(*a, shuffle=shuffle, **k))
