@@ -44,6 +44,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
     "feddis": (("bright",), POSITIVE),
     "healthy_anatomy_ae": (("bright",), POSITIVE),
     "scale_space_ae": (("bright",), POSITIVE),
+    "steganomaly": (("bright",), POSITIVE),
     "vae": (("bright",), POSITIVE),
     "ood_blind_spot": (("bright",), POSITIVE),
     "strega": (("bright",), POSITIVE),

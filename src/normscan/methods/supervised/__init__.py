@@ -1,0 +1,1 @@
+"""Methods that learn from labels of pixels: of anatomy, of lesions."""

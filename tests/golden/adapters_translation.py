@@ -1,0 +1,77 @@
+"""What the records of translations between domains compare beside parameters, maps and scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from tests.golden.adapters_adversarial import labelled_loss
+from tests.golden.fill import images
+from tests.golden.records import Check, batch_of
+
+
+def undropped(method: Any, check: Check) -> Tensor:
+    """The loss of four labelled images without dropout."""
+    for part in method.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return labelled_loss(method, check)
+
+
+def _unequal(method: Any) -> Any:
+    """Weights of the translator to the other domain, and of that one's judge, times 1.5."""
+    with torch.no_grad():
+        for network in (method.translators[1], method.judges[1]):
+            for parameter in network.parameters():
+                parameter.mul_(1.5)
+    return method
+
+
+def cycle_loss(method: Any, check: Check) -> Tensor:
+    """The loss of four labelled images with unequal translators and judges."""
+    return labelled_loss(_unequal(method), check)
+
+
+def _uneven(method: Any) -> Any:
+    """Every other weight of the second networks times 1.5, and spectral norms that have settled."""
+    with torch.no_grad():
+        for network in (method.translators[1], method.judges[1]):
+            for weight in network.parameters():
+                factor = 1.0 + 0.5 * (torch.arange(weight.numel()) % 2 == 0)
+                weight.mul_(factor.reshape(weight.shape))
+    for part in method.modules():
+        if "parametrizations" in dict(part.named_children()):
+            (norm,) = part.parametrizations.weight
+            norm._u.fill_(len(norm._u) ** -0.5)
+            norm._v.fill_(len(norm._v) ** -0.5)
+            weight = part.parametrizations.weight.original
+            norm._power_method(norm._reshape_weight_to_matrix(weight), 50)
+    return method
+
+
+def _box(x: Tensor, rng: Any) -> Tensor:
+    corrupted = x.clone()
+    corrupted[:, :, 4:10, 5:9, 3:12] += 0.1
+    return corrupted
+
+
+def paired_loss(method: Any, check: Check) -> Tensor:
+    """The loss of two modalities, either with a box that is raised by 0.1."""
+    batch = replace(batch_of(check), target=images(*check.shape))
+    with patch("normscan.methods.adversarial.paired.raised", _box):
+        terms = _uneven(method).loss(batch, check.phase, check.player)
+    return sum(terms.values()).detach().reshape(1)
+
+
+def uneven_map(method: Any, check: Check) -> Tensor:
+    """The anomaly map with uneven networks."""
+    return _uneven(method).maps(batch_of(check)).map
+
+
+def uneven_score(method: Any, check: Check) -> Tensor:
+    """The score with uneven networks."""
+    return _uneven(method).maps(batch_of(check)).score
