@@ -82,6 +82,17 @@ def dropped(at: float = 0.8, factor: float = 0.1) -> Callable[[int, int], float]
     return lambda step, steps: 1.0 if step < at * steps else factor
 
 
+def stairs(floors: int, factor: float = 0.1, ahead: float = 0.0) -> Callable[[int, int], float]:
+    """Return a schedule that multiplies the rate by a factor behind each of so many equal parts.
+
+    Args:
+        floors: parts.
+        factor: of each step down.
+        ahead: share of all steps by which each comes early.
+    """
+    return lambda step, steps: factor ** int(floors * (step / steps + ahead) + 1e-9)
+
+
 def still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """An optimiser that changes nothing, for a phase that only looks."""
     return torch.optim.SGD(parameters, lr=0.0)

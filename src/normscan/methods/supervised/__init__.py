@@ -1,0 +1,1 @@
+"""Methods that learn from a few labelled anomalies, or from images of other things."""
