@@ -98,3 +98,30 @@ def expectations(method: Any, check: Check, qubits: int = 9, rows: int = 3) -> T
 
 def noisy_expectations(method: Any, check: Check) -> Tensor:
     return expectations(method, check, 3, 2)
+
+
+# --- fully convolutional description
+
+
+def _collected(method: Any, check: Check) -> Batch:
+    """The images, which the normalisation has seen; two lesions are drawn where ``phase`` says so."""
+    batch = labelled(check)
+    method.normalise(batch.image, collect=True)
+    if check.phase == "drawn":
+        batch.lesion = torch.zeros(4, 1, 64, 64, dtype=torch.bool)
+        batch.lesion[1, :, 8:24, 16:40] = True
+        batch.lesion[3, :, 30:50, 4:20] = True
+    return batch
+
+
+def described_map(method: Any, check: Check) -> Tensor:
+    return method.maps(_collected(method, check)).map
+
+
+def described_score(method: Any, check: Check) -> Tensor:
+    return method.maps(_collected(method, check)).score
+
+
+def described_loss(method: Any, check: Check) -> Tensor:
+    terms = method.train().loss(_collected(method, check), "describe", "")
+    return sum(terms.values()).detach().reshape(1)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
+from scipy.signal import windows
 
+from normscan.methods.supervised.description import by_image, by_pixel, pseudo_huber
 from normscan.methods.supervised.deviation import clipped_to_1
 from normscan.methods.supervised.one_class import semi_supervised
+from normscan.networks.receptive import Field, enlarged, field_of
 from normscan.objectives.deviation import deviation_loss, highest_mean
 from normscan.objectives.optimizers import stairs
 from normscan.rng import Rng
@@ -82,3 +85,58 @@ def test_a_turned_image_lies_on_black():
     )
     np.testing.assert_allclose(found, theirs, atol=1e-4)
     assert found[0, 0] == 0
+
+
+def test_a_receptive_field_is_where_gradients_come_from():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 5, padding=2), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(2, 2, 3, padding=1), torch.nn.MaxPool2d(3, 2, 1), torch.nn.Conv2d(2, 1, 3),
+    )  # fmt: skip
+    field = field_of(network)
+    # Sums in place of maxima, so that every pixel that could count does.
+    for k in (2, 4):
+        pool = network[k]
+        network[k] = torch.nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding)
+    for layer in network:
+        for parameter in layer.parameters():
+            torch.nn.init.constant_(parameter, 1.0)
+    for cell in (3, 5):
+        image = torch.ones(1, 1, 64, 64, requires_grad=True)
+        network(image)[0, 0, cell, cell].backward()
+        seen = image.grad[0, 0].sum(0).nonzero()[:, 0]
+        assert len(seen) == field.extent
+        middle = field.start + cell * field.jump
+        assert float(seen.float().mean()) == pytest.approx(middle)
+
+
+@pytest.mark.parametrize("extent", [5, 6])
+def test_enlarging_is_a_sum_of_gaussians(extent):
+    cells = torch.rand(2, 1, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    found = enlarged(cells, Field(extent, 4, 1.5), (16, 12), 2.0).numpy()
+    odd = extent - 1 + extent % 2
+    line = windows.gaussian(odd, 2.0)
+    if extent % 2 == 0:
+        line = np.insert(line, odd // 2, line[odd // 2]) / 2
+    theirs = np.zeros((2, 16 + 2 * extent, 12 + 2 * extent))
+    first = extent - ((extent - 1) // 2 - 1)
+    for i in range(4):
+        for j in range(3):
+            where = np.s_[
+                :, first + 4 * i : first + 4 * i + extent, first + 4 * j : first + 4 * j + extent
+            ]
+            theirs[where] += cells[:, 0, i, j].numpy()[:, None, None] * np.outer(line, line)
+    np.testing.assert_allclose(found[:, 0], theirs[:, extent:-extent, extent:-extent])
+
+
+def test_description_is_small_for_healthy_and_large_for_anomalous_means():
+    cells = torch.rand(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    mean = cells.numpy().mean((1, 2, 3))
+    found = by_image(cells, torch.tensor([False, True, False]))
+    np.testing.assert_allclose(found, [mean[0], -np.log1p(-np.exp(-mean[1])), mean[2]])
+    lesion = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    lesion[1, 0, :2] = True
+    inside = (cells * lesion).numpy().mean((1, 2, 3))
+    theirs = mean - inside + np.where([0, 1, 0], -np.log1p(-np.exp(-inside.clip(1e-9))), 0)
+    np.testing.assert_allclose(by_pixel(cells, lesion), theirs)
+    far = pseudo_huber(torch.tensor([0.0, 3.0], dtype=torch.float64))
+    np.testing.assert_allclose(far, [0, np.sqrt(10) - 1])

@@ -56,6 +56,16 @@ def adamw_with(module: nn.Module, **changes: float) -> Callable[..., torch.optim
     return build
 
 
+def nesterov(
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Return SGD with Nesterov's momentum, the first of two that Adam takes."""
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=betas[0], weight_decay=weight_decay, nesterov=True
+    )
+
+
 def warm_cosine(
     warm: int = 100, last: float = 0.1, share: float = 0.1
 ) -> Callable[[int, int], float]:
