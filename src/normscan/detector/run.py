@@ -94,6 +94,8 @@ def fit(
             state, healthy, judges = way(settled, cohort, folder, fabric, workers, bar)
             if left_out:
                 state.training["excluded"] = left_out
+            if cohort.anomalies is not None:
+                state.training["anomalies"] = vars(cohort.anomalies)
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
             state = state.changed(division=division)
             if scaled:

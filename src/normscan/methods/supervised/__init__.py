@@ -1,1 +1,1 @@
-"""Methods that learn from labels of pixels: of anatomy, of lesions."""
+"""Methods that learn from a few labelled anomalies, or from images of other things."""

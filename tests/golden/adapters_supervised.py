@@ -1,0 +1,127 @@
+"""What the records of the supervised and open-set systems compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from normscan.methods.base import Batch, Method
+from tests.golden.adapters_features import centre_of_bright, map_apart, processed
+from tests.golden.fill import RULES
+from tests.golden.records import Check, batch_of
+
+
+@dataclass
+class Waves:
+    """Stands for ``Rng``: what is drawn is the rule's."""
+
+    rule: str = "wave"
+    shared: bool = True
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return RULES[self.rule](tuple(shape))
+
+
+@contextmanager
+def unturned() -> Iterator[None]:
+    """Within it images are not turned."""
+    with patch("normscan.methods.supervised.common.turned", lambda x, *_, **__: x):
+        yield
+
+
+def labelled(check: Check) -> Batch:
+    """The record's images, every other one anomalous, with the waves for draws."""
+    batch = batch_of(check)
+    batch.label = torch.arange(len(batch)) % 2
+    batch.rng = Waves()  # type: ignore[assignment]
+    return batch
+
+
+def loss_of_half(method: Method, check: Check) -> Tensor:
+    """The loss of ``phase`` with every other image anomalous, none turned."""
+    with unturned():
+        terms = method.train().loss(labelled(check), check.phase, "")
+    return sum(terms.values()).detach().reshape(1)
+
+
+def smooth_map(method: Method, check: Check) -> Tensor:
+    return processed(method, map_apart(method, check).detach())
+
+
+def semi_supervised_loss(method: Any, check: Check) -> Tensor:
+    centre_of_bright(method, check)
+    return loss_of_half(method, check)
+
+
+# --- disentangled heads
+
+KINDS = (0, 1, 2, 0, 1, 2)
+
+
+def _beside(method: Any, check: Check) -> Batch:
+    """The first five images are references, the others of each kind in turn."""
+    batch = labelled(check)
+    method.references, batch.image = batch.image[:5], batch.image[5:]
+    batch.foreground = batch.foreground[5:]
+    kind = torch.tensor(KINDS)
+    batch.label = (kind == 1).long()
+    method.mixed = lambda given: (given.image, kind)
+    return batch
+
+
+def score_beside_references(method: Any, check: Check) -> Tensor:
+    return method.maps(_beside(method, check)).score
+
+
+def head_losses(method: Any, check: Check) -> Tensor:
+    batch = _beside(method, check)
+    with unturned():
+        return torch.stack(list(method.train().loss(batch, "deviate", "").values())).detach()
+
+
+# --- quantum circuits
+
+
+def expectations(method: Any, check: Check, qubits: int = 9, rows: int = 3) -> Tensor:
+    """Of angles up to 3 rad, the circuit's own up to 2."""
+    grain, circuit = RULES["grain"], method.further.circuit
+    with torch.no_grad():
+        circuit.angles.copy_(2 * grain(tuple(circuit.angles.shape)))
+        return circuit.noisy(3 * grain((rows, qubits)))
+
+
+def noisy_expectations(method: Any, check: Check) -> Tensor:
+    return expectations(method, check, 3, 2)
+
+
+# --- fully convolutional description
+
+
+def _collected(method: Any, check: Check) -> Batch:
+    """The images, which the normalisation has seen; two lesions are drawn where ``phase`` says so."""
+    batch = labelled(check)
+    method.normalise(batch.image, collect=True)
+    if check.phase == "drawn":
+        batch.lesion = torch.zeros(4, 1, 64, 64, dtype=torch.bool)
+        batch.lesion[1, :, 8:24, 16:40] = True
+        batch.lesion[3, :, 30:50, 4:20] = True
+    return batch
+
+
+def described_map(method: Any, check: Check) -> Tensor:
+    return method.maps(_collected(method, check)).map
+
+
+def described_score(method: Any, check: Check) -> Tensor:
+    return method.maps(_collected(method, check)).score
+
+
+def described_loss(method: Any, check: Check) -> Tensor:
+    terms = method.train().loss(_collected(method, check), "describe", "")
+    return sum(terms.values()).detach().reshape(1)
