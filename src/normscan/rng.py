@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-
-def derive_seed(*parts: object) -> int:
-    """Return a 63-bit seed that depends on every part, the same on every machine."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+from normscan.seeds import derive_seed as derive_seed
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from normscan.cli.data import steps as steps
 from normscan.cli.data import tiles as tiles
 from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
+from normscan.cli.export import export as export
 from normscan.cli.federated import federate as federate
 from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict

@@ -45,7 +45,7 @@ def predict(
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
     Args:
-        run: run folder of the detector.
+        run: run folder of the detector, or a file of `normscan export`.
         scans: files, folders of them, patterns such as 'scans/*.nii.gz'; a scan with one file per
             channel is written as its files joined by commas.
         out: folder for the results, scores.csv and index.html; RUN/predictions by default.
@@ -86,13 +86,15 @@ def predict(
     if bool(scans) == (cohort is not None):
         raise ArgumentError("name scans to score, or a --cohort of them: one of the two.")
     formats = checked_formats(["nifti"] if format is None else format)
-    use_threads(threads)
-    detector = load(run, device)
+    if Path(run).suffix != ".onnx":
+        use_threads(threads)
+    detector = load(run, device, threads)
     check(detector, fdr)
     healthy = None if regions is None else Regions.load(Path(regions), detector)
     for note in detector.out_of_date():
         print(f"note: {note}", file=sys.stderr)
-    folder = Path(out) if out else Path(run) / "predictions"
+    home = Path(run) if Path(run).is_dir() else Path(run).parent
+    folder = Path(out) if out else home / "predictions"
     check_folder(folder)
     if cohort is not None:
         rows = _named(detector.read_cohort(cohort, root))

@@ -15,16 +15,12 @@ from normscan.cohort import Cohort, CohortRow
 from normscan.cohort.memory import as_cohort
 from normscan.decide import Calibration
 from normscan.decide.calibration import Kind
-from normscan.detector.elsewhere import calibrated
+from normscan.detector.described import read_exported
 from normscan.detector.exclude import Excluded, reasons_of
 from normscan.detector.filled import without as lacking
 from normscan.detector.finding import Finding
-from normscan.detector.patches import patches_like
 from normscan.detector.prediction import predict, predict_rows
-from normscan.detector.run import fit
 from normscan.detector.state import State, ask
-from normscan.detector.storage import packed, read_state, unpacked, write_state
-from normscan.detector.update import updated
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
 from normscan.progress import Progress
@@ -110,7 +106,7 @@ class Detector(State):
     def __repr__(self) -> str:
         """Return what it is and whether it was fitted."""
         state = "not fitted"
-        if self.method is not None:
+        if self.fitted:
             state = f"{self.arguments['dims']}D, threshold {self.threshold_text}"
         return f"Detector('{self.card.id}', preset='{self.preset}', {state})"
 
@@ -123,8 +119,8 @@ class Detector(State):
             "source": card.paper,
             "learns from": card.regime,
             "preset": self.preset,
-            "state": "not fitted" if self.method is None else f"fitted, {self.arguments['dims']}D",
-            "threshold": None if self.method is None else self.threshold_text,
+            "state": f"fitted, {self.arguments['dims']}D" if self.fitted else "not fitted",
+            "threshold": self.threshold_text if self.fitted else None,
         }
         drawn = ""
         if found is not None:
@@ -204,8 +200,14 @@ class Detector(State):
             ArgumentError: a value that the method can't be built with, no such device, or no cohort
                 for a method that learns.
         """
+        from normscan.detector.run import fit
+
         if out is None and devices > 1:
             raise ArgumentError("several processes need a run folder to share: give out.")
+        if self.graph is not None:
+            raise ArgumentError(
+                f"an exported graph can't be trained: fit a new detector, create('{self.card.id}')."
+            )
         if cohort is None:
             if self.card.regime != "zero-shot":
                 raise ArgumentError(f"'{self.card.id}' learns from scans: give it a cohort.")
@@ -252,6 +254,8 @@ class Detector(State):
             CohortError: no healthy scans, or none that can be predicted.
             ArgumentError: the detector was not fitted, or a rate lies outside 0..1.
         """
+        from normscan.detector.elsewhere import calibrated
+
         if not isinstance(healthy, Cohort):
             healthy = Cohort.read(healthy, fractions=(1.0, 0.0, 0.0))
         with Progress(progress) as bar:
@@ -287,6 +291,8 @@ class Detector(State):
             ArgumentError: the detector was not fitted, or its method can't take in further scans.
             CohortError: no healthy scans that join.
         """
+        from normscan.detector.update import updated
+
         with Progress(progress) as bar, as_cohort(more, self.seed, (1.0, 0.0, 0.0)) as given:
             self._take(updated(self, given, workers, bar)[0])
         return self
@@ -361,6 +367,8 @@ class Detector(State):
         Raises:
             ArgumentError: the method has no patches.
         """
+        from normscan.detector.patches import patches_like
+
         return patches_like(self, finding, rows, count)
 
     # ------------------------------------------------------------------ storage
@@ -369,6 +377,8 @@ class Detector(State):
         """Return what pickling keeps: a fitted detector as its stored files, weights as safetensors."""
         if self.method is None:
             return self.__dict__.copy()
+        from normscan.detector.storage import packed
+
         buffer = next(chain(self.method.parameters(), self.method.buffers()), None)
         device = "cpu" if buffer is None else str(buffer.device)
         kept = {"_asked": self._asked, "cache": self.cache}
@@ -379,6 +389,8 @@ class Detector(State):
         if "files" not in state:
             self.__dict__.update(state)
             return
+        from normscan.detector.storage import unpacked
+
         self._take(unpacked(state["files"], state["device"]))
         self.__dict__.update(state["kept"])
 
@@ -388,7 +400,11 @@ class Detector(State):
         Raises:
             OutputError: the folder exists and isn't empty, or the detector was not fitted.
         """
+        from normscan.detector.storage import write_state
+
         folder = Path(folder)
+        if self.graph is not None:
+            raise OutputError("this detector is an exported graph: copy its file.")
         if self.method is None:
             raise OutputError("this detector was not fitted, so there is nothing to save.")
         if folder.exists() and any(folder.iterdir()):
@@ -408,16 +424,27 @@ def create(method: str, **options: Any) -> Detector:
     return Detector(method, **options)
 
 
-def load(folder: str | os.PathLike[str], device: str = "auto") -> Detector:
-    """Load a detector from the folder that ``fit`` or ``save`` wrote.
+def load(
+    folder: str | os.PathLike[str], device: str = "auto", threads: int | None = None
+) -> Detector:
+    """Load a detector from the folder that ``fit`` or ``save`` wrote, or from an exported file.
 
     Args:
-        folder: with ``detector.json`` and ``model.safetensors``.
+        folder: with ``detector.json`` and ``model.safetensors``; or an ``.onnx`` file of ``normscan
+            export``, which is run by onnxruntime, on the processor and without torch.
         device: ``auto``, ``cpu`` or ``cuda``.
+        threads: of the arithmetic of an exported file; None for onnxruntime's own choice.
 
     Raises:
         OutputError: no detector there, an unfinished or a damaged one.
     """
     detector = object.__new__(Detector)
+    if Path(folder).suffix == ".onnx":
+        if device not in ("auto", "cpu"):
+            raise ArgumentError(f"device '{device}': an exported graph runs on the cpu.")
+        detector._begin(read_exported(Path(folder), threads))
+        return detector
+    from normscan.detector.storage import read_state
+
     detector._begin(read_state(Path(folder), device))
     return detector

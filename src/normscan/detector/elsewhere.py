@@ -94,7 +94,7 @@ def calibrated(
         ArgumentError: the detector was not fitted, or a rate lies outside 0..1.
         CohortError: no healthy scans, none that can be predicted, or no such column.
     """
-    if state.method is None:
+    if not state.fitted:
         raise ArgumentError("this detector was not fitted; call fit(cohort) or load(folder).")
     for name, rate in zip(("fpr", "pixel_fpr"), rates, strict=True):
         if rate is not None and not 0 < rate < 1:

@@ -14,8 +14,10 @@ from normscan.cohort import CohortRow
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import BATCH, averaged
 from normscan.detector.predictor import Predictor, Sample
+from normscan.detector.runner import batch_of
 from normscan.detector.state import State
 from normscan.errors import ArgumentError, NormscanError
+from normscan.methods.base import Method
 from normscan.preprocess import Prepared
 
 Found = tuple[float, Sample, int, tuple[int, int]]  # squared distance, where, cell of the grid
@@ -74,12 +76,12 @@ class Patches:
     ) -> Iterator[tuple[list[Sample], Tensor, tuple[int, int]]]:
         """Yield some samples at a time, their features (B, cells, dim) and the grid of the cells."""
         method, predictor = self.state.method, self._predictor(prepared)
-        assert isinstance(method, HasPatches)
+        assert isinstance(method, HasPatches) and isinstance(method, Method)
         job = predictor.job(prepared)
         for start in range(0, len(job.samples), BATCH):
             some = list(job.samples[start : start + BATCH])
-            batch = predictor.batch([job], [(0, sample) for sample in some])
-            features, grid = method.patches(batch.image)
+            pieces = predictor.pieces([job], [(0, sample) for sample in some])
+            features, grid = method.patches(batch_of(method, pieces, self.state.seed).image)
             yield some, features.float(), grid
 
     def peak(self) -> Tensor:

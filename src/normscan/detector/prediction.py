@@ -28,7 +28,7 @@ from normscan.detector.state import State
 from normscan.errors import ArgumentError, NormscanError, ScanError, of_scan
 from normscan.io.companions import COMPANIONS, Given, read_companion
 from normscan.io.read import check_array, read_scan
-from normscan.methods.base import Method
+from normscan.methods.uses import Use
 from normscan.parallel import ahead, read_ahead
 from normscan.preprocess import Prepared
 from normscan.quality import Verdict
@@ -78,17 +78,17 @@ def job_of(
     Raises:
         ScanError: it doesn't fit the detector.
     """
-    assert state.method is not None
     preparation = state.preparation()
-    beside = _companions(state.method, scan, companions or {})
+    beside = _companions(state.uses, scan, companions or {})
     make = partial(preparation.of, scan, foreground, beside)
     prepared = make() if kept is None else kept((preparation.key, *beside), make)
     return _predictor(state, preparation.slices(prepared)).job(prepared, columns, scan.name)
 
 
 def _predictor(state: State, slices: bool = False) -> Predictor:
-    assert state.method is not None
-    return Predictor(state.method, slices, state.patch, batch_size(state), state.seed)
+    method = state.graph or state.method
+    assert method is not None
+    return Predictor(method, slices, state.patch, batch_size(state), state.seed)
 
 
 def observe_all(state: State, jobs: Sequence[Job]) -> list[Observed | NormscanError]:
@@ -186,7 +186,7 @@ def predict(
     companions: Mapping[str, Given] | None = None,
 ) -> Finding:
     """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
-    if state.method is None:
+    if not state.fitted:
         raise ArgumentError(UNFITTED)
     ready = Ready(CohortRow("scan", "scan", ()))
     if isinstance(scan, np.ndarray):
@@ -227,7 +227,7 @@ class Reader:
             columns = {**columns, "site": row.site}
         try:
             with of_scan(row.scan):
-                if state.method is None:
+                if not state.fitted:
                     raise ArgumentError(UNFITTED)
                 with _timed(ready.stages, "read"):
                     scan, foreground, beside = opened(state, row)
@@ -245,8 +245,7 @@ def opened(state: State, row: CohortRow) -> tuple[Scan, np.ndarray | None, dict[
         row = replace(row, missing=())
     scan = row.load()
     foreground = row.load_foreground(scan)
-    used = {} if state.method is None else state.method.uses
-    read = {n: row.load_companion(n, scan) for n, u in used.items() if u.at_prediction}
+    read = {n: row.load_companion(n, scan) for n, u in state.uses.items() if u.at_prediction}
     return scan, foreground, {name: array for name, array in read.items() if array is not None}
 
 
@@ -396,7 +395,9 @@ def found_in(
     return finding
 
 
-def _companions(method: Method, scan: Scan, given: Mapping[str, Given]) -> dict[str, np.ndarray]:
+def _companions(
+    uses: Mapping[str, Use], scan: Scan, given: Mapping[str, Given]
+) -> dict[str, np.ndarray]:
     """What the method uses of what stands beside a scan.
 
     Raises:
@@ -407,7 +408,7 @@ def _companions(method: Method, scan: Scan, given: Mapping[str, Given]) -> dict[
         raise ArgumentError(
             f"'{min(unknown)}' can't stand beside a scan; {', '.join(COMPANIONS)} can."
         )
-    used = {name: use for name, use in method.uses.items() if use.at_prediction}
+    used = {name: use for name, use in uses.items() if use.at_prediction}
     for name, use in used.items():
         if use.prediction == "needed" and name not in given:
             raise ScanError(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from normscan.methods.base import Batch, Maps, Method
+from normscan.detector.graph import Graph, Outputs, Pieces
 from normscan.preprocess import Prepared
-from normscan.rng import Rng, derive_seed
-from normscan.training.data import split_slices
+from normscan.preprocess.samples import split_slices
+
+if TYPE_CHECKING:
+    from normscan.methods.base import Method
 
 OVERLAP = 0.5
 
@@ -107,7 +107,7 @@ class Predictor:
     """Runs a method over prepared scans.
 
     Args:
-        method: in evaluation mode, on its device.
+        method: in evaluation mode, on its device; or its exported graph.
         slices: cut volumes into slices.
         patch: side of the patches that volumes and images are cut into; None for whole ones.
         batch_size: samples at a time.
@@ -116,17 +116,13 @@ class Predictor:
     """
 
     def __init__(
-        self, method: Method, slices: bool, patch: int | None, batch_size: int, seed: int
+        self, method: Method | Graph, slices: bool, patch: int | None, batch_size: int, seed: int
     ) -> None:
         self.method = method
         self.slices = slices
         self.patch = patch
         self.batch_size = batch_size
         self.seed = seed
-        self.device = next(
-            (t.device for t in itertools.chain(method.parameters(), method.buffers())),
-            torch.device("cpu"),
-        )
 
     def __call__(
         self, prepared: Prepared, columns: Mapping[str, Any] | None = None
@@ -146,11 +142,11 @@ class Predictor:
         members: list[list[Sums]] = []
         for start in range(0, len(pieces), self.batch_size):
             part = pieces[start : start + self.batch_size]
-            for number, maps in enumerate(self._run(self.batch(jobs, part))):
+            for number, outputs in enumerate(self._run(self.pieces(jobs, part))):
                 if number == len(members):
                     shapes = [job.prepared.grid.shape for job in jobs]
                     members.append([Sums(np.zeros(shape, np.float32)) for shape in shapes])
-                self._add(jobs, part, maps, members[number])
+                self._add(jobs, part, outputs, members[number])
         return [[sums[n].stitched() for sums in members] for n in range(len(jobs))]
 
     def _samples(self, prepared: Prepared) -> list[Sample]:
@@ -188,64 +184,48 @@ class Predictor:
             axes.append(np.linspace(0, max(0, n - patch), count).round().astype(int).tolist())
         return itertools.product(*axes)
 
-    def batch(self, jobs: Sequence[Job], part: Sequence[Piece]) -> Batch:
+    def pieces(self, jobs: Sequence[Job], part: Sequence[Piece]) -> Pieces:
         """Return what the method sees of some samples, each with the number of its job."""
         whole = [(jobs[n].prepared, sample) for n, sample in part]
-        images = np.stack([scan.image[(slice(None), *s.place)] for scan, s in whole])
-        masks = np.stack([scan.foreground[s.place] for scan, s in whole])
-        beside: dict[str, Any] = {
-            name: torch.from_numpy(
-                np.stack([scan.companions[name][(slice(None), *s.place)] for scan, s in whole])
-            )
+        beside = {
+            name: np.stack([scan.companions[name][(slice(None), *s.place)] for scan, s in whole])
             for name in whole[0][0].companions
         }
-        context = None
         if self.method.context:
             stacks = [[scan.image[(slice(None), *p)] for p in s.around] for scan, s in whole]
-            context = torch.from_numpy(np.stack([np.stack(s, axis=1) for s in stacks]))
-        return Batch(
-            image=torch.from_numpy(np.ascontiguousarray(images)),
-            foreground=torch.from_numpy(np.ascontiguousarray(masks))[:, None],
-            rng=Rng([derive_seed(self.seed, "predict", s.key) for _, s in part]),
-            position=torch.tensor([s.position for _, s in part], dtype=torch.float32),
-            context=context,
+            beside["context"] = np.stack([np.stack(s, axis=1) for s in stacks])
+        return Pieces(
+            image=np.stack([scan.image[(slice(None), *s.place)] for scan, s in whole]),
+            foreground=np.stack([scan.foreground[s.place] for scan, s in whole])[:, None],
+            position=np.array([s.position for _, s in part], np.float32),
+            keys=[s.key for _, s in part],
             columns=[dict(jobs[n].columns) for n, _ in part],
-            **beside,
-        ).to(self.device)
+            beside=beside,
+        )
 
-    def _run(self, batch: Batch) -> list[Maps]:
-        with torch.set_grad_enabled(self.method.needs_grad):
-            return self.method.each(batch)
+    def _run(self, pieces: Pieces) -> list[Outputs]:
+        if isinstance(self.method, Graph):
+            return self.method.run(pieces)
+        from normscan.detector.runner import run
+
+        return run(self.method, pieces, self.seed)
 
     def _add(
-        self, jobs: Sequence[Job], part: Sequence[Piece], maps: Maps, sums: Sequence[Sums]
+        self, jobs: Sequence[Job], part: Sequence[Piece], outputs: Outputs, sums: Sequence[Sums]
     ) -> None:
         """Add weighted results to the sums; the weight falls towards the edges of a patch."""
-        if maps.score is not None:
-            for (n, _), score in zip(part, maps.score.double().cpu().tolist(), strict=True):
+        if outputs.scores is not None:
+            for (n, _), score in zip(part, outputs.scores, strict=True):
                 sums[n].scores.append(score)
-        named = {"map": maps.map, "reconstruction": maps.reconstruction}
-        named["uncertainty"] = maps.uncertainty
         first, sample = part[0]
         size = jobs[first].prepared.image[(slice(None), *sample.place)].shape[1:]
         window = self._window(size) if self.patch else np.ones(size, np.float32)
-        for name, tensor in named.items():
-            if tensor is None:
-                continue
-            values = self._resized(tensor.detach().float(), size).cpu().numpy()
+        for name, values in outputs.arrays.items():
             for (n, sample), value in zip(part, values, strict=True):
                 total = sums[n].total(name, values.shape[1])
                 total[(slice(None), *sample.place)] += window * value
         for n, sample in part:
             sums[n].weights[sample.place] += window
-
-    @staticmethod
-    def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Enlarge a map from the method's own grid, linearly."""
-        if tuple(values.shape[2:]) == size:
-            return values
-        mode = "bilinear" if len(size) == 2 else "trilinear"
-        return torch.nn.functional.interpolate(values, size, mode=mode, align_corners=False)
 
     @staticmethod
     def _window(size: tuple[int, ...]) -> np.ndarray:

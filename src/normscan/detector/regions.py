@@ -12,7 +12,6 @@ import numpy as np
 from normscan.cohort import Cohort, CohortRow
 from normscan.cohort.table import read_table
 from normscan.decide import ScanThreshold
-from normscan.detector.elsewhere import apart, chosen
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import predict_rows
 from normscan.detector.state import State
@@ -68,6 +67,8 @@ class Regions:
             CohortError: no healthy scan with a label map that did not train can be scored.
             ArgumentError: a reduction that means nothing inside a region.
         """
+        from normscan.detector.elsewhere import apart, chosen  # torch
+
         asked = Reduction.parse(reduction)
         if asked.inner or asked.place or asked.name in LEVELLED:
             raise ArgumentError(

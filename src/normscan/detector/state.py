@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normscan import registry
 from normscan.cohort import Cohort, CohortRow, Division
@@ -16,7 +16,6 @@ from normscan.decide import Calibration, ComponentThreshold, ScanThreshold
 from normscan.decide.calibration import SPLIT
 from normscan.errors import ArgumentError
 from normscan.io.values import plain
-from normscan.methods.base import Method
 from normscan.preprocess import Preprocess
 from normscan.preprocess.samples import Preparation
 from normscan.preprocess.settings import build_preprocess, expanded
@@ -26,7 +25,11 @@ from normscan.scores.places import Places
 from normscan.scores.postprocess import parse
 from normscan.scores.reductions import check_reduction
 from normscan.version import __version__
-from normscan.wrappers import check_wrappers
+
+if TYPE_CHECKING:
+    from normscan.detector.graph import Graph
+    from normscan.methods.base import Method
+    from normscan.methods.uses import Use
 
 _DOUBTS = {
     "trained": "trained the detector: figures on them are too good. Healthy scans that it never saw "
@@ -75,6 +78,7 @@ class State:
         fingerprint: SHA-256 of the stored weights, or an empty string.
         division: of the scans that it was fitted with; None where an earlier version fitted it.
         filled: channels that scans may lack, since it was calibrated without them.
+        graph: runs in place of the method, where it was read from an exported file.
     """
 
     card: Card
@@ -103,6 +107,18 @@ class State:
     fingerprint: str = ""
     division: Division | None = None
     filled: tuple[str, ...] = ()
+    graph: Graph | None = None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is something to predict with."""
+        return self.method is not None or self.graph is not None
+
+    @property
+    def uses(self) -> Mapping[str, Use]:
+        """What it uses of that which may stand beside a scan, by name."""
+        method = self.graph or self.method
+        return {} if method is None else method.uses
 
     def changed(self, **changes: Any) -> State:
         """Return the state with other values; it shares the rest."""
@@ -307,6 +323,8 @@ def ask(
             raise ArgumentError(f"{name} is {rate}; it must lie between 0 and 1.")
     if false_components is not None:
         ComponentThreshold(false_components)
+    from normscan.wrappers import check_wrappers  # torch
+
     around = check_wrappers(wrappers if wrappers is not None else chosen.get("wrappers", ()))
     if patch is not None:
         if not 1 <= patch <= prepared.size:

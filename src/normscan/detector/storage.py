@@ -13,16 +13,16 @@ from torch import Tensor
 
 from normscan.cohort import Division
 from normscan.cohort.anomalies import FewAnomalies
-from normscan.decide import Calibration, restored
+from normscan.detector.allowance import Allowance
+from normscan.detector.described import calibration_of, settled
 from normscan.detector.state import State, ask
 from normscan.detector.unnamed import hidden, shown
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import atomic_path, content_hash
-from normscan.io.values import read_json, tupled, write_json
+from normscan.io.values import read_json, write_json
 from normscan.methods.base import Method
 from normscan.methods.folds import Folds
 from normscan.networks.backbones import weights_from_state
-from normscan.preprocess.settings import build_preprocess
 from normscan.quality import Gate
 from normscan.rng import seeded
 from normscan.scores.places import Places
@@ -65,6 +65,20 @@ def write_state(state: State, folder: Path) -> State:
     if state.places is not None:
         arrays = {k: torch.from_numpy(v) for k, v in state.places.arrays().items()}
         write_tensors(folder / PLACES, arrays)
+    about = description(state)
+    about["places_sha256"] = None if state.places is None else content_hash(folder / PLACES)
+    with atomic_path(folder / "card.md") as temporary:
+        card = model_card(state.changed(training=about["training"]))
+        temporary.write_text(card, encoding="utf-8")
+    if state.division is not None:
+        state.division.write(folder / DIVISION)
+    write_json(folder / DETECTOR, about)
+    return state
+
+
+def description(state: State) -> dict[str, Any]:
+    """Return what ``detector.json`` says of a fitted detector, without the names of its scans."""
+    threshold = state.scan_threshold
     about = {
         "format": FORMAT,
         "configuration": state.configuration(),
@@ -75,18 +89,11 @@ def write_state(state: State, folder: Path) -> State:
         "training": state.training,
         "gate": None if state.gate is None else state.gate.to_dict(),
         "sha256": state.fingerprint,
-        "places_sha256": None if state.places is None else content_hash(folder / PLACES),
+        "places_sha256": None,
         "versions": versions(),
         "licence": "weights: as the training data allow; code: Apache-2.0",
     }
-    about = hidden(about, state.division)
-    with atomic_path(folder / "card.md") as temporary:
-        card = model_card(state.changed(training=about["training"]))
-        temporary.write_text(card, encoding="utf-8")
-    if state.division is not None:
-        state.division.write(folder / DIVISION)
-    write_json(folder / DETECTOR, about)
-    return state
+    return hidden(about, state.division)
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,29 +161,17 @@ def read_state(folder: Path, device: str = "auto") -> State:
             setup["method"],
             **{k: setup[k] for k in given},
             wrappers=setup.get("wrappers", ()),
-            # Earlier versions knew no other kind.
-            calibration=Calibration(**setup.get("calibration", {"kind": "split"})),
+            calibration=calibration_of(setup),
             false_components=setup.get("false_components"),
         )
         check_arguments(asked.card, setup["arguments"], len(about["channels"]))
-        pixel, gate = about["pixel_threshold"], about.get("gate")
-        threshold = about["scan_threshold"]
-        if threshold is None and not asked.changed(training=about["training"]).may_stay_open:
-            raise ValueError("it has no scan threshold")
         state = asked.changed(
-            arguments={k: tupled(v) for k, v in setup["arguments"].items()},
-            preprocess=build_preprocess(setup["preprocess"]),
-            channels=tuple(about["channels"]),
-            filled=tuple(about.get("filled", ())),
-            scan_threshold=None if threshold is None else restored(threshold),
-            pixel_threshold=None if pixel is None else float(pixel),
-            training=about["training"],
-            gate=None if gate is None else Gate.from_dict(gate),
-            fingerprint=about["sha256"],
+            **settled(about),
             division=division,
-            replaces=bool(setup.get("replaces", False)),
             places=_read_places(folder, about.get("places_sha256")),
         )
+        if state.scan_threshold is None and not state.may_stay_open:
+            raise ValueError("it has no scan threshold")
         method = read_method(state, folder)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -232,8 +227,6 @@ def _read_places(folder: Path, stored: str | None) -> Places | None:
 
 def read_method(state: State, folder: Path) -> Method:
     """Build the method and give it its stored weights."""
-    from normscan.detector.stored import Allowance
-
     kept = state.calibration
     members = kept.folds if kept.kind == "cross" and not kept.refit else 0
     try:

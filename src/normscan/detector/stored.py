@@ -1,8 +1,8 @@
 """A stored detector is data: every value is checked against its bounds before anything is built.
 
 Nothing of ``detector.json`` is trusted, and the hash of the weights beside it proves only that both
-belong together. What passes here still costs memory and time to build; ``Allowance`` bounds both by
-what the weights file holds.
+belong together. What passes here still costs memory and time to build; ``normscan.detector.allowance``
+bounds both by what the weights file holds.
 """
 
 from __future__ import annotations
@@ -11,39 +11,20 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from safetensors import safe_open
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from normscan.errors import ArgumentError
 from normscan.io.values import plain, tupled
 from normscan.version import __version__
 
 if TYPE_CHECKING:
-    from normscan.methods.base import Method
     from normscan.registry import Card
 
 MOST = 2**53  # of any whole number: what JSON carries exactly
 LONGEST = 10_000  # characters of a text
 DEEPEST = 32  # lists in lists
-# Beside what is stored a method may make tables that it doesn't store, and tensors on the way.
-SPARE_VALUES, SPARE_TENSORS = 2**28, 20_000
-TIMES_VALUES, TIMES_TENSORS = 8, 20
-_MAKERS = (
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "rand",
-    "randn",
-    "randint",
-    "eye",
-    "arange",
-    "linspace",
-)
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Short = Annotated[str, Field(max_length=LONGEST)]
@@ -196,58 +177,6 @@ def check_arguments(card: Card, arguments: Mapping[str, Any], channels: int) -> 
             raise ArgumentError(f"the argument {name} of {card.id} is {_shown(value)}")
     if "channels" in known and arguments["channels"] != channels:
         raise ArgumentError(f"{channels} channels are named, for {arguments['channels']}")
-
-
-class Allowance(TorchDispatchMode):
-    """Bounds what may be made while a method is built for weights that lie in a file.
-
-    A network is about as large as its weights: one that asks for far more memory, or for far more
-    tensors, is stopped before it gets them.
-
-    Args:
-        path: safetensors file; its header alone is read.
-
-    Raises:
-        ValueError: no such file, inside the block a network that is too large.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        try:
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                self.kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
-                sizes = [math.prod(one.get_shape()) for one in slices.values()]
-        except Exception as error:  # it raises kinds of its own
-            raise ValueError(f"{path.name} can't be read ({error})") from error
-        self.values = TIMES_VALUES * sum(sizes) + SPARE_VALUES
-        self.tensors = TIMES_TENSORS * len(sizes) + SPARE_TENSORS
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        if name in _MAKERS:
-            first = args[0] if args else 0
-            self.values -= math.prod(first) if isinstance(first, list | tuple) else 0
-            self.tensors -= 1
-            if self.values < 0 or self.tensors < 0:
-                raise ValueError("its arguments make a far larger network than its weights are of")
-        return func(*args, **(kwargs or {}))
-
-    def check_kinds(self, method: Method) -> None:
-        """Refuse weights that would have to be cast from another kind of number.
-
-        Between floats of different sizes they may be: training in half precision stores those.
-
-        Raises:
-            ValueError: names the tensor.
-        """
-        for name, value in method.state_dict().items():
-            kind = self.kinds.get(name, "")
-            floats = kind.startswith(("F", "BF")), value.dtype.is_floating_point
-            if kind and (floats[0] != floats[1] or kind.startswith("C") != value.is_complex()):
-                raise ValueError(f"{name} is stored as {kind}, and is {value.dtype}")
 
 
 def _shown(value: Any) -> str:

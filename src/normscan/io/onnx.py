@@ -7,7 +7,7 @@ https://protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +101,23 @@ def _varints(data: memoryview) -> list[int]:
         value, at = _varint(data, at)
         found.append(value)
     return found
+
+
+_METADATA = 14  # of the model; a message of key and value
+
+
+def with_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
+    """Return a model that says more of itself: fields that come later join those before them."""
+    more = b""
+    for key, value in entries.items():
+        pair = _written(1, key.encode()) + _written(2, value.encode())
+        more += _written(_METADATA, pair)
+    return model + more
+
+
+def _written(field: int, content: bytes) -> bytes:
+    """A field of bytes: its number, the length, the content."""
+    head, length = bytes([field << 3 | 2]), len(content)
+    while length >= 0x80:
+        head, length = head + bytes([length & 0x7F | 0x80]), length >> 7
+    return head + bytes([length]) + content

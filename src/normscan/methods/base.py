@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from normscan.methods.uses import Use as Use
 from normscan.rng import Rng
 
 if TYPE_CHECKING:
@@ -162,25 +163,6 @@ class Phase:
         if self.steps is not None:
             return self.steps
         return (self.epochs or 0) * max(1, -(-samples // self.batch_size)) // self.batches
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a method uses what stands beside a scan, such as its ``target``.
-
-    Attributes:
-        parts: parts of the cohort whose scans must have it, see ``Phase.part``.
-        prediction: a scan without it is refused (``needed``) or predicted without it (``welcome``);
-            ``unused``: it is not even read.
-    """
-
-    parts: tuple[str, ...] = ("healthy", "val")
-    prediction: Literal["needed", "welcome", "unused"] = "unused"
-
-    @property
-    def at_prediction(self) -> bool:
-        """Whether it is read at prediction."""
-        return self.prediction != "unused"
 
 
 class Method(nn.Module):
