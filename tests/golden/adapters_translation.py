@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from normscan.methods.supervised.separation import t_test_loss
 from tests.golden.adapters_adversarial import labelled_loss
 from tests.golden.adapters_compact import drawn_batch
 from tests.golden.fill import images
@@ -95,3 +96,19 @@ def painted_loss(method: Any, check: Check) -> Tensor:
     with patch("normscan.methods.adversarial.inpainted.spots", planted):
         terms = method.loss(drawn_batch(check), check.phase, check.player)
     return sum(terms.values()).detach().reshape(1)
+
+
+def t_test(method: Any, check: Check) -> Tensor:
+    """The loss of four residuals, two of them with a lesion."""
+    lesion = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
+    lesion[1, :, 3:9, 4:12] = True
+    lesion[2, :, 10:20, 5:9] = True
+    terms = t_test_loss(images(*check.shape, rule=check.rule), lesion, method.counted)
+    return sum(terms.values()).reshape(1)
+
+
+def separated_residual(method: Any, check: Check) -> Tensor:
+    """|image - separated image|."""
+    x = images(*check.shape, rule=check.rule)
+    with torch.no_grad():
+        return (x - method.separator(x)).abs()
