@@ -125,3 +125,16 @@ def described_score(method: Any, check: Check) -> Tensor:
 def described_loss(method: Any, check: Check) -> Tensor:
     terms = method.train().loss(_collected(method, check), "describe", "")
     return sum(terms.values()).detach().reshape(1)
+
+
+# --- outlier exposure
+
+
+def exposed_loss(method: Any, check: Check) -> Tensor:
+    """Two images of classes 3 and 7, four others, none moved."""
+    batch = labelled(check)
+    batch.part = (torch.arange(len(batch)) > 1).long()
+    batch.columns = [{"class": 3}, {"class": 7}, {}, {}, {}, {}]
+    with patch("normscan.methods.supervised.exposure.moved_a_little", lambda given: given.image):
+        terms = method.train().loss(batch, "expose", "")
+    return sum(terms.values()).detach().reshape(1)
