@@ -50,7 +50,9 @@ def test_it_learns_what_no_single_feature_tells(samples):
     x, y = samples
     forest = Forest()
     forest.grow(x[:200], y[:200], 1.0, Boosting(rounds=10, trees=10), 0)
-    assert roc_auc_score(y[200:], forest(torch.from_numpy(x[200:]))) > 0.85
+    alone = [roc_auc_score(y[200:], x[200:, k]) for k in range(5)]
+    best = max(max(one, 1 - one) for one in alone)
+    assert roc_auc_score(y[200:], forest(torch.from_numpy(x[200:]))) > best + 0.1
 
 
 def test_it_is_stored_whole(samples):

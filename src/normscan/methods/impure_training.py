@@ -182,7 +182,7 @@ class ImpureTraining(Wrapped):
         self.inner.eval()
         try:
             if self.inner.fits and self._phases:
-                alone = [_taken(batch, np.array([i])) for i in range(len(batch))]
+                alone = [batch.taken([i]) for i in range(len(batch))]
                 losses = [
                     self.inner.loss(replace(one, rng=Rng(seed)), phase, player).values()
                     for one, seed in zip(alone, seeds, strict=True)
