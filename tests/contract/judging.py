@@ -90,6 +90,8 @@ FINDINGS: dict[str, str] = {
     "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
     "patches with other contents, and a spot of the same tissue is close to those",
     "one_to_normal": "its Stable Diffusion and its CLIP are random here, and few images make them no better",
+    "outlier_exposure": "it learns what tells fainter heads and textures from healthy scans; soft spots are "
+    "like neither",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from normscan.methods.base import Batch, Method
+from normscan.methods.supervised.segments import statistics
+from normscan.scores.boosted import Boosting, Forest
 from tests.golden.adapters_features import centre_of_bright, map_apart, processed
 from tests.golden.fill import RULES
 from tests.golden.records import Check, batch_of
@@ -125,3 +128,37 @@ def described_score(method: Any, check: Check) -> Tensor:
 def described_loss(method: Any, check: Check) -> Tensor:
     terms = method.train().loss(_collected(method, check), "describe", "")
     return sum(terms.values()).detach().reshape(1)
+
+
+# --- outlier exposure
+
+
+def exposed_loss(method: Any, check: Check) -> Tensor:
+    """Two images of classes 3 and 7, four others, none moved."""
+    batch = labelled(check)
+    batch.part = (torch.arange(len(batch)) > 1).long()
+    batch.columns = [{"class": 3}, {"class": 7}, {}, {}, {}, {}]
+    with patch("normscan.methods.supervised.exposure.moved_a_little", lambda given: given.image):
+        terms = method.train().loss(batch, "expose", "")
+    return sum(terms.values()).detach().reshape(1)
+
+
+# --- trees on segments
+
+
+def of_segments(method: Method, check: Check) -> Tensor:
+    """Statistics of a map in three parts, of which the last is empty, and its maximum."""
+    anomaly = RULES["grain"]((20, 24)).numpy() ** 3
+    parts = np.arange(480).reshape(20, 24) // 7 % 2
+    return torch.from_numpy(statistics(anomaly, parts, 3))
+
+
+def of_stumps(method: Method, check: Check) -> Tensor:
+    """Six log odds of a forest of stumps, grown on all of 60 samples; ``item`` rounds of trees."""
+    x = RULES["grain"]((60, 4)).numpy().astype(np.float32)
+    y = (x[:, 1] + 0.3 * x[:, 2] > 0.4).astype(int)
+    forest, found = Forest(), []
+    for rounds, trees in ((1, 1), (4, 3)):
+        forest.grow(x, y, 2.5, Boosting(rounds, trees, 1, rows=1.0, columns=1.0), 0)
+        found.append(forest(torch.from_numpy(x[[0, 10, 20, 30, 40, 50]])))
+    return torch.stack(found)

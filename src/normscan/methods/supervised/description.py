@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from normscan.objectives.optimizers import nesterov
 from normscan.registry import register
 
 VGG, CUT, FROZEN = "vgg11_bn.tv_in1k", "features.20", 15
+SMALL = "small"
 LEAST = 1e-31
 
 
@@ -135,13 +136,13 @@ class FullyConvolutional(Method):
     preprocess=PICTURE,
     presets={
         "laptop": {
-            "network": "small", "size": 128, "deviation": 8.0, "lr": 1e-2, "batch_size": 16,
-            "steps": 400, "preprocess": FILLED,
+            "backbone": SMALL, "weights": "random", "size": 128, "deviation": 8.0,
+            "lr": 1e-2, "batch_size": 16, "steps": 400, "preprocess": FILLED,
         },
     },
     tiny={
-        "network": "small", "width": 4, "size": 48, "deviation": 3.0, "lr": 2e-2, "batch_size": 8,
-        "steps": 150, "preprocess": FILLED,
+        "backbone": SMALL, "weights": "random", "width": 4, "size": 48, "deviation": 3.0,
+        "lr": 2e-2, "batch_size": 8, "steps": 150, "preprocess": FILLED,
     },
     options=schedule(lr=1e-3, beta1=0.9, weight_decay=1e-4, batch_size=128, epochs=2000),
 )  # fmt: skip
@@ -149,7 +150,7 @@ def fcdd(
     dims: int = 2,
     channels: int = 1,
     size: int = 224,
-    network: Literal["vgg", "small"] = "vgg",
+    backbone: str = VGG,
     weights: str = "hub",
     width: int = 8,
     deviation: float = 12.0,
@@ -175,7 +176,8 @@ def fcdd(
 
     Args:
         size: pixels along each axis, a multiple of 8.
-        network: ``vgg``, or ``small``, the release's five convolutions, to be trained from the start.
+        backbone: timm name of a VGG-11 with batch norms and the tag of its weights, or ``small``, the
+            release's five convolutions, to be trained from the start.
         weights: of the VGG: ``hub``, ``random``, or the path of a state dict.
         width: channels of the first convolution of the small network.
         deviation: of the Gaussian that a cell becomes, in pixels.
@@ -187,11 +189,19 @@ def fcdd(
         raise ArgumentError(
             f"size={size}: fcdd sees 8 pixels in a cell. Use {8 * (size // 8 or 1)}."
         )
-    if network == "small":
+    if backbone == SMALL:
         small = SmallNetwork(channels, width)
         return FullyConvolutional(small, [*small], 16 * width, deviation, training)
+    if not backbone.startswith("vgg11_bn"):
+        raise ArgumentError(f"backbone='{backbone}': fcdd is built on {VGG} or on '{SMALL}'.")
     vgg = Backbone(
-        VGG, (CUT,), weights, channels=channels, trainable=True, batch_norm="train", scaling="none"
+        backbone,
+        (CUT,),
+        weights,
+        channels=channels,
+        trainable=True,
+        batch_norm="train",
+        scaling="none",
     )
     layers = list(vgg.network.get_submodule("features").children())
     for layer in layers[:FROZEN]:
