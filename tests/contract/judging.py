@@ -56,7 +56,11 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
     "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
+    "aa_clip": "linear layers on the tokens of a random tower, half of them trained by a loss whose "
+    "gradient is large only where sentences already differ: eighty updates bring it to the mean image",
     "anomaly_any": "its Stable Diffusion and its CLIP are random here: what they paint is no anomaly",
+    "anomalyclip": "only the words of two sentences learn, and patches of a random tower offer them "
+    "little to tell apart",
     "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
     "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",

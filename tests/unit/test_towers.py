@@ -67,7 +67,8 @@ def test_images_and_sentences_are_those_of_transformers(clip, stored):
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     with torch.no_grad():
         theirs = clip.vision_model((image - mean) / std, output_hidden_states=True)
-        layers, seen, grid = tower.eye.layers(image, (1, 4))
+        layers, last, grid = tower.eye.layers(image, (1, 4))
+        seen = tower.eye.joined(last[:, 0])
         joined = clip.visual_projection(theirs.pooler_output)
         ids = tower.ids(["a brain", "a damaged brain MRI"])
         said = clip.text_projection(clip.text_model(ids).pooler_output)
@@ -105,8 +106,8 @@ def test_any_grid_and_any_channels():
         same = eye.positions((8, 8))
         assert same is eye.positional_embedding
         assert eye.positions((5, 9)).shape == (46, 32)
-        layers, seen, grid = eye.layers(torch.rand(2, 2, 21, 38), (2,))
-    assert grid == (5, 9) and layers[0].shape == (2, 46, 32) and seen.shape == (2, 16)
+        layers, last, grid = eye.layers(torch.rand(2, 2, 21, 38), (2,))
+    assert grid == (5, 9) and layers[0].shape == last.shape == (2, 46, 32)
 
 
 def test_a_stream_of_values_is_as_its_formula_says():

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscan.errors import ArgumentError, WeightsError, nearest
+from normscan.errors import ArgumentError, nearest
 from normscan.networks.backbones import comes_from_state
-from normscan.networks.sources import hub_file, read_weights
+from normscan.networks.sources import read_weights
 from normscan.networks.stable import CLIP_MEAN, CLIP_STD, Tokens, announced, colours, tokeniser
+from normscan.networks.tower_files import load_towers, located
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,6 @@ SHAPES = {
     "tiny": Shape(32, 4, 32, 4, 2, 16, 16, 2, 2, vocabulary=514),
 }  # fmt: skip
 CONTEXT = 77  # tokens of a sentence
-WORDS = ("vocab.json", "merges.txt")  # of the tokeniser
-WORDS_REPOSITORY = "openai/clip-vit-base-patch32"  # all of CLIP's kin have this tokeniser
 
 
 def shape_of(name: str) -> Shape:
@@ -175,8 +174,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Feed(width, quick)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x: Tensor, causal: bool = False, values: bool = False) -> Tensor:
+        x = x + self.attn(self.ln_1(x), causal, values)
         result: Tensor = x + self.mlp(self.ln_2(x))
         return result
 
@@ -215,8 +214,11 @@ class Eye(nn.Module):
 
     Attributes:
         patch: pixels along each side of a patch.
+        places: how learnt positions are brought to another grid: ``bicubic`` with antialiasing, as
+            open_clip does, or ``bilinear``.
     """
 
+    places: Literal["bicubic", "bilinear"] = "bicubic"
     mean: Tensor
     std: Tensor
 
@@ -260,7 +262,10 @@ class Eye(nn.Module):
         if grid == (side, side):
             return self.positional_embedding
         learnt = rest.mT.reshape(1, -1, side, side)
-        learnt = F.interpolate(learnt, grid, mode="bicubic", align_corners=False)
+        smooth = self.places == "bicubic"
+        learnt = F.interpolate(
+            learnt, grid, mode=self.places, align_corners=False, antialias=smooth
+        )
         return torch.cat([first, learnt[0].flatten(1).mT])
 
     def joined(self, tokens: Tensor) -> Tensor:
@@ -271,7 +276,7 @@ class Eye(nn.Module):
     def layers(
         self, image: Tensor, wanted: Sequence[int], normalised: bool = True
     ) -> tuple[list[Tensor], Tensor, tuple[int, int]]:
-        """Tokens (B, 1 + h w, width) as each of some blocks leaves them, the image and the grid.
+        """Tokens (B, 1 + h w, width) as each of some blocks leaves them, the last ones, the grid.
 
         Args:
             image: as in ``enter``.
@@ -279,7 +284,7 @@ class Eye(nn.Module):
             normalised: as in ``enter``.
 
         Returns:
-            One tensor for each of ``wanted``, (B, joint) of the image, and (h, w).
+            One tensor for each of ``wanted``, those behind the last block, and (h, w).
         """
         kept: dict[int, Tensor] = {}
 
@@ -290,34 +295,42 @@ class Eye(nn.Module):
 
         x, grid = self.enter(image, normalised)
         last = self.transformer(x, keep)
-        return [kept[i] for i in wanted], self.joined(last[:, 0]), grid
+        return [kept[i] for i in wanted], last, grid
 
     def valued(
-        self, image: Tensor, wanted: Sequence[int], first: int, between: Between | None = None
+        self, image: Tensor, wanted: Sequence[int], first: int, fed: bool = False
     ) -> tuple[list[Tensor], Tensor, tuple[int, int]]:
-        """Like ``layers``, where from block ``first`` on the tokens are a stream of its own.
+        """Like ``layers``, with value-value attention from block ``first`` on (CLIP Surgery).
 
-        That stream begins as the tokens do; each block adds its value-value attention of the
-        original tokens to it and nothing else (CLIP Surgery; the DPAM of AnomalyCLIP). The image
-        comes from the original tokens.
+        The tokens part there: the original ones go on and are the last ones that are returned. The
+        others begin as they do. Each block adds the value-value attention of the original tokens to
+        them and nothing else (the DPAM of AnomalyCLIP), or with ``fed`` goes on with their own, its
+        two layers included (AA-CLIP).
 
         Args:
             image: as in ``enter``.
-            wanted: numbers of blocks, from 1; before ``first`` both streams are one.
-            first: number of the first block with two streams.
-            between: as of the transformer, for the original tokens.
+            wanted: numbers of blocks, from 1.
+            first: number of the first block with value-value attention.
+            fed: see above.
         """
         x, grid = self.enter(image)
-        x = x if between is None else between(0, x)
         own, kept = x, {}
         for i, block in enumerate(self.transformer.resblocks, 1):
             assert isinstance(block, Block)
-            valued = block.attn(block.ln_1(x), values=True) if i >= first else None
-            x = block(x)
-            x = x if between is None else between(i, x)
-            own = x if valued is None else own + valued
+            if i < first:
+                own = x = block(x)
+            elif fed:
+                x, own = block(x), block(own, values=True)
+            else:
+                own = own + block.attn(block.ln_1(x), values=True)
+                x = block(x)
             kept[i] = own
-        return [kept[i] for i in wanted], self.joined(x[:, 0]), grid
+        return [kept[i] for i in wanted], x, grid
+
+
+def ended(states: Tensor, ids: Tensor) -> Tensor:
+    """The states (N, width) of the tokens that end sentences, of (N, 77, width)."""
+    return states[torch.arange(len(ids), device=ids.device), ids.argmax(1)]
 
 
 class Tongue(nn.Module):
@@ -350,10 +363,8 @@ class Tongue(nn.Module):
         Returns:
             (N, joint).
         """
-        result: Tensor = self.states(ids, words, between)[
-            torch.arange(len(ids), device=ids.device), ids.argmax(1)
-        ]
-        return result @ self.text_projection
+        result: Tensor = ended(self.states(ids, words, between), ids) @ self.text_projection
+        return result
 
     def states(
         self, ids: Tensor, words: Tensor | None = None, between: Between | None = None
@@ -390,11 +401,11 @@ class Tower(nn.Module):
         self.eye, self.tongue = Eye(self.shape), Tongue(self.shape)
         self._tokens: Tokens | None = None
         if not comes_from_state():
-            file, folder = _located(name, self.shape, weights)
+            file, folder = located(name, self.shape.repository, self.shape.file, weights)
             self._tokens = tokeniser(CONTEXT, folder)
             if file is not None:
                 announced(name, self.eye, self.tongue)
-                load_towers(self, read_weights(file, name), str(file))
+                load_towers(self.eye, self.tongue, read_weights(file, name), str(file))
         self.requires_grad_(False)
 
     def ids(self, sentences: Sequence[str]) -> Tensor:
@@ -404,12 +415,15 @@ class Tower(nn.Module):
         return self._tokens(sentences)
 
     @torch.no_grad()
-    def told(self, classes: Sequence[Sequence[str]], normalised: bool = True) -> Tensor:
-        """A direction (classes, joint) of length 1 for each class: the mean of its sentences.
+    def told(
+        self, classes: Sequence[Sequence[str]], normalised: bool = True, unit: bool = True
+    ) -> Tensor:
+        """A direction (classes, joint) for each class: the mean of its sentences.
 
         Args:
             classes: sentences of each.
             normalised: bring each sentence to length 1 before the mean.
+            unit: bring the mean to length 1.
         """
         if self._tokens is None:
             return torch.zeros(len(classes), self.shape.joint)
@@ -418,90 +432,6 @@ class Tower(nn.Module):
             parts = [self.tongue(ids) for ids in self.ids(sentences).split(64)]
             features = torch.cat(parts)
             features = F.normalize(features, dim=1) if normalised else features
-            found.append(F.normalize(features.mean(0), dim=0))
+            mean = features.mean(0)
+            found.append(F.normalize(mean, dim=0) if unit else mean)
         return torch.stack(found)
-
-
-def _located(name: str, shape: Shape, weights: str) -> tuple[Path | None, Path | None]:
-    """The file of the weights and the folder of the tokeniser; None for random ones."""
-    if weights == "random":
-        return None, None
-    if weights == "hub":
-        if not shape.repository:
-            raise WeightsError(f"the tower {name} has random weights only: --weights random.")
-        words = [hub_file(WORDS_REPOSITORY, f"{name}'s tokeniser", file) for file in WORDS]
-        return hub_file(shape.repository, name, shape.file), words[0].parent
-    path = Path(weights)
-    folder = path if path.is_dir() else path.parent
-    file = next(
-        (folder / f for f in (shape.file, "model.safetensors") if (folder / f).is_file()), path
-    )
-    missing = [word for word in WORDS if not (folder / word).is_file()]
-    if missing:
-        raise WeightsError(
-            f"{folder} lacks {' and '.join(missing)}, the tokeniser of {name}. Copy both from "
-            f"huggingface.co/{WORDS_REPOSITORY} beside the weights."
-        )
-    return (file if path.is_dir() else path), folder
-
-
-# Names of transformers' CLIP, and what they are in open_clip's.
-_PARTS = (
-    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
-    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
-    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
-    ("vision_model.post_layernorm.", "visual.ln_post."),
-    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
-    ("text_model.embeddings.token_embedding.", "token_embedding."),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.final_layer_norm.", "ln_final."),
-    ("text_model.encoder.layers.", "transformer.resblocks."),
-    ("layer_norm1.", "ln_1."),
-    ("layer_norm2.", "ln_2."),
-    ("self_attn.", "attn."),
-    ("mlp.fc1.", "mlp.c_fc."),
-    ("mlp.fc2.", "mlp.c_proj."),
-)
-
-
-def under_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of transformers' CLIP under open_clip's names; others as they are."""
-    if not any(key.startswith("vision_model.") for key in state):
-        return state
-    result: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        for old, new in _PARTS:
-            key = key.replace(old, new)
-        result[key] = tensor
-    for key in [key for key in result if ".q_proj." in key]:
-        three = [result.pop(key.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"]
-        result[key.replace(".q_proj.", ".in_proj_")] = torch.cat(three)
-    for name, own in (("visual_projection", "visual.proj"), ("text_projection", "text_projection")):
-        result[own] = result.pop(f"{name}.weight").mT
-    return result
-
-
-def load_towers(tower: Tower, state: dict[str, Tensor], where: str) -> None:
-    """Load both towers from one state dict.
-
-    Args:
-        tower: to fill.
-        state: of open_clip or transformers.
-        where: it comes from, for the message.
-
-    Raises:
-        WeightsError: tensors are missing or of another shape.
-    """
-    given = under_open_clip(state)
-    for part, prefixes in ((tower.eye, ("visual.",)), (tower.tongue, ("text.", ""))):
-        found = {}
-        for key, wanted in part.state_dict().items():
-            fits = [p + key for p in prefixes if p + key in given]
-            if not fits or given[fits[0]].shape != wanted.shape:
-                raise WeightsError(
-                    f"{where} doesn't fit the tower: '{prefixes[0]}{key}' of shape "
-                    f"{tuple(wanted.shape)} is missing. Give the file that belongs to its name."
-                )
-            found[key] = given[fits[0]]
-        part.load_state_dict(found)

@@ -43,14 +43,18 @@ class Concepts(Method):
 
     told: Tensor
 
-    def __init__(self, eye: Eye, told: Tensor, score: Score, temperature: float) -> None:
+    def __init__(
+        self, eye: Eye, told: Tensor, score: Score, temperature: float, unit_image: bool = True
+    ) -> None:
         super().__init__()
         self.eye, self.score, self.temperature = eye, score, temperature
+        self.unit_image = unit_image
         self.register_buffer("told", told)
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        seen = F.normalize(self.eye.layers(batch.image, ())[1], dim=1)
+        seen = self.eye.joined(self.eye.layers(batch.image, ())[1][:, 0])
+        seen = F.normalize(seen, dim=1) if self.unit_image else seen
         return Maps(score=-fit_of(seen @ self.told.T, self.score, self.temperature))
 
 
@@ -100,3 +104,57 @@ def mcm(
     tower = Tower(options["tower"], options["weights"])
     told = tower.told([[template.format(name)] for name in chosen])
     return Concepts(tower.eye, told, score, temperature)
+
+
+@register(
+    "medical_vlm_ood",
+    paper="Ju 2025",
+    regime="zero-shot",
+    presets={
+        "code": {"unit_image": False},
+        "laptop": {"tower": "PubMedCLIP"},
+    },
+    preprocess=ALONE,
+    tiny=TINY,
+    options=language(size=224, tower="PubMedCLIP"),
+)
+def medical_vlm_ood(
+    dims: int = 2,
+    channels: int = 1,
+    classes: tuple[str, ...] = (),
+    most: int | None = None,
+    score: Score = "mcm",
+    temperature: float = 1.0,
+    unit_image: bool = True,
+    **options: Unpack[Language],
+) -> Method:
+    """Maximum concept matching with several sentences about what is seen of each class.
+
+    Ju et al., MICCAI 2025: hierarchical prompts for medical towers. Each known class, such as diabetic
+    retinopathy, has sentences about its findings (microaneurysms, exudates, ...); its logit is the mean
+    over them, and the score one minus the largest probability of the softmax over classes, as in
+    ``mcm``. 1, 3, 5 and 10 sentences are compared; nothing is trained, and there is no map.
+
+    Departures:
+        towers: PubMedCLIP by default. The article's FLAIR (fundus), UniMed-CLIP (X-ray) and QuiltNet
+            (histology) need weights and towers of their own; where they are CLIP's kin, give their
+            file with ``weights``.
+        scale: softmax of mean cosines. The notebooks differ: FLAIR's are multiplied by its learnt
+            scale, UniMed-CLIP's image isn't brought to length 1 (``code``), QuiltNet's is.
+        sentences: those of the table of prompts, about healthy images; the article has classes with
+            and without disease.
+        intensities: as of ``winclip``.
+
+    Args:
+        classes: names of what is known, each with sentences in the table or being its own sentence.
+        most: sentences of a class at most; None for all.
+        score: as of ``mcm``.
+        temperature: that logits are divided by.
+        unit_image: bring the image to length 1.
+    """
+    words = wording(options["prompts"], options["table"])
+    chosen = concepts_of(words, classes, options["prompts"])
+    sentences = [words.sentences.get(name, [name])[:most] for name in chosen]
+    tower = Tower(options["tower"], options["weights"])
+    told = tower.told(sentences, unit=False)
+    return Concepts(tower.eye, told, score, temperature, unit_image)
