@@ -25,6 +25,7 @@ import measured
 from normscan import registry
 from normscan.cli import commands, help
 from normscan.cli import main as cli
+from normscan.export.reasons import REASONS
 from normscan.registry import DETECTOR_KEYS, Card, load_all
 from normscan.scores.postprocess import _STEPS
 from normscan.scores.reductions import reduce_map
@@ -138,6 +139,7 @@ def method_page(card: Card, cards: Mapping[str, Card]) -> str:
             ("source", card.paper),
             ("supervision regime", f"`{card.regime}`"),
             ("works on", dims),
+            ("exports to ONNX", f"no: {REASONS[card.id]}" if card.id in REASONS else "yes"),
             ("defined in", f"`{card.build.__module__}`"),
         ],
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from normscan.detector.detector import create as create
     from normscan.detector.detector import load as load
     from normscan.io.read import read_scan as read
-    from normscan.registry import load_all as list_methods
+    from normscan.registry import list_methods as list_methods
     from normscan.scan import Scan as Scan
 
 __all__ = ["Cohort", "Detector", "Scan", "__version__", "create", "list_methods", "load", "read"]
@@ -32,7 +32,7 @@ __getattr__ = lazily(
         "Detector": "detector.detector",
         "create": "detector.detector",
         "load": "detector.detector",
-        "list_methods": "registry:load_all",
+        "list_methods": "registry",
         "read": "io.read:read_scan",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -196,6 +197,41 @@ def load_all() -> dict[str, Card]:
                 importlib.import_module(module.name)
         _loaded = True
     return dict(sorted(_CARDS.items()))
+
+
+def list_methods(
+    pattern: str = "*", *, family: str | None = None, regime: str | None = None,
+    dims: int | None = None,
+) -> dict[str, Card]:  # fmt: skip
+    """Return the cards of methods by id, sorted.
+
+    Args:
+        pattern: of ids, such as ``dae*`` or ``*ddpm*``.
+        family: such as ``features``.
+        regime: one of ``REGIMES``.
+        dims: number of spatial axes that they must work on.
+
+    Raises:
+        ArgumentError: there is no such family or regime.
+    """
+    cards = load_all()
+    for name, given, known in (
+        ("family", family, {card.family for card in cards.values()}),
+        ("regime", regime, REGIMES),
+    ):
+        if given is not None and given not in known:
+            listed = ", ".join(sorted(known))
+            raise ArgumentError(
+                f"there is no {name} '{given}'.{nearest(given, known)} It is of: {listed}."
+            )
+    return {
+        id: card
+        for id, card in cards.items()
+        if fnmatch.fnmatchcase(id, pattern.lower())
+        and family in (None, card.family)
+        and regime in (None, card.regime)
+        and (dims is None or dims in card.dims)
+    }
 
 
 @functools.cache

@@ -27,7 +27,9 @@ from normscan.cli.main import build_parser
 from normscan.cohort import Cohort
 from normscan.detector import Detector, load
 from normscan.detector.finding import Finding
-from normscan.errors import CohortError, ScanError
+from normscan.errors import ArgumentError, CohortError, ScanError
+from normscan.export.onnx import exported
+from normscan.export.reasons import GRADIENTS, REASONS
 from normscan.registry import REGIMES, SETTLED, load_all
 from normscan.rng import Rng
 from normscan.training.folder import DETECTOR, DIVISION, LOG, WEIGHTS
@@ -334,6 +336,19 @@ def test_save_and_load(method: str, dims: int, fitted, cohorts, tmp_path: Path):
     assert a.pixel_threshold == b.pixel_threshold
     if a.map is not None:
         np.testing.assert_array_equal(a.map, b.map)
+
+
+@pytest.mark.parametrize("method", PLANE)
+def test_the_graph_equals_torch(method: str, fitted):
+    """``exported`` compares both on other images, to 1e-4 of the largest value, or refuses."""
+    det = fitted(method, CARDS[method].dims[0])
+    if method in REASONS:
+        with pytest.raises(ArgumentError, match="has no graph"):
+            exported(det)
+        assert det.method.needs_grad is (REASONS[method] == GRADIENTS)
+        return
+    _, signature = exported(det)
+    assert "image" in signature.inputs and all(signature.members)
 
 
 class Killed(Exception):

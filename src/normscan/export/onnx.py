@@ -77,14 +77,19 @@ def exported(state: State) -> tuple[bytes, Signature]:
     device = next((t.device for t in [*method.parameters(), *method.buffers()]), None)
     method.to("cpu")
     try:
-        return _first_equal(state, method)
+        return first_equal(state, method)
     except NotExportableError as error:
         raise ArgumentError(f"'{id}' with these settings has no graph: {error}.") from error
     finally:
         method.to(device or "cpu")
 
 
-def _first_equal(state: State, method: Method) -> tuple[bytes, Signature]:
+def first_equal(state: State, method: Method) -> tuple[bytes, Signature]:
+    """Return the freest graph that gives what the method gives, and its signature.
+
+    Raises:
+        NotExportableError: there is none.
+    """
     if method.needs_grad:
         raise NotExportableError("its map takes gradients, which onnxruntime doesn't compute")
     beside = tuple(n for n, use in method.uses.items() if use.prediction == "needed")

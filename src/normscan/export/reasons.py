@@ -2,4 +2,33 @@
 
 from __future__ import annotations
 
-REASONS: dict[str, str] = {}
+GRADIENTS = "its map takes gradients of its networks at each image, and a graph runs forwards only"
+_WALK = (
+    "it walks through a diffusion, step by step with noise of its own, and a graph of all steps takes "
+    "minutes to write and runs slower than torch"
+)
+_SIMPLEX = "its simplex noise is gathered and scattered by drawn tables, which graphs lack"
+
+REASONS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "anogan", "beta_vae_loc", "ce_vae", "dif_fuse", "gmvae_restoration", "high_low_vae",
+            "implicit_field", "local_gaussian_ascent", "mkd", "vae_kl_grad", "vae_restoration",
+            "wolleb_ddim",
+        ),
+        GRADIENTS,
+    ),
+    **dict.fromkeys(
+        (
+            "anoddpm", "autoddpm", "coarse_noise_ddpm", "img_cond_ddpm", "ldm_brain", "mmccd",
+            "one_to_normal", "thor",
+        ),
+        _WALK,
+    ),
+    **dict.fromkeys(("annotsim", "mddpm", "pddpm"), _SIMPLEX),
+    "auto": "between its members it ranks and weighs with numpy, which is no part of a graph",
+    "hist_threshold_baseline": "it counts a histogram of each image, which graphs lack",
+    "meta_detector": "it learns anew from its references, which takes gradients",
+    "ra": "it equalises and smooths with scikit-image and SciPy, which are no part of a graph",
+    "vqvae_transformer": "it draws codes anew one after the other, each from what was drawn before",
+}  # fmt: skip
