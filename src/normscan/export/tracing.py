@@ -242,7 +242,7 @@ def graph_of(
         if not signature.size and tensor is not None and tensor.ndim > 2 and name in traced.inputs:
             axes |= {axis: f"size_{tensor.ndim - axis}" for axis in range(2, tensor.ndim)}
         free[name] = axes
-    written = io.BytesIO()
+    written: Any = io.BytesIO()  # which the stub of `export` does not know to be taken
     with warnings.catch_warnings(), _plain_attention(), torch.no_grad(), Equivalent(plain):
         warnings.simplefilter("ignore")
         try:
