@@ -92,6 +92,8 @@ FINDINGS: dict[str, str] = {
     "octa_layers": "it knows boundaries of layers that lie one below the other, which the toy's round "
     "tissues don't have; on simulated retinas it is judged in benchmarks/results/adversarial.md",
     "one_to_normal": "its Stable Diffusion and its CLIP are random here, and few images make them no better",
+    "phanes": "its map is 0 outside the holes that its autoencoder asks for, and which these are after "
+    "forty updates hangs on the seed",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
