@@ -93,12 +93,18 @@ FINDINGS: dict[str, str] = {
     "trained or not",
     "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
     "patches with other contents, and a spot of the same tissue is close to those",
+    "octa_layers": "it knows boundaries of layers that lie one below the other, which the toy's round "
+    "tissues don't have; on simulated retinas it is judged in benchmarks/results/adversarial.md",
     "one_to_normal": "its Stable Diffusion and its CLIP are random here, and few images make them no better",
     "outlier_exposure": "it learns what tells fainter heads and textures from healthy scans; soft spots are "
     "like neither",
+    "phanes": "its map is 0 outside the holes that its autoencoder asks for, and which these are after "
+    "forty updates hangs on the seed",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
+    "seebock_epistemic": "a spot that looks like another tissue is segmented as that one, without doubt; "
+    "on simulated retinas it is judged in benchmarks/results/adversarial.md",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
     "edges of the healthy heads, trained or not",
