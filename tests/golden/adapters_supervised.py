@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from normscan.methods.base import Batch, Method
+from normscan.methods.supervised.boundaries import anomalous_weights, healthy_weights
 from normscan.methods.supervised.segments import statistics
 from normscan.scores.boosted import Boosting, Forest
 from tests.golden.adapters_features import centre_of_bright, map_apart, processed
@@ -162,3 +163,26 @@ def of_stumps(method: Method, check: Check) -> Tensor:
         forest.grow(x, y, 2.5, Boosting(rounds, trees, 1, rows=1.0, columns=1.0), 0)
         found.append(forest(torch.from_numpy(x[[0, 10, 20, 30, 40, 50]])))
     return torch.stack(found)
+
+
+# --- boundaries of flows
+
+
+def _likelihoods() -> tuple[Tensor, Tensor]:
+    """Healthy log likelihoods and those of every fifth place, which is anomalous."""
+    likely = 6 * RULES["grain"]((400,)) - 5
+    sick = torch.arange(400) % 5 == 0
+    return likely[~sick], likely[sick]
+
+
+def weights_of_likelihoods(method: Method, check: Check) -> tuple[Tensor, Tensor]:
+    healthy, anomalous = _likelihoods()
+    return healthy_weights(healthy), anomalous_weights(anomalous)
+
+
+def guided_terms(method: Any, check: Check) -> Tensor:
+    return torch.stack(list(method.guided("level", *_likelihoods()).values()))
+
+
+def flow_parameters(method: Any, check: Check) -> Tensor:
+    return torch.tensor([float(sum(p.numel() for p in method.flows.parameters()))])
