@@ -55,6 +55,7 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
+    "adnas_3d": "as draem, and a lesion of the toy shows in one of its two modalities alone",
     "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
     "aa_clip": "linear layers on the tokens of a random tower, half of them trained by a loss whose "
     "gradient is large only where sentences already differ: eighty updates bring it to the mean image",
@@ -106,6 +107,8 @@ FINDINGS: dict[str, str] = {
     "seebock_epistemic": "a spot that looks like another tissue is segmented as that one, without doubt; "
     "on simulated retinas it is judged in benchmarks/results/adversarial.md",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
+    "simclip": "its linear layers begin at random, and with one seed of three they find more on the "
+    "tokens of a random tower before they learn than after sixty updates",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
     "edges of the healthy heads, trained or not",
     "vae_restoration": "its network has no norms: after seconds it restores the same head for all, and "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normscan.methods.base import Batch
-from normscan.methods.vision_language.common import enlarged
+from normscan.methods.vision_language.common import enlarged, segmented
 from normscan.methods.vision_language.concepts import fit_of
 from normscan.methods.vision_language.residual import squashed_focal
 from normscan.methods.vision_language.wording import wording
@@ -205,3 +205,9 @@ def still_loss(method: Any, check: Check) -> Tensor:
 def with_memory_map(method: Any, check: Check) -> Tensor:
     method.fit([inverted(check, 3)])
     return method.maps(batch_of(check)).map
+
+
+def planted_loss(method: Any, check: Check) -> Tensor:
+    """MediCLIP's loss of given masks, nothing planted."""
+    batch = labelled(check)
+    return segmented(method.likely(batch.image), batch.lesion).reshape(1)

@@ -14,11 +14,15 @@ from normscan.methods.base import Batch
 from normscan.methods.vision_language.adapted import FORMS, form_of
 from normscan.methods.vision_language.aware import moved, recoloured
 from normscan.methods.vision_language.common import dice, drawn
+from normscan.methods.vision_language.planted import blotched, four_tasks, perlin_windows
 from normscan.methods.vision_language.residual import squashed_focal
 from normscan.registry import card
 from normscan.rng import Rng
+from normscan.synthesis import shapes
+from normscan.synthesis.draws import grid, signs
+from normscan.synthesis.placement import Scene
 
-LEARNING = ("anomalyclip", "mvfa", "simclip", "simclip_plus", "aa_clip", "inctrl")
+LEARNING = ("anomalyclip", "mvfa", "simclip", "simclip_plus", "aa_clip", "inctrl", "mediclip")
 
 
 def batch(n: int = 4, seed: int = 0, training: bool = True) -> Batch:
@@ -161,3 +165,44 @@ def test_lesions_move_with_their_images():
     assert not torch.equal(new[0], new[1])
     colours = recoloured(torch.rand(8, 3, 16, 16), Rng(0))
     assert colours.min() >= 0 and colours.max() <= 1
+
+
+def test_planted_windows_keep_to_their_size():
+    shape = perlin_windows((0.3, 0.5))
+    outline = shape(20, (64, 80), Rng(0))
+    sides = 2 * outline.extent / torch.tensor([64, 80])
+    assert sides.min() >= 0.3 and sides.max() <= 0.5
+    offsets = grid((64, 80))[None] - torch.tensor([32.0, 40.0]).reshape(1, 2, 1, 1)
+    inside = outline.inside(offsets.expand(20, -1, -1, -1))
+    beyond = (offsets.abs() > outline.extent[:, :, None, None]).any(1)
+    assert inside.any() and not (inside & beyond).any()
+
+
+def test_planted_anomalies_are_labelled_where_they_change():
+    image = torch.from_numpy(np.random.default_rng(0).random((24, 1, 48, 48))).float()
+    made = four_tasks()(image, image.roll(1, 0), Rng(0), torch.ones(24, 1, 48, 48).bool())
+    changed = (made.image - image).abs() > 1 / 255
+    assert (made.label[changed] > 0.9999).all()
+    still = ~changed.flatten(1).any(1)
+    assert 3 <= still.sum() <= 20 and made.image.min() >= 0 and made.image.max() <= 1
+
+
+def test_blotches_are_smoothed_noise_behind_a_soft_edge():
+    """The noise of one width, brought to 0..1, times the softened mask and a signed amount."""
+    host = torch.full((4, 1, 40, 40), 0.5)
+    scene = Scene(host, host, host > 0, host > 0, Rng(3), shapes.squares()(4, (40, 40), Rng(3)))
+    scene.put(torch.full((4, 2), 20.0))
+    scene.mask = torch.zeros(4, 1, 40, 40).bool()
+    scene.mask[..., 10:30, 10:30] = True
+    new, _ = blotched((0.4, 0.6))(scene, host)
+    rng = Rng(3)
+    noise = (rng.normal((4, 1, 40, 40)) >= 0).float()
+    fine = rng.uniform((4, 1))[:, 0] < 0.5
+    share, sign, wide = rng.uniform((4, 1)), signs(rng, (4, 1)), rng.uniform((4, 1))
+    for i in range(4):
+        smooth = ndimage.gaussian_filter(noise[i, 0].numpy(), 4 if fine[i] else 7)
+        smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+        soft = ndimage.gaussian_filter(scene.mask[i, 0].double().numpy(), 1 + 3 * float(wide[i]))
+        amount = float(sign[i]) * (0.4 + 0.2 * float(share[i]))
+        wanted = np.clip(0.5 + amount * smooth * soft, 0, 1)
+        np.testing.assert_allclose(new[i, 0].numpy()[8:32, 8:32], wanted[8:32, 8:32], atol=2e-3)

@@ -351,7 +351,11 @@ class Tongue(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def forward(
-        self, ids: Tensor, words: Tensor | None = None, between: Between | None = None
+        self,
+        ids: Tensor,
+        words: Tensor | None = None,
+        between: Between | None = None,
+        causal: bool = True,
     ) -> Tensor:
         """Sentences in the common space, not brought to length 1.
 
@@ -359,20 +363,26 @@ class Tongue(nn.Module):
             ids: (N, 77) tokens; the one that ends a sentence has the highest number.
             words: (N, 77, width) in place of the embedded tokens.
             between: as of the transformer.
+            causal: a token sees itself and those before it alone, as CLIP learnt it.
 
         Returns:
             (N, joint).
         """
-        result: Tensor = ended(self.states(ids, words, between), ids) @ self.text_projection
+        states = self.states(ids, words, between, causal)
+        result: Tensor = ended(states, ids) @ self.text_projection
         return result
 
     def states(
-        self, ids: Tensor, words: Tensor | None = None, between: Between | None = None
+        self,
+        ids: Tensor,
+        words: Tensor | None = None,
+        between: Between | None = None,
+        causal: bool = True,
     ) -> Tensor:
         """States (N, 77, width) of all tokens behind the last norm; see ``forward``."""
         x = self.token_embedding(ids) if words is None else words
         result: Tensor = self.ln_final(
-            self.transformer(x + self.positional_embedding, between, causal=True)
+            self.transformer(x + self.positional_embedding, between, causal)
         )
         return result
 
@@ -409,10 +419,14 @@ class Tower(nn.Module):
         self.requires_grad_(False)
 
     def ids(self, sentences: Sequence[str]) -> Tensor:
-        """Tokens (N, 77) of sentences; zeros where a saved detector brings what follows from them."""
+        """Tokens (N, 77) of sentences, 0 behind their ends as in open_clip.
+
+        All are 0 where a saved detector brings what follows from them.
+        """
         if self._tokens is None:
             return torch.zeros(len(sentences), CONTEXT).long()
-        return self._tokens(sentences)
+        found = self._tokens(sentences)
+        return found * (torch.arange(CONTEXT) <= found.argmax(1, keepdim=True))
 
     @torch.no_grad()
     def told(

@@ -20,14 +20,17 @@ class LearntWords(nn.Module):
         deep_words: learnt ones behind the start of every sentence, which replace what the block
             before made of them.
         depth: blocks with such words, from the second on.
+        causal: a token sees itself and those before it alone.
     """
 
     ids: Tensor
 
     def __init__(
-        self, tower: Tower, sentences: Sequence[str], words: int, deep_words: int = 0, depth: int = 0
+        self, tower: Tower, sentences: Sequence[str], words: int, deep_words: int = 0,
+        depth: int = 0, causal: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.causal = causal
         # A letter holds the place of each word.
         begun = " ".join("X" * words)
         self.register_buffer("ids", tower.ids([f"{begun} {sentence}" for sentence in sentences]))
@@ -41,7 +44,8 @@ class LearntWords(nn.Module):
         """The sentences in the common space, (N, joint), not of length 1."""
         words = tongue.token_embedding(self.ids)
         words = torch.cat([words[:, :1], self.context, words[:, 1 + self.context.shape[1] :]], 1)
-        return tongue(self.ids, words, self._deeper if len(self.deep) else None)
+        deeper = self._deeper if len(self.deep) else None
+        return tongue(self.ids, words, deeper, self.causal)
 
     def _deeper(self, i: int, x: Tensor) -> Tensor:
         if not 1 <= i <= len(self.deep):
