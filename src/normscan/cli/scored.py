@@ -178,8 +178,8 @@ def _answer(row: CohortRow, result: Finding | NormscanError) -> Answer:
     from normscan.detector.prediction import SEEN
 
     if isinstance(result, NormscanError):
-        line = {"scan": row.scan, "left_out": about_files(str(result), row.called())}
-        return Answer(line, (f"{row.scan}: left out: {result}",), row.subject, failed=True)
+        left = {"scan": row.scan, "left_out": about_files(str(result), row.called())}
+        return Answer(left, (f"{row.scan}: left out: {result}",), row.subject, failed=True)
     notes = (*(result.quality.sentences if result.quality else ()), *result.notes)
     p_value = "" if result.p_value is None else f"  p {result.p_value:.3f}"
     rates = result.false_alarms
