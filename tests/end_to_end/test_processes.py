@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 import normscan as ns
@@ -116,6 +118,68 @@ def test_two_processes_make_one_detector(toy, tmp_path):
     assert detector.training["samples"]["train"] == 48
     steps = [json.loads(t)["step"] for t in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 7))
+
+
+# Two passes of six steps: the validation loss, before which processes agree, is rare.
+EPOCHS = ("--steps", "null", "--epochs", 2)
+
+
+def torchrun(*arguments, nodes=1, node=0, port=0, script=None):
+    """Start an agent of torchrun with its part of two processes, in a session of its own."""
+    where = (
+        ["--standalone"] if nodes == 1
+        else ["--nnodes", nodes, "--node-rank", node, "--master-addr", "127.0.0.1", "--master-port", port]
+    )  # fmt: skip
+    program = [script] if script else ["-m", "normscan.cli.main"]
+    command = ["-m", "torch.distributed.run", *where, "--nproc-per-node", 2 // nodes, *program]
+    return subprocess.Popen(
+        [sys.executable, *map(str, [*command, *arguments])], env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.skipif(not gloo(), reason="torch was built without the gloo backend")
+def test_two_killed_processes_resume_to_the_bits_of_two_machines(toy, tmp_path):
+    """Started by torchrun: on one machine, killed and resumed; and straight, on two of one each.
+
+    The norms of the network count for themselves in each process, and a checkpoint is the first's.
+    """
+    table, killed, straight = toy(), tmp_path / "killed", tmp_path / "straight"
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_CHECKPOINT)
+    run = torchrun(*fit(table, killed, "--devices", 2, *EPOCHS), script=script)
+    end = time.monotonic() + 120
+    while not (killed / "checkpoint.safetensors").exists() and time.monotonic() < end:
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.005)
+    # The workers first: each is in a session of its own, and their agent would notice.
+    for process in [*psutil.Process(run.pid).children(recursive=True), run]:
+        process.kill()
+    run.communicate()
+    assert not (killed / "detector.json").exists()
+
+    run = torchrun(*fit(table, killed, "--devices", 2, "--resume", *EPOCHS))
+    told = run.communicate(timeout=200)[0]
+    assert run.returncode == 0 and told.count("resuming at step") >= 1, told
+
+    port = free_port()
+    agents = [
+        torchrun(*fit(table, straight, "--nodes", 2, *EPOCHS), nodes=2, node=k, port=port)
+        for k in (0, 1)
+    ]
+    told = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert told[0].count("is trained") == 1 and told[1].count("is trained") == 0
+    weights = "model.safetensors"
+    assert (killed / weights).read_bytes() == (straight / weights).read_bytes()
+    log = [json.loads(line)["step"] for line in (killed / "log.jsonl").read_text().splitlines()]
+    assert log == list(range(1, 13))
 
 
 @pytest.mark.skipif(not gloo(), reason="torch was built without the gloo backend")

@@ -19,7 +19,8 @@ from normscan.detector import Detector
 from normscan.detector.graph import METADATA, Graph, Signature, session
 from normscan.detector.runner import run
 from normscan.errors import ArgumentError, OutputError, ScanError
-from normscan.export import write_onnx
+from normscan.export import write_bundle, write_onnx
+from normscan.export.bundle import infer
 from normscan.export.onnx import example, exported
 from normscan.io.onnx import with_metadata
 from normscan.methods.base import Maps, Method
@@ -229,3 +230,48 @@ def test_a_graph_says_what_does_not_fit(written):
         graph.run(pieces)
     with pytest.raises(ValueError, match="damaged"):
         Signature.from_dict({"draws": []})
+
+
+def test_a_bundle_is_run_by_monai(cohort, tmp_path, capsys):
+    detector = small("mean_image", gate=False).fit(cohort, tmp_path / "run")
+    bundle, scans = tmp_path / "bundle", tmp_path / "scans"
+    assert main(["export", str(tmp_path / "run"), "--to", "monai", "--out", str(bundle)]) == 0
+    assert "monai.bundle run" in capsys.readouterr().out
+    scans.mkdir()
+    for row in list(cohort.part("test"))[:2]:
+        (scans / row.paths[0].name).write_bytes(row.paths[0].read_bytes())
+    (scans / "broken.npy").write_bytes(b"not an array")
+    command = ["run", "--config_file", bundle / "configs" / "inference.json"]
+    command += ["--meta_file", bundle / "configs" / "metadata.json", "--bundle_root", bundle]
+    command += ["--dataset_dir", scans, "--output_dir", tmp_path / "found"]
+    subprocess.run(
+        [sys.executable, "-m", "monai.bundle", *map(str, command)], env=os.environ, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    told = json.loads((tmp_path / "found" / "scores.json").read_text())
+    assert len(told) == 3 and "broken.npy" in str(told.pop("broken.npy"))
+    for name, score in told.items():
+        assert score == pytest.approx(detector.predict(scans / name).score)
+    assert len(list((tmp_path / "found").glob("*_finding.json"))) == 2
+
+
+def test_a_bundle_says_what_goes_in(cohort, tmp_path):
+    from monai.bundle import ConfigParser
+
+    detector = small("mean_image", gate=False).fit(cohort)
+    write_bundle(detector, tmp_path / "bundle")
+    about = json.loads((tmp_path / "bundle/configs/metadata.json").read_text())
+    image = about["network_data_format"]["inputs"]["image"]
+    assert image["spatial_shape"] == [32, 32] and image["num_channels"] == 1
+    parser = ConfigParser()
+    parser.read_config(str(tmp_path / "bundle/configs/inference.json"))
+    parser["bundle_root"], parser["device"] = str(tmp_path / "bundle"), "cpu"
+    network = parser.get_parsed_content("network_def")
+    for name, value in detector.method.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+    with pytest.raises(OutputError, match="exists"):
+        write_bundle(detector, tmp_path / "bundle")
+    with pytest.raises(OutputError, match="nothing to export"):
+        write_bundle(Detector("mean_image"), tmp_path / "other")
+    with pytest.raises(ArgumentError, match="no scans there"):
+        infer(detector, tmp_path / "none", tmp_path / "out")

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from normscan.benchmark.cell import Job, clear, fail, run_job
 from normscan.benchmark.data import Data, MissingDataError
@@ -46,6 +47,8 @@ def run(
     retry: bool = False,
     command: str = "",
     progress: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Run a protocol and write its tables.
 
@@ -69,6 +72,8 @@ def run(
         retry: try failed cells again.
         command: to be recorded.
         progress: show progress on stderr.
+        engine: ``local``, or ``ray``: cells in workers of Ray, see ``normscan.ray``.
+        address: of a running cluster of Ray; None starts one here.
 
     Returns:
         The ranking, as in ``ranking.json``.
@@ -78,7 +83,7 @@ def run(
         MissingDataError: no set has its data.
         OutputError: cells of other settings in ``out``, and no ``redo``.
     """
-    folder = Path(out)
+    folder = Path(out).absolute() if engine == "ray" else Path(out)
     check_folder(folder)
     with one_writer(folder), Progress(progress) as bar:
         plan = make_plan(
@@ -91,7 +96,8 @@ def run(
         if not plan.jobs:
             reasons = "\n".join(f"  {id}: {reason}" for id, reason in plan.missing.items())
             raise MissingDataError(f"no set of '{protocol.id}' can be run:\n{reasons}")
-        _run(plan, folder, workers, threads, redo, retry, bar)
+        where = (address,) if engine == "ray" else None
+        _run(plan, folder, workers, threads, redo, retry, bar, where)
         bar.say("ranking")
         ranking = rank(plan, command)
         write_tables(ranking, folder)
@@ -99,8 +105,9 @@ def run(
 
 
 def _run(
-    plan: Plan, folder: Path, workers: int, threads: int, redo: bool, retry: bool, bar: Progress
-) -> None:
+    plan: Plan, folder: Path, workers: int, threads: int, redo: bool, retry: bool, bar: Progress,
+    cluster: tuple[str | None] | None = None,
+) -> None:  # fmt: skip
     if workers < 0 or threads < 1:
         raise ArgumentError("workers must be 0 or more, threads 1 or more.")
     states = {(i, s): job.state(s) for i, job in enumerate(plan.jobs) for s in job.cells}
@@ -122,6 +129,9 @@ def _run(
     kept = len(plan.jobs) - len(waiting)
     before = f", {kept} were finished before" if kept else ""
     bar.say(f"{len(waiting)} of {len(plan.jobs)} runs to do{before}")
+    if cluster is not None:
+        _on_ray(waiting, folder / "logs", workers, threads, bar, *cluster)
+        return
     if workers == 0:
         for job in bar.track(waiting, "runs", len(waiting)):
             run_job(job)
@@ -145,15 +155,35 @@ def _in_processes(
                     job = pending.pop(future)
                     future.result()
                     done += 1
-                    names = ", ".join(job.cells) if len(job.cells) < 3 else f"{len(job.cells)} sets"
-                    bad = any(job.state(s) == "failed" for s in job.cells)
-                    text = f"{job.method} on {names}, seed {job.seed}{', failed' if bad else ''}"
-                    bar.update("runs", done, len(jobs), text)
+                    bar.update("runs", done, len(jobs), _told(job))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
                 process.terminate()
             raise
+
+
+def _on_ray(
+    jobs: Sequence[Job], logs: Path, workers: int, threads: int, bar: Progress, address: str | None
+) -> None:
+    """Run every job in a process of its own beside a worker of Ray; where that dies, once more."""
+    from normscan.ray import LostError, over
+
+    logs.mkdir(parents=True, exist_ok=True)
+    build = partial(partial, _process, logs=logs.absolute(), threads=threads, running=set())
+    results = over(build, jobs, max(1, workers), address, threads)
+    for done, (job, result) in enumerate(zip(jobs, results, strict=True), 1):
+        if isinstance(result, LostError):
+            for name in job.cells:
+                if job.state(name) == "open":
+                    fail(job, name, result)
+        bar.update("runs", done, len(jobs), _told(job))
+
+
+def _told(job: Job) -> str:
+    names = ", ".join(job.cells) if len(job.cells) < 3 else f"{len(job.cells)} sets"
+    bad = any(job.state(s) == "failed" for s in job.cells)
+    return f"{job.method} on {names}, seed {job.seed}{', failed' if bad else ''}"
 
 
 def _process(job: Job, logs: Path, threads: int, running: set[subprocess.Popen]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from normscan.cli.spelling import command_line
 from normscan.errors import ArgumentError
@@ -29,6 +29,8 @@ def benchmark(
     redo: bool = False,
     retry: bool = False,
     show: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> None:
     """Compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b --data ...
 
@@ -57,6 +59,9 @@ def benchmark(
         redo: run cells of other settings, and failed ones, again.
         retry: try failed cells again.
         show: print the protocol and run nothing.
+        engine: local, or ray: the cells go to workers of Ray, on one machine or on those of a
+            cluster whose folders are the same.
+        address: of a running cluster of Ray, auto for this machine's; by default one is started here.
     """
     from normscan.benchmark import load, protocols, run
     from normscan.benchmark.data import Data
@@ -89,6 +94,7 @@ def benchmark(
         sets=[s.strip() for s in (sets or "").split(",") if s.strip()], budget=budget,
         preset=preset, arguments=arguments, features=features, anomalies=few, device=device, workers=workers,
         threads=threads, redo=redo, retry=retry, progress=True,
+        engine=engine, address=address,
         command=command_line(),
     )  # fmt: skip
     failed = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -55,6 +54,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     precision: str = "32-true",
     workers: int = 1,
     resume: bool = False,
@@ -94,7 +94,8 @@ def fit(
         fractions: healthy subjects for train, val and test, where the cohort gives no split.
         seed: seed of the split, the weights and everything else that is random.
         device: auto, cpu, cuda, ...
-        devices: number of processes.
+        devices: number of processes, on each machine.
+        nodes: number of machines, on which torchrun or srun starts the processes.
         precision: 32-true, bf16-mixed, 16-mixed, ...
         workers: processes that prepare scans.
         resume: go on with the run in the folder.
@@ -123,7 +124,7 @@ def fit(
     from normscan.detector import Detector
     from normscan.detector.review import PAGE
     from normscan.training.fabric import check_machine
-    from normscan.training.folder import DETECTOR, check_run
+    from normscan.training.folder import DETECTOR, check_run, first_process
 
     use_threads(threads)
     detector = Detector(
@@ -136,14 +137,14 @@ def fit(
     bar = Progress()
     # Before any file of the cohort is opened.
     check_run(Path(out), resume)
-    check_machine(device, devices, precision)
+    check_machine(device, devices, precision, nodes)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
         table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
         if anomalies or anomaly_class:
             table = table.with_anomalies(anomalies, anomaly_seed, anomaly_class)
-    if table is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if table is not None and first_process():
         bar.say(str(table.summary(bar.track)))
         trained = any(detector.arguments.get(name) for name in ("steps", "epochs"))
         if (
@@ -161,6 +162,7 @@ def fit(
         out,
         device=device,
         devices=devices,
+        nodes=nodes,
         precision=precision,
         workers=workers,
         resume=resume,

@@ -7,19 +7,15 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from normscan.cli.scored import Setup, by_ray, here
 from normscan.cohort import Cohort, CohortRow
-from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError, of_scan
-from normscan.identity import about_files
-from normscan.parallel import ahead, read_ahead, use_threads
+from normscan.errors import ArgumentError, NormscanError, OutputError, ScanError
+from normscan.identity import names_are_kept
+from normscan.parallel import cores, use_threads
 from normscan.progress import Progress
-
-if TYPE_CHECKING:
-    from normscan.detector.finding import Finding
-    from normscan.detector.regions import Regions
 
 SCORES, INDEX = "scores.csv", "index.html"
 
@@ -41,6 +37,8 @@ def predict(
     fdr: float | None = None,
     regions: str | None = None,
     format: list[str] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> int:
     """Score scans with a trained detector; write map, mask, overlay and a JSON finding of each.
 
@@ -60,7 +58,7 @@ def predict(
             named by their regions.
         overlay: draw a picture of each map over its scan; `--overlay no` saves the time.
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
-            The results are the same for any number.
+            With the engine ray, processes. The results are the same for any number.
         threads: of the arithmetic; by default the cores that this process may use.
         fdr: also write a worklist (worklist.json, worklist.html): the subjects to look at, of whom
             at most this share is expected to be healthy, such as 0.1.
@@ -70,6 +68,10 @@ def predict(
             (parametric map, segmentation and structured report beside the source series),
             dicom-uint16 (the map in 16 bits), dicom-labelmap (the segments as one label map),
             dicom-pdf (a page about it, too), pdf (that page as a file); nifti by default.
+        engine: local, or ray: so many workers as processes, on one machine or on those of a cluster
+            whose folders are the same; a worker that dies is replaced, and its scan scored anew.
+        address: of a running cluster of Ray, auto for this machine's; by default one is started here
+            for as long as it takes.
 
     Returns:
         0, or 1 where some of the scans could not be predicted.
@@ -77,7 +79,6 @@ def predict(
     from normscan.cli.worklist import check, write_worklist
     from normscan.detector import load
     from normscan.detector.formats import checked_formats
-    from normscan.detector.prediction import SEEN
     from normscan.detector.regions import Regions
     from normscan.io.atomic import check_folder
     from normscan.io.lock import one_writer
@@ -108,21 +109,22 @@ def predict(
             )
         lines, failures = [], 0
         listed: dict[str, str] = {}
+        setup = Setup(
+            os.path.abspath(run), device, os.path.abspath(folder), overlay, tuple(formats),
+            None if regions is None else os.path.abspath(regions), force, names_are_kept(),
+        )  # fmt: skip
         tracked = Progress().track(rows, "predict", len(rows))
-        details = "view" in formats
-        found = detector.predict_cohort(tracked, details, force, workers)
-        writers = min(1, read_ahead() if workers is None else workers)
-        written = partial(_written, folder, overlay, formats, healthy)
-        for row, result in ahead(written, found, writers, lambda one: _size(one[1])):
-            if isinstance(result, NormscanError):
-                failures += 1
-                lines.append({"scan": row.scan, "left_out": about_files(str(result), row.called())})
-                print(f"{row.scan}: left out: {result}", file=sys.stderr)
-            else:
-                lines.append(_line(row.scan, result))
-                if not set(SEEN.values()) & set(result.notes):
-                    listed[row.scan] = row.subject
-                _say(row.scan, result)
+        if engine == "ray":
+            answers = by_ray(setup, rows, workers or cores(), threads or 1, address)
+        else:
+            answers = here(setup, detector, healthy, tracked, workers)
+        for answer in answers:
+            lines.append(answer.line)
+            failures += answer.failed
+            if answer.new:
+                listed[answer.line["scan"]] = answer.subject
+            for sentence in answer.said:
+                print(sentence, file=sys.stderr if answer.failed else sys.stdout)
         if failures == len(rows):
             raise NormscanError(f"none of the {len(rows)} scans could be predicted.")
         if failures:
@@ -137,38 +139,9 @@ def predict(
         for sentence in said:
             print(sentence)
         print(f"results: {folder}\nscores:  {folder / SCORES}\nindex:   {folder / INDEX}")
-        if details:
+        if setup.details:
             print(f"look:    normscan view {folder}")
         return 1 if failures else 0
-
-
-Found = tuple[CohortRow, "Finding | NormscanError"]
-
-
-def _written(
-    folder: Path,
-    overlay: bool,
-    formats: tuple[str, ...],
-    healthy: Regions | None,
-    found: Found,
-) -> Found:
-    """Write a finding, in any thread; return it, or what is wrong with it."""
-    from normscan.detector.regions import locate
-
-    row, result = found
-    if not isinstance(result, NormscanError):
-        try:
-            with of_scan(row.scan):
-                locate(result, row, healthy)
-                result.save(folder, row.scan, overlay, formats)
-        except NormscanError as error:
-            return row, error
-    return found
-
-
-def _size(result: Finding | NormscanError) -> int:
-    """Bytes that a finding takes, about."""
-    return 0 if isinstance(result, NormscanError) else 4 * result.scan.data.nbytes
 
 
 def rows_of(scans: Iterable[str]) -> Iterator[CohortRow]:
@@ -240,31 +213,6 @@ def _beside(rows: list[CohortRow], **given: list[str] | None) -> list[CohortRow]
             column = "targets" if name == "target" else name
             rows[number] = replace(rows[number], **{column: value})
     return rows
-
-
-def _say(name: str, finding: Finding) -> None:
-    p_value = "" if finding.p_value is None else f"  p {finding.p_value:.3f}"
-    print(f"{name}: score {finding.score:.5g}{p_value}  {finding.decision}")
-    for note in _notes(finding):
-        print(f"  note: {note}")
-
-
-def _notes(finding: Finding) -> tuple[str, ...]:
-    return (*(finding.quality.sentences if finding.quality else ()), *finding.notes)
-
-
-def _line(name: str, finding: Finding) -> dict[str, Any]:
-    rates = finding.false_alarms
-    return {
-        "scan": name,
-        "score": finding.score,
-        "p_value": finding.p_value,
-        "anomalous": finding.anomalous,
-        "false_alarms_expected": None if rates is None else rates["expected"],
-        "quality": finding.quality.status if finding.quality else None,
-        "notes": " ".join(_notes(finding)),
-        "left_out": None,
-    }
 
 
 def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:

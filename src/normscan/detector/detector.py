@@ -166,6 +166,7 @@ class Detector(State):
         *,
         device: str = "auto",
         devices: int = 1,
+        nodes: int = 1,
         precision: str = "32-true",
         workers: int = 1,
         resume: bool = False,
@@ -182,7 +183,8 @@ class Detector(State):
             out: run folder for log, checkpoint and the finished detector; None keeps everything in
                 memory and a temporary folder.
             device: ``auto``, ``cpu``, ``cuda`` or another accelerator of Lightning Fabric.
-            devices: number of processes.
+            devices: number of processes on each machine.
+            nodes: number of machines, each with its own processes; torchrun or srun starts them.
             precision: of Lightning Fabric, such as ``32-true`` or ``bf16-mixed``.
             workers: processes that prepare scans; the result is the same for any number.
             resume: go on from the checkpoint in ``out``.
@@ -202,7 +204,7 @@ class Detector(State):
         """
         from normscan.detector.run import fit
 
-        if out is None and devices > 1:
+        if out is None and devices * nodes > 1:
             raise ArgumentError("several processes need a run folder to share: give out.")
         if self.graph is not None:
             raise ArgumentError(
@@ -216,7 +218,7 @@ class Detector(State):
         with Progress(progress) as bar, as_cohort(cohort, self.seed) as given:
             if auxiliary is not None:
                 given = given.with_auxiliary(auxiliary)
-            machine = (device, devices, precision)
+            machine = (device, devices, precision, nodes)
             left_out = reasons_of(exclude)
             self._take(fit(self.asked(), given, folder, machine, workers, resume, bar, left_out))
         return self

@@ -45,7 +45,7 @@ def fit(
     asked: State,
     cohort: Cohort,
     out: Path | None,
-    machine: tuple[str, int, str],
+    machine: tuple[str, int, str, int],
     workers: int,
     resume: bool,
     bar: Progress,
@@ -57,7 +57,7 @@ def fit(
         asked: unfitted.
         cohort: with healthy scans in train, and for a split in val.
         out: run folder, or None for a temporary one.
-        machine: device, number of processes, precision.
+        machine: device, number of processes on each machine, precision, number of machines.
         workers: processes that prepare scans.
         resume: go on with the run in ``out``.
         bar: shows progress.
@@ -72,7 +72,8 @@ def fit(
     if left_out:
         named = ", ".join(f"{entry['scan']} ({entry['reason']})" for entry in left_out)
         bar.say(f"left out by hand: {named}")
-    settled = settle(asked, cohort, machine[1], bar)
+    processes = machine[1] * machine[3]
+    settled = settle(asked, cohort, processes, bar)
     cohort = fitting.admit(settled, cohort)
     held = out if first_process() else None
     with one_writer(held), tempfile.TemporaryDirectory(prefix="normscan-") as temporary:
@@ -81,6 +82,7 @@ def fit(
         division = None if out is not None else cohort.division().joined(left)
         if out is not None:
             about = {"cohort": cohort.digest(), "precision": machine[2], "exclude": dict(exclude)}
+            about["processes"] = processes  # they share each batch, so others see other batches
             claim_folder(out, {**asked.configuration(), **about}, resume)
             division = _divided(cohort, left, out)
             if resume and (out / DETECTOR).exists():

@@ -26,9 +26,11 @@ REASONS: dict[str, str] = {
         _WALK,
     ),
     **dict.fromkeys(("annotsim", "mddpm", "pddpm"), _SIMPLEX),
+    "anomaly_dino": "it seeks its neighbours in bfloat16, which onnxruntime doesn't sort on a processor",
     "auto": "between its members it ranks and weighs with numpy, which is no part of a graph",
     "hist_threshold_baseline": "it counts a histogram of each image, which graphs lack",
     "meta_detector": "it learns anew from its references, which takes gradients",
     "ra": "it equalises and smooths with scikit-image and SciPy, which are no part of a graph",
+    "ukb_outlier_ae": "it adds up its regions by their labels, image by image, which graphs lack",
     "vqvae_transformer": "it draws codes anew one after the other, each from what was drawn before",
 }  # fmt: skip

@@ -242,7 +242,7 @@ def graph_of(
         if not signature.size and tensor is not None and tensor.ndim > 2 and name in traced.inputs:
             axes |= {axis: f"size_{tensor.ndim - axis}" for axis in range(2, tensor.ndim)}
         free[name] = axes
-    written: Any = io.BytesIO()  # which the stub of `export` does not know to be taken
+    written: Any = io.BytesIO()  # the exporter's types know paths alone
     with warnings.catch_warnings(), _plain_attention(), torch.no_grad(), Equivalent(plain):
         warnings.simplefilter("ignore")
         try:
@@ -255,4 +255,5 @@ def graph_of(
         except Exception as error:  # it raises kinds of its own
             reason = " ".join(str(error).split())[:300]
             raise NotExportableError(f"torch can't write its graph: {reason}") from error
-    return written.getvalue()
+    model: bytes = written.getvalue()
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -64,36 +65,42 @@ class Alone:
         """Nothing was kept."""
 
 
-def launch_fabric(device: str, devices: int, precision: str) -> Fabric:
+def launch_fabric(device: str, devices: int, precision: str, nodes: int = 1) -> Fabric:
     """Start Lightning Fabric on a device with a number of processes; see ``check_machine``.
 
     Raises:
         ArgumentError: no such device or precision here.
     """
-    fabric = check_machine(device, devices, precision)
+    fabric = check_machine(device, devices, precision, nodes)
     with _explained(device, devices, precision):
         fabric.launch()
     return fabric
 
 
-def check_machine(device: str, devices: int, precision: str) -> Fabric:
+def check_machine(device: str, devices: int, precision: str, nodes: int = 1) -> Fabric:
     """Return Lightning Fabric, not started yet, or refuse what this machine hasn't got.
 
     One process in float32 on the CPU, CUDA or MPS gets ``Alone`` in its place.
 
     Args:
         device: auto, cpu, cuda, ..., or one of several, ``cuda:1``.
-        devices: number of processes.
+        devices: number of processes on each machine.
         precision: of Lightning Fabric.
+        nodes: number of machines.
 
     Raises:
-        ArgumentError: no such device or precision here.
+        ArgumentError: no such device or precision here, or several machines without a launcher.
     """
+    if nodes < 1 or (nodes > 1 and not {"RANK", "SLURM_PROCID"} & set(os.environ)):
+        raise ArgumentError(
+            f"nodes is {nodes}: several machines are started by torchrun or srun, which say to each "
+            "process which it is."
+        )
     check_device(device)
     kind, _, number = device.partition(":")
-    if number and devices > 1:
+    if number and devices * nodes > 1:
         raise ArgumentError(f"device '{device}' names one, but devices is {devices}: name {kind}.")
-    if devices == 1 and precision == "32-true" and (one := _known_device(kind, number)):
+    if devices * nodes == 1 and precision == "32-true" and (one := _known_device(kind, number)):
         return Alone(one)
     from lightning_fabric import Fabric
 
@@ -101,8 +108,9 @@ def check_machine(device: str, devices: int, precision: str) -> Fabric:
         return Fabric(
             accelerator=kind,
             devices=[int(number)] if number else devices,
+            num_nodes=nodes,
             precision=precision,
-            strategy="ddp" if devices > 1 else "auto",
+            strategy="ddp" if devices * nodes > 1 else "auto",
         )
 
 

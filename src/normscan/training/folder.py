@@ -111,5 +111,13 @@ def tidied(folder: Path) -> Iterator[None]:
 
 
 def first_process() -> bool:
-    """Whether this is the only or the first of several processes."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    """Whether this is the only or the first of several processes, on all machines together.
+
+    torchrun and SLURM number them; those that Lightning Fabric starts know their place on a machine.
+    """
+    told = os.environ
+    if "RANK" in told:
+        return int(told["RANK"]) == 0
+    if int(told.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in told:
+        return int(told["SLURM_PROCID"]) == 0
+    return int(told.get("LOCAL_RANK", "0")) == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +190,7 @@ class Trainer:
                         base = group.setdefault("base_lr", group["lr"])
                         group["lr"] = base * player.schedule(step, steps)
                 optimizer.step()
+                self._share_buffers(player.modules)
                 terms |= {f"{player.name}/{k}": v.detach() for k, v in losses.items()}  # type: ignore[misc]
             for p in trained:
                 p.requires_grad_(False)
@@ -211,10 +212,17 @@ class Trainer:
             if p.grad is not None:
                 p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
 
-    def _share_buffers(self) -> None:
-        """Average running statistics over processes, so that all go on from the same method."""
-        if self.fabric.world_size > 1:
-            for b in self.method.buffers():
+    @torch.no_grad()
+    def _share_buffers(self, modules: Sequence[torch.nn.Module]) -> None:
+        """Average what the processes counted apart, such as running statistics of norms.
+
+        After every update, so that the state of the first process is that of all: its checkpoint
+        lets each of them go on.
+        """
+        if self.fabric.world_size == 1:
+            return
+        for module in modules:
+            for b in module.buffers():
                 if b.is_floating_point():
                     b.copy_(self.fabric.all_reduce(b, reduce_op="mean"))  # type: ignore[arg-type]
 
@@ -237,7 +245,6 @@ class Trainer:
         """
         if self.validation is None:
             return None
-        self._share_buffers()
         self.method.eval()
         total, n = 0.0, 0
         for batch in self.validation.passes(phase.batch_size, self.seed, most):
@@ -263,7 +270,6 @@ class Trainer:
     def _close(self, phase: Phase) -> None:
         """Put the weights in place that the phase is to end with."""
         self.method.zero_grad(set_to_none=True)
-        self._share_buffers()
         chosen = self.memory["best"] if phase.keep == "best" else None
         chosen = chosen or self.memory["ema"]
         if chosen:
