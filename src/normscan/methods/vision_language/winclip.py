@@ -44,10 +44,10 @@ def harmonic(scores: Tensor, places: Tensor, patches: int) -> Tensor:
     Returns:
         (B, patches); 0 where a score is 0.
     """
-    inverse = (1 / scores.double())[:, :, None].expand(-1, -1, places.shape[1]).flatten(1)
-    where = places.flatten().to(scores.device)
-    total = inverse.new_zeros(len(scores), patches).index_add_(1, where, inverse)
-    return (torch.bincount(where, minlength=patches) / total).to(scores.dtype)
+    inside = torch.zeros(len(places), patches, dtype=torch.float64, device=scores.device)
+    inside.scatter_(1, places.to(scores.device), 1.0)
+    inverse = 1 / scores.double().clamp_min(1e-300)  # infinity times 0 would be no number
+    return (inside.sum(0) / (inverse @ inside)).to(scores.dtype)
 
 
 class Windowed(nn.Module):
