@@ -65,9 +65,14 @@ FINDINGS: dict[str, str] = {
     "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
     "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",
+    "brain_asymmetry": "the toy's heads lie off the middle, so that the halves of all of them differ",
     "caae": "its residual blocks and its critic learn in minutes, not in seconds",
     "caae_baur": "its codes are held to a normal distribution before it restores, as in caae",
     "conditional_vae": "with one seed of three, seconds of training leave it below the mean image",
+    "cgv_mood": "on eight volumes its rate, which rises a hundredfold, lets some runs forget again what "
+    "they had found",
+    "cradl": "the gradient of a density is largest where a head's edges move it; seconds of contrast "
+    "bring that hardly above the mean image",
     "ddad": "its ensembles differ by what 1,600 updates and more teach them of the unlabelled lesions",
     "ddad_asr": "its ensembles are those of ddad",
     "dif_fuse": "its classifier learns the toy in minutes; till then saliency and mask are anywhere",
@@ -78,7 +83,10 @@ FINDINGS: dict[str, str] = {
     "fixed_point_gan": "translator and critic take minutes; after seconds it is hardly above the mean "
     "image with one seed of three",
     "fpi": "a hundred updates teach it squares of other heads; soft spots it finds with some seeds only",
+    "fsad_net": "it scores scans only, of which the toy has 24, and knows 18 anomalies",
     "gating_ano": "with channels enough to restore, its U-Net takes minutes; with one it is blurred",
+    "glance_patch": "what it expects of a patch after sixty updates of each stage hangs on the seed, and "
+    "distances to an untrained teacher's code find as much with some",
     "gmvae_restoration": "as vae_restoration",
     "healthy_anatomy_ae": "its skips copy a bright spot, as those of bayesian_skip_ae",
     "img_cond_ddpm": "from pure noise its few steps restore a blur till it has seen thousands of images",
@@ -109,6 +117,9 @@ FINDINGS: dict[str, str] = {
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
     "simclip": "its linear layers begin at random, and with one seed of three they find more on the "
     "tokens of a random tower before they learn than after sixty updates",
+    "salad": "its code of a whole image tells where a head lies and how large it is, and hardly a small "
+    "spot",
+    "ss3d": "it has eight volumes to fit, random features, and the least of three profiles for a map",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
     "edges of the healthy heads, trained or not",
     "vae_restoration": "its network has no norms: after seconds it restores the same head for all, and "
@@ -198,7 +209,8 @@ def judge(method: str, cohort: Cohort, seed: int = 0, untrained: int = 3) -> Ver
     """
     test = cohort.part("test")
     kinds = SHOWS[method][0] if method in SHOWS else KINDS
-    det = detector(method, 2, seed=seed).fit(cohort)
+    dims = card(method).dims[0]
+    det = detector(method, dims, seed=seed).fit(cohort)
     trained = quality(det, test, kinds)
     before = []
     for other in range(untrained):
@@ -210,14 +222,14 @@ def judge(method: str, cohort: Cohort, seed: int = 0, untrained: int = 3) -> Ver
             raw.fit(iter(noise))
         det.method = raw
         before.append(quality(det, test, kinds))
-    return Verdict(trained, float(np.median(before)), _mean_image(cohort.root, kinds))
+    return Verdict(trained, float(np.median(before)), _mean_image(cohort.root, dims, kinds))
 
 
 @functools.cache
-def _mean_image(root: Path, kinds: tuple[Kind, ...]) -> float:
+def _mean_image(root: Path, dims: int, kinds: tuple[Kind, ...]) -> float:
     """The quality of the mean image on the cohort in a folder, one for all methods."""
     cohort = Cohort.read(root / "cohort.csv")
-    return quality(detector("mean_image", 2).fit(cohort), cohort.part("test"), kinds)
+    return quality(detector("mean_image", dims).fit(cohort), cohort.part("test"), kinds)
 
 
 def falls(log: Path) -> dict[str, float]:

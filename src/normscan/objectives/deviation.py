@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normscan.rng import Rng
+
 DRAWS = 5000
+
+
+def references(rng: Rng, draws: int = DRAWS) -> Tensor:
+    """Standard normal scores that healthy ones are compared with, so many for each generator, (n,)."""
+    return rng.normal((draws,) if rng.shared else (len(rng.generators), draws)).flatten()
 
 
 def deviation_loss(

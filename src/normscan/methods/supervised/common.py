@@ -15,7 +15,7 @@ from normscan.methods.base import Batch, Phase
 from normscan.methods.features.common import FILLED, RESNET18, TEST_RESNET, Tapped, tapped
 from normscan.methods.schedule import Schedule, phase, with_training
 from normscan.networks.backbones import Backbone
-from normscan.objectives.deviation import DRAWS, deviation_loss
+from normscan.objectives.deviation import deviation_loss, references
 from normscan.synthesis.augment import turned
 
 
@@ -96,8 +96,7 @@ def open_phase(
 
 def deviates(score: Tensor, anomalous: Tensor, batch: Batch, margin: float) -> Tensor:
     """The mean deviation loss of scores (B,), with references of their own; 0 for none."""
-    reference = batch.rng.normal((DRAWS,) if batch.rng.shared else (len(batch), DRAWS))
-    loss = deviation_loss(score, anomalous, reference.to(score).flatten(), margin)
+    loss = deviation_loss(score, anomalous, references(batch.rng).to(score), margin)
     return loss.sum() / max(1, len(loss))
 
 
