@@ -74,7 +74,7 @@ def _gated(method: Any) -> Any:
     return method
 
 
-def _settle(critic: nn.Module) -> None:
+def settle(critic: nn.Module) -> None:
     """Let the power iteration of the spectral norms end, which begins at random."""
     critic.train()
     with torch.no_grad():
@@ -111,14 +111,14 @@ def gated_score(method: Method, check: Check) -> Tensor:
 
 
 def gated_opinion(method: Any, check: Check) -> Tensor:
-    _settle(method.critic)
+    settle(method.critic)
     with torch.no_grad():
         return method.critic(images(*check.shape)).sigmoid()
 
 
 def gated_loss(method: Any, check: Check) -> Tensor:
     """A patch of each image and, for the picture of its gradients, the mirrored patch squared."""
-    _settle(_gated(method).critic)
+    settle(_gated(method).critic)
     x = images(*check.shape)
     method.train()
     with patch.object(method, "items", lambda *_: (x, x.flip(-1) ** 2)):

@@ -33,6 +33,45 @@ class Leaky(nn.LeakyReLU):
         super().__init__(0.2)
 
 
+def downwards(dims: int, widths: list[int], kernel: int = 4) -> nn.Sequential:
+    """Convolutions of stride 2 with batch norm on all but the first, and Leaky ReLU.
+
+    Args:
+        dims: 2 or 3.
+        widths: channels of the image, and behind each convolution.
+        kernel: 3 or 4, without biases; or 5, with biases.
+    """
+    parts: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        conv = layer("conv", dims, a, b, kernel, 2, (kernel - 1) // 2, bias=kernel == 5)
+        parts += [conv, *(_norm(dims, b, Leaky) if i else [Leaky()])]
+    return nn.Sequential(*parts)
+
+
+def upwards(dims: int, widths: list[int], kernel: int = 4, odd: bool = False) -> list[nn.Module]:
+    """Transposed convolutions of stride 2 with batch norm and ReLU, behind the last one tanh.
+
+    Args:
+        dims: 2 or 3.
+        widths: channels before each convolution, and of the image.
+        kernel: 3 or 4, without biases; or 5, with biases.
+        odd: the last one adds a pixel less.
+    """
+    parts: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        last = i == len(widths) - 2
+        more = kernel % 2 - int(odd and last)
+        pads = {"padding": (kernel - 1) // 2, "output_padding": more}
+        parts += [layer("conv_transpose", dims, a, b, kernel, 2, bias=kernel == 5, **pads)]
+        parts += [nn.Tanh()] if last else _norm(dims, b, nn.ReLU)
+    return parts
+
+
+def _halvings(size: int, kernel: int) -> int:
+    """Convolutions from an image to 4x4; with a kernel of 3 its side may be odd."""
+    return doublings(size + (kernel == 3 and size % 2), SMALLEST)
+
+
 class Judge(nn.Module):
     """Image to ``outputs`` numbers, by features of 4x4 cells.
 
@@ -41,10 +80,11 @@ class Judge(nn.Module):
     Args:
         dims: 2 or 3.
         channels: of the image.
-        size: pixels along each axis, 4 times a power of two.
+        size: pixels along each axis, 4 times a power of two; with a kernel of 3 also one less.
         outputs: 1 for a critic, the code's length for an encoder.
         width: channels of the first convolution.
-        kernel: 4, without biases and with a last convolution; or 5, with biases and a linear layer.
+        kernel: 3 or 4, without biases and with a last convolution; or 5, with biases and a linear
+            layer.
 
     Raises:
         ArgumentError: the size is no such product.
@@ -54,14 +94,9 @@ class Judge(nn.Module):
         self, dims: int, channels: int, size: int, outputs: int, width: int, kernel: int = 4
     ) -> None:
         super().__init__()
-        n, biased = doublings(size, SMALLEST), kernel == 5
-        widths = [channels, *(width * 2**i for i in range(n))]
-        parts: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
-            conv = layer("conv", dims, a, b, kernel, 2, (kernel - 1) // 2, bias=biased)
-            parts += [conv, *(_norm(dims, b, Leaky) if i else [Leaky()])]
-        self.features = nn.Sequential(*parts)
-        if biased:
+        widths = [channels, *(width * 2**i for i in range(_halvings(size, kernel)))]
+        self.features = downwards(dims, widths, kernel)
+        if kernel == 5:
             last: nn.Module = nn.Linear(widths[-1] * SMALLEST**dims, outputs)
             self.last = nn.Sequential(nn.Flatten(), last)
         else:
@@ -79,10 +114,11 @@ class Maker(nn.Module):
     Args:
         dims: 2 or 3.
         channels: of the image.
-        size: pixels along each axis, 4 times a power of two.
+        size: pixels along each axis, 4 times a power of two; with a kernel of 3 also one less.
         latent: numbers in the code.
         width: channels before the last convolution.
-        kernel: 4, without biases and with a first convolution; or 5, with biases and a linear layer.
+        kernel: 3 or 4, without biases and with a first convolution; or 5, with biases and a linear
+            layer.
 
     Raises:
         ArgumentError: the size is no such product.
@@ -92,20 +128,16 @@ class Maker(nn.Module):
         self, dims: int, channels: int, size: int, latent: int, width: int, kernel: int = 4
     ) -> None:
         super().__init__()
-        n, biased = doublings(size, SMALLEST), kernel == 5
-        widths = [*(width * 2**i for i in reversed(range(n))), channels]
+        widths = [*(width * 2**i for i in reversed(range(_halvings(size, kernel)))), channels]
         shape = (widths[0], *[SMALLEST] * dims)
         start: list[nn.Module]
-        if biased:
+        if kernel == 5:
             start = [nn.Linear(latent, widths[0] * SMALLEST**dims), nn.Unflatten(1, shape)]
         else:
             start = [nn.Unflatten(1, (latent, *[1] * dims))]
             start += [layer("conv_transpose", dims, latent, widths[0], SMALLEST, bias=False)]
         parts = [*start, *_norm(dims, widths[0], nn.ReLU)]
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
-            pads = {"padding": (kernel - 1) // 2, "output_padding": kernel % 2}
-            parts += [layer("conv_transpose", dims, a, b, kernel, 2, bias=biased, **pads)]
-            parts += _norm(dims, b, nn.ReLU) if i < n - 1 else [nn.Tanh()]
+        parts += upwards(dims, widths, kernel, bool(size % 2))
         self.layers = nn.Sequential(*parts)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from normscan.networks.skip import zero_biases
 
 
-def double_conv(a: int, between: int, b: int) -> nn.Sequential:
-    """Two 3x3 convolutions without bias, each with batch norm and ReLU."""
+def double_conv(a: int, between: int, b: int, bias: bool = False) -> nn.Sequential:
+    """Two 3x3 convolutions, each with batch norm and ReLU."""
     parts: list[nn.Module] = []
     for c, d in ((a, between), (between, b)):
-        parts += [nn.Conv2d(c, d, 3, padding=1, bias=False), nn.BatchNorm2d(d), nn.ReLU()]
+        parts += [nn.Conv2d(c, d, 3, padding=1, bias=bias), nn.BatchNorm2d(d), nn.ReLU()]
     return nn.Sequential(*parts)
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def kept_statistics(
     network: nn.Module, by: Literal["batch", "running"] = "batch"
 ) -> Iterator[None]:
-    """Within it the running statistics of a network in training stay as they are.
+    """Within it the running statistics of a network stay as they are.
 
     For a pass over something else than images, such as restorations, whose statistics must not be
     mixed into those that serve at test. Dropout and everything else keep their mode.
@@ -31,6 +31,7 @@ def kept_statistics(
         if by == "running":
             norm.eval()
         else:
+            norm.train()
             norm.track_running_stats = False
     try:
         yield

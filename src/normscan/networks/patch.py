@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from normscan.rng import Rng
 
 KERNELS = (5, 3, 3, 3)
 STRIDES = (1, 1, 3, 1)
@@ -65,22 +69,78 @@ class PatchAutoencoder(nn.Module):
         return x
 
 
-def padded(x: Tensor) -> Tensor:
+def padded(x: Tensor, length: int = PATCH) -> Tensor:
     """Repeat the border, so that each pixel is the middle of a patch."""
-    return F.pad(x, [PATCH // 2] * 4, mode="replicate")
+    before = length // 2
+    return F.pad(x, [before, length - 1 - before] * 2, mode="replicate")
 
 
-def patches_at(x: Tensor, places: Tensor) -> Tensor:
+def patches_at(x: Tensor, places: Tensor, length: int = PATCH) -> Tensor:
     """Patches around pixels.
 
     Args:
         x: (B, C, H, W).
         places: (B, P) numbers of pixels, row by row.
+        length: side of a patch; the pixel in an even one is the first behind its middle.
 
     Returns:
-        (B, P, C, 15, 15).
+        (B, P, C, length, length).
     """
-    windows = padded(x).unfold(2, PATCH, 1).unfold(3, PATCH, 1)
+    windows = padded(x, length).unfold(2, length, 1).unfold(3, length, 1)
     rows = torch.div(places, x.shape[3], rounding_mode="floor")
     which = torch.arange(len(x), device=x.device)[:, None]
     return windows[which, :, rows, places % x.shape[3]]
+
+
+def drawn_patches(
+    x: Tensor, foreground: Tensor, rng: Rng, count: int, length: int, share: float = 0.5
+) -> Tensor:
+    """Random patches that show tissue.
+
+    Args:
+        x: (B, C, H, W).
+        foreground: (B, 1, H, W) bool.
+        rng: source of randomness.
+        count: patches of each image.
+        length: side of a patch.
+        share: of a patch that must be foreground, where there are so many such patches.
+
+    Returns:
+        (B * count, C, length, length).
+    """
+    tissue = F.avg_pool2d(padded(foreground.float(), length), length, 1).flatten(1)
+    # Random keys, those of patches with enough tissue above all others.
+    keys = rng.uniform(tuple(tissue.shape)).to(tissue) + (tissue >= share)
+    places = keys.topk(min(count, keys.shape[1])).indices
+    return patches_at(x, places, length).flatten(0, 1)
+
+
+def told_around(
+    x: Tensor, length: int, stride: int, tell: Callable[[Tensor], Tensor], most: int = 1024
+) -> Tensor:
+    """What a function says of the patch around every so many pixels, enlarged to the image.
+
+    Args:
+        x: (B, C, H, W).
+        length: side of a patch.
+        stride: pixels between the middles of patches.
+        tell: patches (n, C, length, length) to numbers (n,), each from its own patch alone.
+        most: patches at once.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    wide, (height, width) = padded(x, length), x.shape[2:]
+    rows, columns = (
+        (torch.arange(0, n, stride, device=x.device) + stride // 2).clamp_max(n - 1)
+        for n in (height, width)
+    )
+    places = (rows[:, None] * width + columns).flatten()
+    windows = wide.unfold(2, length, 1).unfold(3, length, 1)
+    maps = []
+    for image in windows:
+        told = [tell(image[:, p // width, p % width].transpose(0, 1)) for p in places.split(most)]
+        maps.append(torch.cat(told).reshape(1, 1, len(rows), len(columns)))
+    grid = torch.cat(maps)
+    large = F.interpolate(grid, scale_factor=float(stride), mode="bilinear", align_corners=False)
+    return large[..., :height, :width]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,12 +57,11 @@ class Translator(nn.Module):
         return change
 
 
-class DomainCritic(nn.Module):
-    """Image to a number for each patch, high for real ones, and to logits of its domain.
+class PatchCritic(nn.Module):
+    """Image to a number for each patch, high for real ones.
 
     Args:
         channels: of the image.
-        domains: numbers that tell a domain.
         size: pixels along each axis.
         width: channels of the first convolution; they double.
         halvings: convolutions of stride 2.
@@ -69,10 +70,10 @@ class DomainCritic(nn.Module):
         ArgumentError: the size is no multiple of 2**halvings.
     """
 
-    def __init__(self, channels: int, domains: int, size: int, width: int, halvings: int) -> None:
+    def __init__(self, channels: int, size: int, width: int, halvings: int) -> None:
         super().__init__()
-        cells, rest = divmod(size, 2**halvings)
-        if rest or not cells:
+        self.cells, rest = divmod(size, 2**halvings)
+        if rest or not self.cells:
             raise ArgumentError(
                 f"size={size} can't be halved {halvings} times: give a multiple of {2**halvings}, or "
                 "fewer halvings."
@@ -83,7 +84,27 @@ class DomainCritic(nn.Module):
             parts += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.01)]
         self.features = nn.Sequential(*parts)
         self.real = nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False)
-        self.domain = nn.Conv2d(widths[-1], domains, cells, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        """Numbers (B, 1, h, w)."""
+        return self.real(self.features(x))
+
+
+class DomainCritic(PatchCritic):
+    """A critic that also tells an image's domain.
+
+    Args:
+        channels: of the image.
+        domains: numbers that tell a domain.
+        size: pixels along each axis.
+        width: channels of the first convolution; they double.
+        halvings: convolutions of stride 2.
+    """
+
+    def __init__(self, channels: int, domains: int, size: int, width: int, halvings: int) -> None:
+        super().__init__(channels, size, width, halvings)
+        widest = width * 2 ** (halvings - 1)
+        self.domain = nn.Conv2d(widest, domains, self.cells, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers (B, 1, h, w) and logits (B, domains)."""

@@ -87,6 +87,15 @@ def turned(x: Tensor, rng: Rng, most: float = torch.pi / 4, beyond: str = "borde
     return taken_from(x, middle, middle, matrix=turn, beyond=beyond)
 
 
+def shifted(x: Tensor, rng: Rng, most: float = 0.05) -> Tensor:
+    """Moved along each axis and resized by up to a share; the border's pixels go on beyond it."""
+    n, dims = len(x), x.ndim - 2
+    sides = torch.tensor(x.shape[2:])
+    middle = ((sides - 1) / 2).expand(n, -1)
+    source = middle + between(rng, (n, dims), -most, most) * sides
+    return taken_from(x, source, middle, between(rng, (n, 1), 1 - most, 1 + most))
+
+
 def scanned_again(x: Tensor, rng: Rng, noise: float) -> Tensor:
     """The same head in another scan: half of them mirrored, turned, resized, brighter, noisier.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
@@ -31,7 +31,35 @@ def answered(logits: Tensor, answer: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
 
 
-class TwiceEncoded(Method):
+class Recoded(Method):
+    """Encoder, decoder and an encoder of what was decoded; one phase trains all there is.
+
+    Args:
+        encoder: images to codes.
+        decoder: codes to images.
+        second: restorations to codes; None for the encoder.
+        phase: of training.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, second: nn.Module | None, phase: Phase
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.second = encoder, decoder, second
+        self._phase = phase
+
+    def phases(self) -> list[Phase]:
+        return [self._phase]
+
+    def passed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Code, restoration and the restoration's code of images."""
+        code = self.encoder(x)
+        restored = self.decoder(code)
+        second = self.encoder if self.second is None else self.second
+        return code, restored, second(restored)
+
+
+class TwiceEncoded(Recoded):
     """Encoder, decoder, a second encoder, and a discriminator; see ``ganomaly``."""
 
     won: Tensor
@@ -40,21 +68,10 @@ class TwiceEncoded(Method):
         self, encoder: Judge, decoder: Maker, second: Judge, discriminator: Judge,
         weights: Weights, phase: Phase,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.encoder, self.decoder, self.second = encoder, decoder, second
+        super().__init__(encoder, decoder, second, phase)
         self.discriminator, self.weights = discriminator, weights
         self.register_buffer("won", torch.zeros((), dtype=torch.bool))
         initialise(self)
-        self._phase = phase
-
-    def phases(self) -> list[Phase]:
-        return [self._phase]
-
-    def passed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Code, restoration and the restoration's code of images in -1..1."""
-        code = self.encoder(x)
-        restored = self.decoder(code)
-        return code, restored, self.second(restored)
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         x = 2 * batch.image - 1

@@ -27,13 +27,13 @@ class Game:
     def __init__(self, generator: Maker, discriminator: Judge, latent: int) -> None:
         self.generator, self.discriminator, self.latent = generator, discriminator, latent
 
-    def codes(self, batch: Batch) -> Tensor:
-        """One for each image."""
-        return 2 * batch.rng.uniform((len(batch), self.latent)).to(batch.image) - 1
+    def codes(self, real: Tensor, batch: Batch) -> Tensor:
+        """One for each of the images, by the batch's random numbers."""
+        return 2 * batch.rng.uniform((len(real), self.latent)).to(real) - 1
 
     def loss(self, real: Tensor, batch: Batch, player: str) -> dict[str, Tensor]:
         """Binary cross entropies; the generator's is that of being taken for real."""
-        z = self.codes(batch)
+        z = self.codes(real, batch)
         if player == "generator":
             return {"adversarial": answered(self.discriminator(self.generator(z)), 1.0)}
         with torch.no_grad():
@@ -82,7 +82,7 @@ class AnoGAN(Method):
     def maps(self, batch: Batch) -> Maps:
         x, search = 2 * batch.image - 1, self.search
         found = searched(
-            lambda z: self.error(x, self.generator(z)), self._game.codes(batch), search.updates,
+            lambda z: self.error(x, self.generator(z)), self._game.codes(x, batch), search.updates,
             adam(search.lr, betas=(0.5, 0.999)),
         )  # fmt: skip
         with torch.no_grad():

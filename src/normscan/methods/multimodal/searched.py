@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, Use, adam
-from normscan.methods.features.urd import Textures
 from normscan.methods.schedule import Schedule, phase, schedule
 from normscan.methods.synthesis.draem import padded_ssim
+from normscan.methods.synthesis.textures import Textures
 from normscan.networks.discriminative import RestoringNetwork
 from normscan.networks.fusion import FusionCell, Node
 from normscan.objectives.segmentation import focal
