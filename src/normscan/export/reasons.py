@@ -12,7 +12,8 @@ _SIMPLEX = "its simplex noise is gathered and scattered by drawn tables, which g
 REASONS: dict[str, str] = {
     **dict.fromkeys(
         (
-            "anogan", "beta_vae_loc", "ce_vae", "dif_fuse", "gmvae_restoration", "high_low_vae",
+            "anogan", "beta_vae_loc", "caad", "ce_vae", "cradl", "devnet", "dif_fuse",
+            "gmvae_restoration", "high_low_vae",
             "implicit_field", "local_gaussian_ascent", "mkd", "vae_kl_grad", "vae_restoration",
             "wolleb_ddim",
         ),
@@ -27,10 +28,21 @@ REASONS: dict[str, str] = {
     ),
     **dict.fromkeys(("annotsim", "mddpm", "pddpm"), _SIMPLEX),
     "anomaly_dino": "it seeks its neighbours in bfloat16, which onnxruntime doesn't sort on a processor",
+    "asn_microcalc": "it parts its map into candidates and cuts them out one by one, which graphs can't",
     "auto": "between its members it ranks and weighs with numpy, which is no part of a graph",
+    "brain_asymmetry": "it parts each image into regions with scikit-image, which is no part of a graph",
+    "glance_patch": "it puts what it finds where each image wants it, which graphs can't write",
     "hist_threshold_baseline": "it counts a histogram of each image, which graphs lack",
     "meta_detector": "it learns anew from its references, which takes gradients",
+    "octa_layers": "it takes running maxima down each column, which graphs lack",
+    "phanes": "its masks are equalised and closed with scikit-image, which is no part of a graph",
+    "qsco": "its circuit computes with complex numbers, which graphs lack",
     "ra": "it equalises and smooths with scikit-image and SciPy, which are no part of a graph",
     "ukb_outlier_ae": "it adds up its regions by their labels, image by image, which graphs lack",
+    **dict.fromkeys(
+        ("simsid", "squid"),
+        "its score is an answer in deviations of healthy answers, which may be as small as the rounding "
+        "of a graph",
+    ),
     "vqvae_transformer": "it draws codes anew one after the other, each from what was drawn before",
 }  # fmt: skip

@@ -189,6 +189,36 @@ def _product(*parts: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(axes, axis=-1).reshape(-1, len(parts)))
 
 
+def _cut(
+    x: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Tensor:
+    """Patches (B, C * cells, N) by a convolution that copies: sizes may be unknown."""
+    h, w = nn.modules.utils._pair(kernel_size)
+    copies = torch.eye(int(x.shape[1]) * h * w, dtype=x.dtype).reshape(-1, int(x.shape[1]), h, w)
+    return nn.functional.conv2d(x, copies, None, stride, padding, dilation).flatten(2)
+
+
+def _windows(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Overlapping parts of an axis, on a new last axis; graphs cut them at fixed places."""
+    axis = dimension % x.ndim
+    first = torch.arange(0, int(x.shape[axis]) - size + 1, step)
+    places = (first[:, None] + torch.arange(size)).flatten()
+    parts = x.index_select(axis, places).unflatten(axis, (len(first), size))
+    return _moved(parts, axis + 1, -1)
+
+
+def _hyperbolic_cosine(x: Tensor) -> Tensor:
+    return (x.exp() + (-x).exp()) / 2
+
+
+def _hyperbolic_sine(x: Tensor) -> Tensor:
+    return (x.exp() - (-x).exp()) / 2
+
+
+def _inverse_hyperbolic_cosine(x: Tensor) -> Tensor:
+    return (x + (x * x - 1).sqrt()).log()
+
+
 def _turned(x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     first, second = dims
     for _ in range(k % 4):
@@ -208,6 +238,15 @@ _OTHERS: dict[Any, Callable[..., Any]] = {
     torch.diag: _diagonal,
     Tensor.diag: _diagonal,
     torch.cartesian_prod: _product,
+    torch.vdot: lambda a, b: (a * b).sum(),
+    torch.cosh: _hyperbolic_cosine,
+    Tensor.cosh: _hyperbolic_cosine,
+    torch.acosh: _inverse_hyperbolic_cosine,
+    Tensor.acosh: _inverse_hyperbolic_cosine,
+    torch.sinh: _hyperbolic_sine,
+    Tensor.sinh: _hyperbolic_sine,
+    Tensor.unfold: _windows,
+    nn.functional.unfold: _cut,
     torch.split: _parted,
     Tensor.split: _parted,
     Tensor.mT.__get__: lambda x, *_: _swapped(x, -2, -1),  # type: ignore[attr-defined]

@@ -119,6 +119,7 @@ class Inpainting(nn.Module):
             kind(memory.slots, features, memory.count) for _ in range(places)
         )
         self.attention = nn.MultiheadAttention(features, 8)
+        self.features = features
         self.norms = nn.ModuleList(nn.LayerNorm(features) for _ in range(2))
         self.perceptron = nn.Sequential(
             nn.Linear(features, features // 4), nn.ReLU(), nn.Linear(features // 4, features)
@@ -133,7 +134,7 @@ class Inpainting(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes (B, places, features) of the deepest features (B * places, C, h, w)."""
-        return self.narrow(x).reshape(-1, PATCHES**2, self.norms[0].normalized_shape[0])
+        return self.narrow(x).reshape(-1, PATCHES**2, self.features)
 
     def enqueue(self, codes: Tensor) -> None:
         """Put codes into the queues, where there are any."""
