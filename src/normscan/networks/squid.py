@@ -109,7 +109,7 @@ class Inpainting(nn.Module):
     def __init__(self, channels: int, cells: int, memory: Remembered) -> None:
         super().__init__()
         inner, places = channels // 4, PATCHES**2
-        features = inner * cells**2
+        self.features = features = inner * cells**2
         self.kept = memory.kept
         self.narrow = nn.Sequential(
             nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()
@@ -133,7 +133,7 @@ class Inpainting(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes (B, places, features) of the deepest features (B * places, C, h, w)."""
-        return self.narrow(x).reshape(-1, PATCHES**2, self.norms[0].normalized_shape[0])
+        return self.narrow(x).reshape(-1, PATCHES**2, self.features)
 
     def enqueue(self, codes: Tensor) -> None:
         """Put codes into the queues, where there are any."""
