@@ -109,7 +109,7 @@ class Inpainting(nn.Module):
     def __init__(self, channels: int, cells: int, memory: Remembered) -> None:
         super().__init__()
         inner, places = channels // 4, PATCHES**2
-        features = inner * cells**2
+        self.features = features = inner * cells**2
         self.kept = memory.kept
         self.narrow = nn.Sequential(
             nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,8 +127,8 @@ def brain_lesion_gan(
 class TwiceEncodedPatches(TwiceEncoded):
     """Codes of patches and of their restorations; see ``chronic_infarct``."""
 
-    def __init__(self, *parts: object, patches: Patches) -> None:
-        super().__init__(*parts)  # type: ignore[arg-type]
+    def __init__(self, *parts: Any, patches: Patches) -> None:
+        super().__init__(*parts)
         self._patches = patches
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
