@@ -1,4 +1,4 @@
-"""Makes the pictures of the README from a finished demo: python docs/pictures.py [runs/demo].
+"""Makes the pictures of the README and of the phantom from a demo: docs/pictures.py [runs/demo].
 
 The picture of the report is a screenshot by headless Chromium, if that is installed.
 """
@@ -16,6 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import normscan as ns
+from normscan.phantom import PhantomConfig
+from normscan.phantom.config import RETINA_KINDS
+from normscan.phantom.retina import make_retina
 from normscan.report.figures import display_image, map_scale, overlay_levels, overlay_table, upright
 
 IMAGES = Path(__file__).parent / "img"
@@ -67,6 +70,24 @@ def findings(demo: Path) -> None:
     figure.savefig(IMAGES / "findings.png", dpi=110)
 
 
+def retinas() -> None:
+    """A healthy simulated retina and one of each kind of lesion: scan, layers, lesion."""
+    config = PhantomConfig(anatomy="retina")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots(2, 4)
+    for column, kind in enumerate((None, *RETINA_KINDS)):
+        retina = make_retina(config, 7, kind)
+        axes[0, column].imshow(retina.image, cmap="gray", vmin=0, vmax=1.2)
+        axes[0, column].set_title(kind or "healthy", fontsize=9)
+        axes[1, column].imshow(retina.layers, cmap="viridis", interpolation="nearest")
+        if kind:
+            for row in range(2):
+                axes[row, column].contour(retina.mask, [0.5], colors="#2fd0e6", linewidths=1)
+        for row in range(2):
+            axes[row, column].set_axis_off()
+    figure.savefig(IMAGES / "retina.png", dpi=90)
+
+
 def report(demo: Path) -> None:
     """Screenshot of the top of the report."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -87,3 +108,4 @@ if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     findings(demo)
     report(demo)
+    retinas()

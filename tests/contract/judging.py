@@ -62,6 +62,8 @@ FINDINGS: dict[str, str] = {
     "anomaly_any": "its Stable Diffusion and its CLIP are random here: what they paint is no anomaly",
     "anomalyclip": "only the words of two sentences learn, and patches of a random tower offer them "
     "little to tell apart",
+    "asn_microcalc": "its map is 0 outside candidates, and which pixels these are after some hundred "
+    "updates hangs on the seed and the processor",
     "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
     "sixty updates leave little of the difference",
     "bayesian_skip_ae": "its skips copy a bright spot nearly as well as what lies around it",

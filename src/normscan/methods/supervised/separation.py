@@ -183,7 +183,7 @@ class Separated(Method):
     preprocess={"scaling": "minmax", "limit": 1.0},
     tiny={
         "size": 32, "width": 6, "radius": 1, "area": 4.0, "side": 12, "seen": 16,
-        "classifier": "test_resnet", "batch_size": 8, "steps": 60, "classify_steps": 20, "lr": 1e-2,
+        "classifier": "test_resnet", "batch_size": 8, "steps": 120, "classify_steps": 20, "lr": 1e-2,
     },
 )  # fmt: skip
 def asn_microcalc(
