@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,11 +26,10 @@ class Fusion(nn.Module):
     """Every scale gets what all others bring to it.
 
     From a coarser grid it is enlarged and convolved 1x1; from a finer one it is convolved with a
-    stride, each channel by itself.
+    stride, each channel by itself, or in as many groups as divide both widths.
 
     Args:
-        widths: channels of each scale, the finest first, each grid half of the one before; of one
-            scale a multiple of those of the finer ones.
+        widths: channels of each scale, the finest first, each grid half of the one before.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -41,7 +41,14 @@ class Fusion(nn.Module):
             if a > b:
                 path: nn.Module = nn.Sequential(enlarging(step), nn.Conv2d(widths[a], widths[b], 1))
             else:
-                path = nn.Conv2d(widths[a], widths[b], step + 1, step, step // 2, groups=widths[a])
+                path = nn.Conv2d(
+                    widths[a],
+                    widths[b],
+                    step + 1,
+                    step,
+                    step // 2,
+                    groups=math.gcd(widths[a], widths[b]),
+                )
             self.paths[f"{a}to{b}"] = path
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

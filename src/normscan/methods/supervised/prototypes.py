@@ -15,6 +15,7 @@ from normscan.methods.features.common import (
     FILLED,
     PICTURE,
     RESNET18,
+    TEST_RESNET,
     Trained,
     backbone_of,
     tapped,
@@ -152,7 +153,7 @@ class PrototypicalResiduals(Method):
         },
     },
     tiny={
-        "weights": "random", "size": 32, "prototypes": 2, "sizes": 2, "layers": 1, "batch_size": 8,
+        "backbone": TEST_RESNET, "weights": "random", "size": 32, "prototypes": 2, "sizes": 2, "layers": 1, "batch_size": 8,
         "steps": 30, "lr": 2e-3, "preprocess": FILLED,
     },
     options=tapped(backbone=RESNET18, taps=STAGES)
