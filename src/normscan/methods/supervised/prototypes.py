@@ -153,8 +153,8 @@ class PrototypicalResiduals(Method):
         },
     },
     tiny={
-        "backbone": TEST_RESNET, "weights": "random", "size": 32, "prototypes": 2, "sizes": 2, "layers": 1, "batch_size": 8,
-        "steps": 30, "lr": 2e-3, "preprocess": FILLED,
+        "backbone": TEST_RESNET, "weights": "random", "size": 32, "prototypes": 2, "sizes": 2,
+        "layers": 1, "batch_size": 8, "steps": 30, "lr": 2e-3, "preprocess": FILLED,
     },
     options=tapped(backbone=RESNET18, taps=STAGES)
     | schedule(lr=1e-4, weight_decay=1e-2, batch_size=48, epochs=700),
