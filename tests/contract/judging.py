@@ -118,6 +118,8 @@ FINDINGS: dict[str, str] = {
     "p_net": "two networks that take minutes each; after seconds its restoration is hardly more than "
     "the structures' outlines",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
+    "prn": "thirty updates teach it textures, and that most pixels are healthy; soft spots it finds hardly "
+    "above the mean image",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
     "seebock_epistemic": "a spot that looks like another tissue is segmented as that one, without doubt; "
