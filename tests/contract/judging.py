@@ -106,6 +106,8 @@ FINDINGS: dict[str, str] = {
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
     "trained or not",
+    "mvfa": "with one seed of three, sixty updates on the tokens of a random tower bring it above the "
+    "mean image by less than a robust margin",
     "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
     "patches with other contents, and a spot of the same tissue is close to those",
     "octa_layers": "it knows boundaries of layers that lie one below the other, which the toy's round "

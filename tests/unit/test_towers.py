@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from normscan.errors import ArgumentError, WeightsError
 from normscan.networks.backbones import weights_from_state
 from normscan.networks.stable import CLIP_MEAN, CLIP_STD
-from normscan.networks.taps import import_transformers
+from normscan.networks.taps import import_timm, import_transformers
 from normscan.networks.towers import SHAPES, Tower
 
 TINY = SHAPES["tiny"]
@@ -135,3 +135,49 @@ def test_sentences_are_unit_vectors_and_a_saved_detector_needs_none():
     torch.testing.assert_close(told.norm(dim=1), torch.ones(2))
     with weights_from_state():
         assert not Tower("tiny", "hub").told([["a b"], ["d"]]).any()
+
+
+def test_timms_transformer_and_a_bert_beside_each_other(tmp_path: Path):
+    """A file as BiomedCLIP's: what both libraries make of images and sentences is the same."""
+    shape, transformers = SHAPES["tiny-bert"], import_transformers()
+    torch.manual_seed(4)
+    trunk = import_timm().create_model(
+        "vit_base_patch16_224", img_size=32, patch_size=4, embed_dim=32, depth=4, num_heads=2,
+        num_classes=0,
+    )  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=shape.vocabulary, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    bert = transformers.BertModel(config, add_pooling_layer=False)
+    head, first, second = (
+        torch.nn.Linear(a, b, bias=False) for a, b in ((32, 16), (16, 16), (16, 16))
+    )
+    for part in (trunk.eval(), bert.eval()):
+        with torch.no_grad():
+            for parameter in part.parameters():
+                parameter.normal_(std=0.2)
+    state = {f"visual.trunk.{k}": v for k, v in trunk.state_dict().items()}
+    state |= {f"text.transformer.{k}": v for k, v in bert.state_dict().items()}
+    state |= {
+        "visual.head.proj.weight": head.weight, "text.proj.0.weight": first.weight,
+        "text.proj.2.weight": second.weight,
+    }  # fmt: skip
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    letters = [chr(i) for i in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tower = Tower("tiny-bert", str(tmp_path / "open_clip_pytorch_model.bin"))
+    image = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    with torch.no_grad():
+        seen = tower.eye.joined(tower.eye.layers(image, ())[1][:, 0])
+        torch.testing.assert_close(seen, head(trunk((image - mean) / std)), rtol=1e-3, atol=1e-4)
+        ids = tower.ids(["a brain", "no tumour"])
+        states = bert(ids, attention_mask=(ids != 0).long()).last_hidden_state[:, 0]
+        said = second(F.gelu(first(states)))
+    told = tower.told([["a brain"], ["no tumour"]])
+    torch.testing.assert_close(told, F.normalize(said, dim=1), rtol=1e-3, atol=1e-4)
+    assert ids[0, 0] == 2 and (ids[0] != 0).sum() == 2 + 6
+    with pytest.raises(ArgumentError, match="PubMedCLIP"):
+        _ = tower.tongue

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normscan.errors import WeightsError
+from normscan.networks.bert import BERT_WORDS
 from normscan.networks.sources import hub_file
 
 WORDS = ("vocab.json", "merges.txt")  # of the tokeniser
@@ -15,7 +16,7 @@ WORDS_REPOSITORY = "openai/clip-vit-base-patch32"  # all of CLIP's kin have this
 
 
 def located(
-    name: str, repository: str, filename: str, weights: str
+    name: str, repository: str, filename: str, weights: str, kind: str = "clip"
 ) -> tuple[Path | None, Path | None]:
     """The file of the weights and the folder of the tokeniser; None for random ones.
 
@@ -24,27 +25,29 @@ def located(
         repository: on the hub, empty where it has none.
         filename: in it.
         weights: as of ``Tower``.
+        kind: ``clip`` or ``bert``, which have tokenisers of their own.
 
     Raises:
         WeightsError: they aren't there; says what to fetch and where to put it.
     """
     if weights == "random":
         return None, None
+    needed, source = (BERT_WORDS, repository) if kind == "bert" else (WORDS, WORDS_REPOSITORY)
     if weights == "hub":
         if not repository:
             raise WeightsError(f"the tower {name} has random weights only: --weights random.")
-        words = [hub_file(WORDS_REPOSITORY, f"{name}'s tokeniser", file) for file in WORDS]
+        words = [hub_file(source, f"{name}'s tokeniser", file) for file in needed]
         return hub_file(repository, name, filename), words[0].parent
     path = Path(weights)
     folder = path if path.is_dir() else path.parent
     file = next(
         (folder / f for f in (filename, "model.safetensors") if (folder / f).is_file()), path
     )
-    missing = [word for word in WORDS if not (folder / word).is_file()]
+    missing = [word for word in needed if not (folder / word).is_file()]
     if missing:
         raise WeightsError(
             f"{folder} lacks {' and '.join(missing)}, the tokeniser of {name}. Copy both from "
-            f"huggingface.co/{WORDS_REPOSITORY} beside the weights."
+            f"huggingface.co/{source} beside the weights."
         )
     return (file if path.is_dir() else path), folder
 
@@ -69,8 +72,40 @@ _PARTS = (
 )
 
 
+# Names of timm's transformer in a file of open_clip, and what they are in CLIP's.
+_TIMM = (
+    ("visual.trunk.patch_embed.proj.", "visual.conv1."),
+    ("visual.trunk.cls_token", "visual.class_embedding"),
+    ("visual.trunk.pos_embed", "visual.positional_embedding"),
+    ("visual.trunk.blocks.", "visual.transformer.resblocks."),
+    ("visual.trunk.norm.", "visual.ln_post."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".attn.in_proj_"),
+    (".attn.proj.", ".attn.out_proj."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)
+
+
+def _from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of timm's transformer beside a BERT under the names of CLIP's image tower."""
+    result: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if key.startswith("visual."):
+            for old, new in _TIMM:
+                key = key.replace(old, new)
+        result[key] = tensor
+    result["visual.proj"] = result.pop("visual.head.proj.weight").mT
+    result["visual.class_embedding"] = result["visual.class_embedding"].flatten()
+    result["visual.positional_embedding"] = result["visual.positional_embedding"][0]
+    return result
+
+
 def under_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of transformers' CLIP under open_clip's names; others as they are."""
+    """Return weights of transformers' CLIP or of timm under the names of CLIP in open_clip."""
+    if any(key.startswith("visual.trunk.") for key in state):
+        return _from_timm(state)
     if not any(key.startswith("vision_model.") for key in state):
         return state
     result: dict[str, Tensor] = {}

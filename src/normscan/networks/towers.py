@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError, nearest
 from normscan.networks.backbones import comes_from_state
+from normscan.networks.bert import BertTongue, bert_tokeniser
 from normscan.networks.sources import read_weights
 from normscan.networks.stable import CLIP_MEAN, CLIP_STD, Tokens, announced, colours, tokeniser
 from normscan.networks.tower_files import load_towers, located
@@ -38,6 +39,7 @@ class Shape:
         text_heads: of the text tower.
         vocabulary: tokens of the text tower.
         quick: GELU as x sigmoid(1.702 x), as OpenAI's weights want it.
+        kind: ``clip``, or ``bert`` for timm's transformer beside a BERT, as BiomedCLIP has them.
         repository: on the Hugging Face hub.
         file: in it.
     """
@@ -53,6 +55,7 @@ class Shape:
     text_heads: int
     vocabulary: int = 49408
     quick: bool = True
+    kind: Literal["clip", "bert"] = "clip"
     repository: str = ""
     file: str = "open_clip_model.safetensors"
 
@@ -75,7 +78,15 @@ SHAPES = {
         224, 32, *_B, repository="flaviagiammarino/pubmed-clip-vit-base-patch32",
         file="model.safetensors",
     ),
+    "BiomedCLIP": Shape(
+        224, 16, 768, 12, 12, 512, 768, 12, 12, vocabulary=30522, quick=False, kind="bert",
+        repository="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        file="open_clip_pytorch_model.bin",
+    ),
     # For tests, with weights that are random.
+    "tiny-bert": Shape(
+        32, 4, 32, 4, 2, 16, 16, 2, 2, vocabulary=193, quick=False, kind="bert"
+    ),
     "tiny": Shape(32, 4, 32, 4, 2, 16, 16, 2, 2, vocabulary=514),
 }  # fmt: skip
 CONTEXT = 77  # tokens of a sentence
@@ -167,11 +178,11 @@ class Feed(nn.Sequential):
 class Block(nn.Module):
     """A block of either tower: norm, attention, norm, two layers."""
 
-    def __init__(self, width: int, heads: int, quick: bool) -> None:
+    def __init__(self, width: int, heads: int, quick: bool, eps: float) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps)
         self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp = Feed(width, quick)
 
     def forward(self, x: Tensor, causal: bool = False, values: bool = False) -> Tensor:
@@ -187,9 +198,9 @@ Between = Callable[[int, Tensor], Tensor]
 class Transformer(nn.Module):
     """Blocks in a row."""
 
-    def __init__(self, width: int, layers: int, heads: int, quick: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, quick: bool, eps: float = 1e-5) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, heads, quick) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(width, heads, quick, eps) for _ in range(layers))
 
     def forward(self, x: Tensor, between: Between | None = None, causal: bool = False) -> Tensor:
         """(B, n, width) to the same."""
@@ -225,12 +236,14 @@ class Eye(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.patch, width = shape.patch, shape.width
-        self.conv1 = nn.Conv2d(3, width, shape.patch, shape.patch, bias=False)
+        timm = shape.kind == "bert"
+        eps = 1e-6 if timm else 1e-5
+        self.conv1 = nn.Conv2d(3, width, shape.patch, shape.patch, bias=timm)
         self.class_embedding = _drawn(width)
         self.positional_embedding = _drawn((shape.pixels // shape.patch) ** 2 + 1, width)
-        self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, shape.layers, shape.heads, shape.quick)
-        self.ln_post = nn.LayerNorm(width)
+        self.ln_pre = nn.Identity() if timm else nn.LayerNorm(width)
+        self.transformer = Transformer(width, shape.layers, shape.heads, shape.quick, eps)
+        self.ln_post = nn.LayerNorm(width, eps)
         self.proj = nn.Parameter(torch.empty(width, shape.joint))
         nn.init.normal_(self.proj, std=width**-0.5)
         for key, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
@@ -397,7 +410,6 @@ class Tower(nn.Module):
 
     Attributes:
         eye: the image tower.
-        tongue: the text tower.
         shape: sizes.
 
     Raises:
@@ -408,15 +420,38 @@ class Tower(nn.Module):
     def __init__(self, name: str, weights: str = "hub") -> None:
         super().__init__()
         self.shape = shape_of(name)
-        self.eye, self.tongue = Eye(self.shape), Tongue(self.shape)
+        self.eye = Eye(self.shape)
+        shape = self.shape
+        sizes = (shape.vocabulary, shape.text_width, shape.text_layers, shape.text_heads)
+        self._bert = BertTongue(*sizes, shape.joint) if shape.kind == "bert" else None
+        self._clip = None if self._bert else Tongue(self.shape)
         self._tokens: Tokens | None = None
         if not comes_from_state():
-            file, folder = located(name, self.shape.repository, self.shape.file, weights)
-            self._tokens = tokeniser(CONTEXT, folder)
+            file, folder = located(
+                name, self.shape.repository, self.shape.file, weights, self.shape.kind
+            )
+            bert = self._bert is not None
+            self._tokens = bert_tokeniser(folder) if bert else tokeniser(CONTEXT, folder)
             if file is not None:
-                announced(name, self.eye, self.tongue)
-                load_towers(self.eye, self.tongue, read_weights(file, name), str(file))
-        self.requires_grad_(False)
+                tongue = self._bert or self._clip
+                assert tongue is not None
+                announced(name, self.eye, tongue)
+                load_towers(self.eye, tongue, read_weights(file, name), str(file))
+        self.requires_grad_(False).eval()  # a BERT has dropout
+
+    @property
+    def tongue(self) -> Tongue:
+        """CLIP's text tower, whose words can be learnt.
+
+        Raises:
+            ArgumentError: the text tower is a BERT.
+        """
+        if self._clip is None:
+            raise ArgumentError(
+                "this method changes the text tower from within, which a BERT doesn't allow: take "
+                "a tower of CLIP, such as ViT-L-14-336 or PubMedCLIP."
+            )
+        return self._clip
 
     def ids(self, sentences: Sequence[str]) -> Tensor:
         """Tokens (N, 77) of sentences, 0 behind their ends as in open_clip.
@@ -426,6 +461,8 @@ class Tower(nn.Module):
         if self._tokens is None:
             return torch.zeros(len(sentences), CONTEXT).long()
         found = self._tokens(sentences)
+        if self._bert is not None:
+            return found
         return found * (torch.arange(CONTEXT) <= found.argmax(1, keepdim=True))
 
     @torch.no_grad()
@@ -443,7 +480,8 @@ class Tower(nn.Module):
             return torch.zeros(len(classes), self.shape.joint)
         found = []
         for sentences in classes:
-            parts = [self.tongue(ids) for ids in self.ids(sentences).split(64)]
+            said = self._bert or self.tongue
+            parts = [said(ids) for ids in self.ids(sentences).split(64)]
             features = torch.cat(parts)
             features = F.normalize(features, dim=1) if normalised else features
             mean = features.mean(0)

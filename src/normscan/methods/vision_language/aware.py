@@ -109,11 +109,9 @@ class AACLIP(Method):
     ) -> None:  # fmt: skip
         super().__init__()
         self.tower, self.layers, self.first, self._training = tower, layers, first, training
-        shape = tower.shape
-        self.text = nn.ModuleList(
-            Leaky(shape.text_width, shape.text_width) for _ in range(until[0])
-        )
-        self.text.append(Leaky(shape.text_width, shape.joint))
+        shape, words = tower.shape, tower.tongue.token_embedding.embedding_dim
+        self.text = nn.ModuleList(Leaky(words, words) for _ in range(until[0]))
+        self.text.append(Leaky(words, shape.joint))
         self.image = nn.ModuleList(Leaky(shape.width, shape.width) for _ in range(until[1]))
         self.segments = nn.ModuleList(
             nn.Linear(shape.width, shape.joint, bias=False) for _ in layers

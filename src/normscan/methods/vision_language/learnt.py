@@ -34,7 +34,7 @@ class LearntWords(nn.Module):
         # A letter holds the place of each word.
         begun = " ".join("X" * words)
         self.register_buffer("ids", tower.ids([f"{begun} {sentence}" for sentence in sentences]))
-        width = tower.shape.text_width
+        width = tower.tongue.token_embedding.embedding_dim
         self.context = nn.Parameter(torch.empty(len(sentences), words, width))
         self.deep = nn.Parameter(torch.empty(depth, deep_words, width))
         nn.init.normal_(self.context, std=0.02)
