@@ -81,7 +81,11 @@ def fit(
         left = Division.of(aside, EXCLUDED)
         division = None if out is not None else cohort.division().joined(left)
         if out is not None:
-            about = {"cohort": cohort.digest(), "precision": machine[2], "exclude": dict(exclude)}
+            about: dict[str, Any] = {
+                "cohort": cohort.digest(),
+                "precision": machine[2],
+                "exclude": dict(exclude),
+            }
             about["processes"] = processes  # they share each batch, so others see other batches
             claim_folder(out, {**asked.configuration(), **about}, resume)
             division = _divided(cohort, left, out)
