@@ -77,7 +77,7 @@ def work(threads: int, seed: int, methods: list[str]) -> None:
             made, functools.cache(lambda d, c: write_toy_cohort(made(f"plain{d}d{c}c"), d, c))
         )
         for method in methods:
-            verdict = judge(method, cohorts(card(method)), seed)
+            verdict = judge(method, cohorts(card(method), card(method).dims[0]), seed)
             values = {**vars(verdict), "margin": verdict.margin}
             rounded = {name: round(value, 4) for name, value in values.items()}
             print(json.dumps({"method": method, **rounded}), flush=True)

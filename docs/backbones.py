@@ -22,7 +22,7 @@ def rows(cards: Mapping[str, Card]) -> list[tuple[str, ...]]:
     for card in cards.values():
         for preset in card.presets:
             arguments = card.arguments(preset)
-            if preset == "tiny" or arguments.get("weights") != "hub":
+            if preset == "tiny" or arguments.get("weights") != "hub" or "backbone" not in arguments:
                 continue
             named = users.setdefault(arguments["backbone"], [])
             if card.id not in named:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hmac
+import json
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,15 @@ def names_are_kept() -> bool:
 
 
 def without_folders(text: str) -> str:
-    """Return an argument of a command with the last part alone of each path in it."""
+    """Return an argument of a command with the last part alone of each path in it.
+
+    An argument in JSON stays JSON: the paths among its values are shortened.
+    """
     if names_are_kept() or not ("/" in text or os.sep in text):
         return text
+    if text.startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            return json.dumps(_each_text(json.loads(text), without_folders))
     parts = []
     for part in text.split(","):
         name, equals, value = part.rpartition("=")
@@ -114,14 +121,19 @@ def about_files(reason: str, called: Mapping[Path, str]) -> str:
 
 
 def unnamed(record: Any, names: Mapping[str, str]) -> Any:
-    """Return plain values with other names for scans wherever a value is a name or quotes one.
+    """Return plain values with other names for scans wherever a value is a name.
 
     Args:
         record: dictionaries, lists, texts.
         names: old to new.
     """
+    return _each_text(record, lambda text: names.get(text, text))
+
+
+def _each_text(record: Any, change: Callable[[str], str]) -> Any:
+    """Return plain values with each text among them changed; keys stay."""
     if isinstance(record, dict):
-        return {key: unnamed(value, names) for key, value in record.items()}
+        return {key: _each_text(value, change) for key, value in record.items()}
     if isinstance(record, list | tuple):
-        return [unnamed(value, names) for value in record]
-    return names.get(record, record) if isinstance(record, str) else record
+        return [_each_text(value, change) for value in record]
+    return change(record) if isinstance(record, str) else record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,29 @@ def test_zero_shot(toy, tmp_path: Path, capsys):
     assert "its decision is open" in capsys.readouterr().err
     assert main(["fit", "toy_nearest", "--out", str(tmp_path / "other")]) == 2
     assert "learns from scans: give it a cohort" in capsys.readouterr().err
+
+
+def test_sentences_alone_and_with_references(toy, tmp_path: Path, capsys):
+    """A vision-language method from the command line; its tower has random weights."""
+    out, table = tmp_path / "run", toy(2)
+    tower = ["--tower", "tiny", "--weights", "random", "--size", "32"]
+    fit = ["fit", "winclip", "--prompts", "brain MRI", *tower]
+    assert main([*fit, "--out", str(out)]) == 0
+    assert "the decision is left open" in capsys.readouterr().out
+    scan = str(table.parent / "test000_c0.npy")
+    assert main(["predict", str(out), scan, "--out", str(tmp_path / "found")]) == 0
+    assert main(["calibrate", str(out), "--cohort", str(table)]) == 0
+    calibrated = str(tmp_path / "run_calibrated")
+    assert main(["predict", calibrated, scan, "--out", str(tmp_path / "decided")]) == 0
+    finding = json.loads((tmp_path / "decided" / "test000_c0_finding.json").read_text())
+    assert finding["p_value"] is not None and finding["anomalous"] is not None
+    few = ["fit", "winclip_plus", *tower, "--cohort", str(table), *SETTINGS]
+    assert main([*few, "--out", str(tmp_path / "deep"), "--shots", "4"]) == 2
+    assert "tiny has 4 blocks, no block 11: give --layer" in capsys.readouterr().err
+    few, names = [*few, "--layer", "3"], []
+    for seed in ("1", "1", "2"):
+        run = tmp_path / f"few{len(names)}"
+        assert main([*few, "--out", str(run), "--shots", "4", "--seed", seed]) == 0
+        stored = json.loads((run / "detector.json").read_text())
+        names.append({r["scan"] for r in stored["training"]["references"]})
+    assert len(names[0]) == 4 and names[0] == names[1] != names[2]

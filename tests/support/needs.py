@@ -50,7 +50,7 @@ def needs(card: Card) -> Needs:
     if card.id not in _KNOWN:
         method: Method = card.create(**{**card.arguments("tiny"), "dims": card.dims[0]})
         phases = method.phases()
-        drawn = {part for phase in phases for part in phase.part.split("+")}
+        drawn = {part for phase in phases for part in phase.part.split("+")} | {*method.fits_on}
         # What a method for no training scans uses, it uses at prediction.
         own = set() if card.regime == "zero-shot" else {"healthy", *drawn} - {"auxiliary"}
         uses = method.uses.items()
@@ -118,6 +118,8 @@ def batch_for(
     if "structures" in seen:
         batch.structures = torch.randint(0, 3, (n, 1, *shape), generator=generator)
     parts = {part for phase in method.phases() for part in phase.part.split("+")}
+    parts |= {*method.fits_on}
+    batch.subject = torch.arange(n) if training else None
     if training and parts - {"healthy"}:
         batch.label = batch.part = torch.arange(n) % 2
     if training and "anomalous" in parts:

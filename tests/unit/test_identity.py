@@ -84,6 +84,11 @@ def test_patients_of_dicom_are_keyed(secret, tmp_path):
         ("--cohort=/data/ZZ/cohort.csv", "--cohort=cohort.csv"),
         ("../ZZ/run/", "run"),
         ("acdc=/data/ZZ/acdc,ixi=/data/ZZ/ixi", "acdc=acdc,ixi=ixi"),
+        (
+            '{"weights": "/data/ZZ/net.pth", "sizes": [1, 2]}',
+            '{"weights": "net.pth", "sizes": [1, 2]}',
+        ),
+        ("--arguments={/ZZ/no-json", "--arguments=no-json"),
         ("dae", "dae"),
         ("--fpr=0.05", "--fpr=0.05"),
         ("https://host/a/b", "https://host/a/b"),

@@ -221,7 +221,7 @@ def test_clip_is_that_of_transformers(tmp_path):
     ours = Clip("tiny", str(tmp_path / "clip"), prompts)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pixels = (image - ours.mean) / ours.std
-    ids = stable.tokeniser(known, tmp_path / "clip")(prompts)
+    ids = stable.tokeniser(known.length, tmp_path / "clip")(prompts)
     with torch.no_grad():
         found, patches = ours(image, 32)
         out = whole(input_ids=ids, pixel_values=pixels)

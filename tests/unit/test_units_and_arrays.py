@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
+import threading
+import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 from normscan import Scan
 from normscan.errors import ScanError
 from normscan.io import content_hash, probe, read_scan, write_map
+from normscan.io.arrays import probe_array, read_array
 
 STEPS = np.array([0.8, 0.7, 1.2])
 
@@ -119,3 +124,36 @@ def test_a_replaced_file_of_the_same_size_and_time_is_read_anew(
         seen.append(cut.data.copy())
         hashes.append(content_hash(path))
     assert hashes[0] != hashes[1] and not np.array_equal(*seen)
+
+
+def test_threads_that_parse_headers_at_once_read_every_file(tmp_path: Path):
+    """The interpreter's parser of literals ends in SystemErrors there, which belong to no file."""
+    path, failed = tmp_path / "a.npy", []
+    np.save(path, np.zeros((4, 5), np.float32))
+
+    def read(depth: int) -> None:
+        if depth:
+            return read(depth - 1)
+        for _ in range(300):
+            try:
+                assert probe_array(path, {}).shape == (4, 5)
+                assert read_array(path, {}).data.shape == (1, 4, 5)
+            except ScanError as error:
+                failed.append(error)
+
+    def switch(phase: str, about: dict[str, int]) -> None:
+        time.sleep(0)  # another thread's turn, in the middle of a parse
+
+    kept = gc.get_threshold()
+    gc.callbacks.append(switch)
+    gc.set_threshold(3, 2, 100_000)
+    try:
+        threads = [threading.Thread(target=read, args=(4 * i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.callbacks.remove(switch)
+        gc.set_threshold(*kept)
+    assert not failed

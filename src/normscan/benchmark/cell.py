@@ -15,10 +15,13 @@ import threading
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from normscan.errors import NormscanError
 from normscan.io.values import plain, read_json, write_json
+
+if TYPE_CHECKING:
+    from normscan.cohort import Cohort
 
 CELL, ERROR, PIXELS = "cell.json", "error.json", "pixels.csv"
 
@@ -41,6 +44,7 @@ class Job:
         device: where to run; does not belong to the configuration.
         dropped: arguments that the method doesn't have.
         command: to be recorded.
+        anomalies: fields of ``FewAnomalies``; empty for none.
     """
 
     method: str
@@ -56,11 +60,19 @@ class Job:
     device: str = "auto"
     dropped: list[str] = field(default_factory=list)
     command: str = ""
+    anomalies: dict[str, Any] = field(default_factory=dict)
+
+    def cohort(self, table: str) -> Cohort:
+        """Read a table; the anomalies to learn from are drawn for every method, so all test alike."""
+        from normscan.cohort import Cohort
+
+        cohort = Cohort.read(table)
+        return cohort.with_anomalies(**self.anomalies) if self.anomalies else cohort
 
     def digest(self, set_id: str) -> str:
         """Return the hash of all that decides the figures of a cell."""
         config = [self.method, self.seed, self.detector, self.region, self.variants]
-        config += [self.features] if self.features else []
+        config += [part for part in (self.features, self.anomalies) if part]
         hashes = [_hash(Path(path).read_bytes()) for path in (self.table, self.tables[set_id])]
         return _hash(repr(plain([config, hashes])).encode())
 
@@ -110,14 +122,13 @@ def run_job(job: Job, progress: bool = False) -> None:
 
 
 def _fit(job: Job, progress: bool) -> Any:
-    from normscan.cohort import Cohort
     from normscan.detector import Detector
 
     detector = Detector(
         job.method, seed=job.seed, gate=False, **{"calibration": "split", **job.detector}
     )
     return detector.fit(
-        Cohort.read(job.table), job.run, device=job.device, resume=True, progress=progress
+        job.cohort(job.table), job.run, device=job.device, resume=True, progress=progress
     )
 
 
@@ -125,11 +136,10 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
     from normscan import evaluation
     from normscan.benchmark.measures import Watched
     from normscan.benchmark.restorations import RESTORATIONS, Restorations
-    from normscan.cohort import Cohort
     from normscan.detector import Detector
 
     folder = Path(job.cells[name])
-    cohort = Cohort.read(job.tables[name])
+    cohort = job.cohort(job.tables[name])
     restored = None
     if job.features:
         training = cohort.part("train")

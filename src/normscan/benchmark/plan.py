@@ -13,6 +13,7 @@ from normscan.benchmark.cell import Job
 from normscan.benchmark.data import Data, joined, local_sets, prepare_set
 from normscan.benchmark.protocol import Protocol, Set
 from normscan.benchmark.restorations import INDICES
+from normscan.cohort.anomalies import FewAnomalies
 from normscan.errors import ArgumentError, NormscanError, OutputError, nearest
 from normscan.io.values import plain
 from normscan.progress import Progress
@@ -57,6 +58,7 @@ def make_plan(
     preset: str | None = None,
     arguments: Mapping[str, Any],
     features: str | None = None,
+    anomalies: FewAnomalies | None = None,
     device: str = "auto",
     redo: bool = False,
     command: str = "",
@@ -79,7 +81,13 @@ def make_plan(
     if unknown:
         known = ", ".join(s.id for s in there)
         raise ArgumentError(f"there is no set '{unknown[0]}' in '{protocol.id}'; it has {known}.")
+    if anomalies and protocol.together:
+        raise ArgumentError(
+            f"the protocol '{protocol.id}' fits one model to several sets: anomalies can't be drawn "
+            "for it."
+        )
     said = [f"preset {preset}"] if preset else []
+    said += [str(anomalies)] if anomalies else []
     said += [f"arguments {json.dumps(plain(dict(arguments)))}"] if arguments else []
     plan = Plan(protocol, chosen, names, [], given=", ".join(said))
     network: dict[str, Any] = {}
@@ -113,6 +121,7 @@ def make_plan(
                     {id: str(path) for id, path in cells.items()},
                     {s.id: str(tables[s.id]) for s in group},
                     protocol.region, protocol.variants, network, device, dropped, command,
+                    vars(anomalies) if anomalies else {},
                 )  # fmt: skip
                 plan.jobs.append(job)
     return plan

@@ -18,6 +18,7 @@ from normscan.benchmark.plan import Plan, make_plan
 from normscan.benchmark.protocol import Protocol
 from normscan.benchmark.table import rank
 from normscan.benchmark.write import write_tables
+from normscan.cohort.anomalies import FewAnomalies
 from normscan.errors import ArgumentError, OutputError
 from normscan.io import check_folder
 from normscan.io.lock import one_writer
@@ -38,6 +39,7 @@ def run(
     preset: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     features: str | None = None,
+    anomalies: FewAnomalies | None = None,
     device: str = "auto",
     workers: int = 1,
     threads: int = 1,
@@ -62,6 +64,7 @@ def run(
         arguments: of all methods that have them; ``{"dae": {...}}`` is for a single method.
         features: file with the weights of the network behind RQI and AHI; the protocol's by
             default.
+        anomalies: of each set that may be learnt from; none of their subjects is tested.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: cells at a time, each a process of its own; 0 runs all in this process.
         threads: of each process.
@@ -85,8 +88,8 @@ def run(
     with one_writer(folder), Progress(progress) as bar:
         plan = make_plan(
             protocol, methods, folder, data or Data(), seeds=seeds, sets=sets, budget=budget,
-            preset=preset, arguments=arguments or {}, features=features, device=device, redo=redo,
-            command=command, progress=bar,
+            preset=preset, arguments=arguments or {}, features=features, anomalies=anomalies,
+            device=device, redo=redo, command=command, progress=bar,
         )  # fmt: skip
         for id, reason in plan.missing.items():
             bar.say(f"{id}: not run: {reason}")

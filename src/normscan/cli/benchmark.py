@@ -20,6 +20,9 @@ def benchmark(
     preset: str | None = None,
     arguments: dict[str, Any] | None = None,
     features: str | None = None,
+    anomalies: int = 0,
+    anomaly_seed: int = 0,
+    anomaly_class: str = "",
     device: str = "auto",
     workers: int = 1,
     threads: int = 1,
@@ -46,6 +49,10 @@ def benchmark(
             '{"steps": 200, "dae": {"noise_std": 0.3}}'.
         features: file with the weights of the network behind the indices RQI and AHI, where the
             protocol asks for them; from the Hugging Face hub by default.
+        anomalies: labelled anomalies of each set to learn from, each of another subject, of which
+            nothing is tested; the same for all methods and seeds.
+        anomaly_seed: of their draw.
+        anomaly_class: COLUMN=VALUE, the only class of anomalies that is drawn; none of it is tested.
         device: auto, cpu, cuda, ...
         workers: cells at a time, each a process of its own.
         threads: of each process.
@@ -59,6 +66,7 @@ def benchmark(
     from normscan.benchmark import load, protocols, run
     from normscan.benchmark.data import Data
     from normscan.benchmark.write import level_table
+    from normscan.cohort.anomalies import FewAnomalies
 
     if protocol == "list":
         for id, each in protocols().items():
@@ -77,11 +85,14 @@ def benchmark(
         )
     if workers < 1:
         raise ArgumentError(f"workers is {workers}; it must be 1 or more.")
+    few = None
+    if anomalies or anomaly_class:
+        few = FewAnomalies(anomalies, anomaly_seed, anomaly_class)
     folder = Path(out or f"runs/benchmark/{protocol}")
     ranking = run(
         chosen, names, folder, data=Data.parse(data), seeds=seeds,
         sets=[s.strip() for s in (sets or "").split(",") if s.strip()], budget=budget,
-        preset=preset, arguments=arguments, features=features, device=device, workers=workers,
+        preset=preset, arguments=arguments, features=features, anomalies=few, device=device, workers=workers,
         threads=threads, redo=redo, retry=retry, progress=True,
         engine=engine, address=address,
         command=command_line(),

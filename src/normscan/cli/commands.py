@@ -61,6 +61,9 @@ def fit(
     gate: bool = True,
     wrappers: list[str] | None = None,
     auxiliary: str | None = None,
+    anomalies: int = 0,
+    anomaly_seed: int = 0,
+    anomaly_class: str = "",
     calibration: Literal["auto", "split", "cross"] = "auto",
     folds: int = 5,
     refit: bool = False,
@@ -99,6 +102,11 @@ def fit(
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
         wrappers: what is put around the method, such as '["ensemble=3"]' or '["monte_carlo=20"]'.
         auxiliary: table or folder of a second cohort, for methods that learn from two domains.
+        anomalies: labelled anomalies to learn from, each of another subject, of which nothing is
+            tested; drawn from extra where it has some, else from test.
+        anomaly_seed: of their draw.
+        anomaly_class: COLUMN=VALUE, the only class of anomalies that is drawn (the hard setting);
+            none of it is tested.
         calibration: healthy scans that set the threshold. split takes those of val; cross all, each
             scored by a detector that didn't see its subject, so the method is fitted as often as
             there are folds; auto takes a split where val has enough subjects for fpr (39 for 5 %).
@@ -134,6 +142,8 @@ def fit(
     table = None
     if cohort is not None:
         table = Cohort.read(cohort, root=root, seed=seed, fractions=fractions)
+        if anomalies or anomaly_class:
+            table = table.with_anomalies(anomalies, anomaly_seed, anomaly_class)
     if table is not None and first_process():
         bar.say(str(table.summary(bar.track)))
         trained = any(detector.arguments.get(name) for name in ("steps", "epochs"))

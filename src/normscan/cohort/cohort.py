@@ -14,6 +14,7 @@ import numpy as np
 
 from normscan import notebook
 from normscan.bids.read import bids_table
+from normscan.cohort.anomalies import FewAnomalies, draw_anomalies
 from normscan.cohort.archive import archive_table
 from normscan.cohort.division import AUXILIARY, Division
 from normscan.cohort.layouts import read_layout
@@ -42,7 +43,6 @@ from normscan.errors import ArgumentError, CohortError, ScanError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 IN_MEMORY = "The table"  # how messages call one without a file
 
@@ -77,6 +77,7 @@ class Cohort:
         root: folder of relative paths.
         notes: what was decided when the cohort was read.
         auxiliary: another cohort that some methods learn from besides, or None.
+        anomalies: how the labelled anomalies in extra were drawn, or None.
         name: of the file or folder that it was read from, without its path; else empty.
 
     Example:
@@ -110,6 +111,7 @@ class Cohort:
         check_subjects(self.table, IN_MEMORY)
         self.root = Path(root)
         self.auxiliary: Cohort | None = None
+        self.anomalies: FewAnomalies | None = None
 
     @classmethod
     def read(
@@ -238,13 +240,14 @@ class Cohort:
         """Wrap a table that is checked already."""
         cohort = object.__new__(cls)
         cohort.table, cohort.root, cohort.notes = table, root, list(notes)
-        cohort.auxiliary = None
+        cohort.auxiliary = cohort.anomalies = None
         return cohort
 
     def _with(self, table: pd.DataFrame, notes: Iterable[str] = ()) -> Cohort:
         """Return the cohort with another table that is checked already."""
         cohort = self._of(table, self.root, [*self.notes, *notes])
         cohort.auxiliary, cohort.name = self.auxiliary, self.name
+        cohort.anomalies = self.anomalies
         return cohort
 
     def __len__(self) -> int:
@@ -369,6 +372,23 @@ class Cohort:
             CohortError: it has fewer training subjects.
         """
         return self._with(draw_references(self.table, self.root, count, seed))
+
+    def with_anomalies(self, count: int, seed: int = 0, seen: str = "") -> Cohort:
+        """Return the cohort with labelled anomalies in extra; see ``draw_anomalies``.
+
+        Args:
+            count: of scans, each of another subject, of which nothing is tested.
+            seed: of the draw.
+            seen: ``COLUMN=VALUE``: only this class is drawn, and none of it is tested.
+
+        Raises:
+            ArgumentError: less than one.
+            CohortError: it has fewer, or none would be left to test.
+        """
+        few = FewAnomalies(count, seed, seen)
+        cohort = self._with(draw_anomalies(self.table, self.root, few), [f"{few}."])
+        cohort.anomalies = few
+        return cohort
 
     def slices(
         self,

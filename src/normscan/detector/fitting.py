@@ -233,6 +233,7 @@ def parts_of(state: State) -> list[str]:
     if state.card.regime == "zero-shot":
         return []
     asked = {name for phase in built(state).phases() for name in phase.part.split("+")}
+    asked |= set(built(state).fits_on)
     return ["healthy", "val", *sorted(asked - {"healthy"})]
 
 
@@ -269,7 +270,7 @@ def fit_closed_form(
         device: where it ran.
     """
     method = built(state)
-    closed_form_part(method, sets.get("healthy"), seconds, device, state.seed)
+    closed_form_part(method, sets, seconds, device, state.seed)
     scans = {name: cohort.part(name) for name in ("train", "val")}
     names = {"healthy": "train"}
     training: dict[str, Any] = {
@@ -292,16 +293,17 @@ def fit_closed_form(
 
 def closed_form_part(
     method: Method,
-    healthy: PreparedSet | None,
+    sets: Sets,
     seconds: dict[str, float],
     device: torch.device,
     seed: int,
 ) -> None:
     """Run the closed-form part, if there is one; the method ends frozen, in evaluation mode."""
     method.requires_grad_(False).eval()
-    if method.fits and healthy is not None:
+    if method.fits and "healthy" in sets:
         started = time.monotonic()
-        closed_form(method, healthy, device, seed)
+        seen = PreparedSet.join([sets[name] for name in method.fits_on])
+        closed_form(method, seen, device, seed)
         seconds["fit"] = time.monotonic() - started
     method.eval().requires_grad_(False)
 

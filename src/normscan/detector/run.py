@@ -81,12 +81,10 @@ def fit(
         left = Division.of(aside, EXCLUDED)
         division = None if out is not None else cohort.division().joined(left)
         if out is not None:
-            about: dict[str, Any] = {
-                "cohort": cohort.digest(),
-                "precision": machine[2],
-                "exclude": dict(exclude),
-            }
-            about["processes"] = processes  # they share each batch, so others see other batches
+            about = {
+                "cohort": cohort.digest(), "precision": machine[2], "exclude": dict(exclude),
+                "processes": processes,  # they share each batch, so others see other batches
+            }  # fmt: skip
             claim_folder(out, {**asked.configuration(), **about}, resume)
             division = _divided(cohort, left, out)
             if resume and (out / DETECTOR).exists():
@@ -100,6 +98,8 @@ def fit(
             state, healthy, judges = way(settled, cohort, folder, fabric, workers, bar)
             if left_out:
                 state.training["excluded"] = left_out
+            if cohort.anomalies is not None:
+                state.training["anomalies"] = vars(cohort.anomalies)
             state.training["seconds"]["total"] = round(time.monotonic() - begun, 3)
             state = state.changed(division=division)
             if scaled:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscan import registry
 from normscan.cohort import Cohort, CohortRow, Division
+from normscan.cohort.anomalies import learnt_from
 from normscan.cohort.division import AUXILIARY, CALIBRATION, content_of
 from normscan.decide import Calibration, ComponentThreshold, ScanThreshold
 from normscan.decide.calibration import SPLIT
@@ -158,8 +159,14 @@ class State:
     def read_cohort(
         self, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
     ) -> Cohort:
-        """Read a cohort; where it gives no split, the one that the detector was fitted with holds."""
-        return Cohort.read(path, root=root, seed=self.seed, division=self.division)
+        """Read a cohort; where it gives no split, the one that the detector was fitted with holds.
+
+        Anomalies that were drawn for it from test, and what was set aside with them, are left out.
+        """
+        cohort = Cohort.read(path, root=root, seed=self.seed, division=self.division)
+        if not self.training.get("anomalies") or self.division is None:
+            return cohort
+        return cohort.select([not known for known in learnt_from(cohort, self.division)])
 
     def role_of(self, split: str) -> str:
         """What the scans of a split were for the detector: trained, calibrated or nothing."""

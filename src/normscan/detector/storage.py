@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from normscan.cohort import Division
+from normscan.cohort.anomalies import FewAnomalies
 from normscan.detector.allowance import Allowance
 from normscan.detector.described import calibration_of, settled
 from normscan.detector.state import State, ask
@@ -296,6 +297,11 @@ def model_card(state: State) -> str:
             for more in training.get("updates", [])
         ],
         *([f"- Left out by hand: {_excluded(training)}."] if training.get("excluded") else []),
+        *(
+            [f"- Set apart for training: {FewAnomalies(**training['anomalies'])}."]
+            if training.get("anomalies")
+            else []
+        ),
         *(
             [f"- References: {len(training['references'])}, listed in `{DETECTOR}`."]
             if "references" in training

@@ -84,6 +84,7 @@ class _Training(_Strict):
     updates: Records = []
     excluded: Records = []
     references: Records = []
+    anomalies: dict[str, Any] | None = None
     not_scored: Records = []
 
 

@@ -103,6 +103,8 @@ def evaluate(
             _results(detector, cohort, scores, split, region, rows.has_masks, command, doubts)
         )
         results["cohort"]["sha256"] = scanned
+        if drawn := detector.training.get("anomalies"):
+            results["cohort"]["anomalies"] = drawn
         results["tested"] = _tested(detector, rows, split, scanned)
         if group:
             results["groups"] = {group: group_metrics(scores, group, detector)}

@@ -23,6 +23,7 @@ from normscan.io.files import (
     identity,
     raster_channels,
 )
+from normscan.parallel import undisturbed
 from normscan.scan import Scan, is_colour
 
 LONGEST_HEADER = 2**16  # bytes; an array of plain numbers needs 128
@@ -45,17 +46,14 @@ def read_array(path: Path, chosen: dict[str, str]) -> Decoded:
     if path.suffix.lower() == ".npy":
         with decoding(path, "NumPy file"), path.open("rb") as file:
             _declared(file, path)
-            file.seek(0)
-            array = np.load(file, allow_pickle=False)
+            array = undisturbed(lambda: _from_start(file))
         return _decoded(path, array, {}, stack)
     if named := _one_of_many(path, chosen):
         images = _collection(path, identity(path), named)
         return _decoded(path, np.array(images[_place(path, chosen, named, images)]), {}, stack)
     with decoding(path, "NumPy archive"):
         _members(path)
-        with np.load(path, allow_pickle=False) as archive:
-            keys = ("image", "spacing", "affine", "channels")
-            parts = {key: archive[key] for key in keys if key in archive}
+        parts = _arrays(path, "image", "spacing", "affine", "channels")
     return _decoded(path, parts.pop("image"), parts, stack)
 
 
@@ -72,8 +70,7 @@ def probe_array(path: Path, chosen: dict[str, str]) -> Header:
         if named:
             _place(path, chosen, named, range(shape[0]))
             return _header(path, shape[1:], dtype, stack)
-        with np.load(path, allow_pickle=False) as archive:
-            parts = {k: archive[k] for k in ("spacing", "affine", "channels") if k in archive}
+        parts = _arrays(path, "spacing", "affine", "channels")
     channels = shape[0] if "channels" in parts else 1
     shape = shape[1:] if "channels" in parts else shape
     _check_axes(path, shape, 0)
@@ -103,8 +100,23 @@ def read_numbers(path: Path, name: str) -> np.ndarray:
     """
     with decoding(path, "NumPy archive"):
         _members(path, name)
+        return _arrays(path, name)[name]
+
+
+def _from_start(file: IO[bytes]) -> np.ndarray:
+    file.seek(0)
+    array: np.ndarray = np.load(file, allow_pickle=False)
+    return array
+
+
+def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Read those of the arrays that an archive has."""
+
+    def read() -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
-            return np.asarray(archive[name])
+            return {name: np.asarray(archive[name]) for name in names if name in archive}
+
+    return undisturbed(read)
 
 
 def _header(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stack: bool) -> Header:
@@ -139,7 +151,7 @@ def _collection(path: Path, known: str, name: str) -> np.ndarray:
             plain = unpacked(
                 path, f"{known}:{name}", ".npy", size, lambda: archive.open(f"{name}.npy")
             )
-        images: np.ndarray = np.load(plain, mmap_mode="r", allow_pickle=False)
+        images: np.ndarray = undisturbed(lambda: np.load(plain, mmap_mode="r", allow_pickle=False))
     return images
 
 
@@ -194,8 +206,13 @@ def _declared(
     start = file.tell()
     if version[0] == 2 and int.from_bytes(file.read(4), "little") > LONGEST_HEADER:
         raise ScanError(f"{path}: its NumPy header is damaged. Copy it again from its source.")
-    file.seek(start)
-    shape, _, dtype = reader[version[0]](file)
+
+    def parsed() -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+        file.seek(start)
+        header: tuple[tuple[int, ...], bool, np.dtype[Any]] = reader[version[0]](file)
+        return header
+
+    shape, _, dtype = undisturbed(parsed)
     if dtype.hasobject:
         raise ScanError(
             f"{path}: holds Python objects (pickle), which are never loaded. Save numbers."

@@ -60,6 +60,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image)
 
+    def taken(self, places: Sequence[int]) -> Batch:
+        """Return some samples, by their places in the batch."""
+        at = torch.as_tensor(places, dtype=torch.long, device=self.image.device)
+        tensors = {k: v[at.to(v.device)] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        columns = [self.columns[i] for i in places] if self.columns else []
+        moved: dict[str, Any] = {**tensors, "columns": columns}
+        return replace(self, **moved)
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on a device."""
         moved: dict[str, Any] = {
@@ -174,12 +182,14 @@ class Method(nn.Module):
         context: neighbouring slices on each side that it sees, see ``Batch.context``.
         uses: what it uses of that which may stand beside a scan, by name: ``target``,
             ``structures``.
+        fits_on: parts that the closed form sees, one after the other; ``Batch.part`` tells them.
     """
 
     card: Card
     needs_grad = False
     context: int = 0
     uses: Mapping[str, Use] = MappingProxyType({})
+    fits_on: tuple[str, ...] = ("healthy",)
 
     def phases(self) -> list[Phase]:
         """The stages of training; none for a method that trains nothing."""
@@ -190,7 +200,7 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} trains nothing, so it has no loss")
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """The closed-form part, from the healthy training scans; nothing by default."""
+        """The closed-form part, from the healthy training scans or ``fits_on``; nothing by default."""
 
     def need(self, samples: int) -> str:
         """The memory that the closed-form part takes for so many training samples, in words.

@@ -182,7 +182,7 @@ class ImpureTraining(Wrapped):
         self.inner.eval()
         try:
             if self.inner.fits and self._phases:
-                alone = [_taken(batch, np.array([i])) for i in range(len(batch))]
+                alone = [batch.taken([i]) for i in range(len(batch))]
                 losses = [
                     self.inner.loss(replace(one, rng=Rng(seed)), phase, player).values()
                     for one, seed in zip(alone, seeds, strict=True)
@@ -223,7 +223,7 @@ class ImpureTraining(Wrapped):
             subject = _numbers(batch)[1]
             dropped = np.isin(subject, np.flatnonzero(self.ledger.dropped))
             if not dropped.all():
-                yield _taken(batch, np.flatnonzero(~dropped))
+                yield batch.taken(np.flatnonzero(~dropped).tolist())
 
     def found(self, scans: Sequence[str], subjects: Sequence[int]) -> dict[str, Any]:
         dropped = set(np.flatnonzero(self.ledger.dropped).tolist())
@@ -241,15 +241,4 @@ def _left(batch: Batch, dropped: np.ndarray, errors: np.ndarray) -> Batch:
     """What is left of a batch: at least two samples, as batch normalisation needs."""
     order = np.lexsort((errors, dropped))
     n = max(int((~dropped).sum()), min(2, len(batch)))
-    return batch if n == len(batch) else _taken(batch, np.sort(order[:n]))
-
-
-def _taken(batch: Batch, places: np.ndarray) -> Batch:
-    """Some samples of a batch."""
-    tensors = {k: v[torch.from_numpy(places)] for k, v in vars(batch).items() if _is_tensor(v)}
-    columns = [batch.columns[i] for i in places] if batch.columns else []
-    return replace(batch, **tensors, columns=columns)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+    return batch if n == len(batch) else batch.taken(np.sort(order[:n]).tolist())

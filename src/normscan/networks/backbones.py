@@ -43,7 +43,9 @@ class Backbone(nn.Module):
     Convolutional networks come from timm and are tapped at their stages (``layer1`` ...; an error
     lists them). Vision transformers come from timm (``vit_small_patch14_dinov2.lvd142m``) or, with
     the prefix ``hf:``, from transformers (``hf:facebook/dinov2-small``); their taps are
-    ``blocks.N``, the tokens as block N leaves them, or ``norm``, the last ones normalised.
+    ``blocks.N``, the tokens as block N leaves them, or ``norm``, the last ones normalised. For any
+    network of timm ``last`` is the feature map that its classifier pools (EfficientNet's 1280
+    channels) and ``pooled`` what the classifier gets, one vector as a map of one cell.
 
     Args:
         name: timm name with its weight tag, for example ``resnet18.tv_in1k``, or ``hf:`` and a name.

@@ -57,13 +57,18 @@ class ClassifiedUNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images to logits (B, 1, *spatial) of the pixels and (B,) of the class."""
+        pixels, found, _ = self.seen(x)
+        return pixels, found
+
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Like ``forward``, with the deepest features (B, C, *grid)."""
         # The branch halves the deepest level once more, and its norms need two values.
         x, cut = pad_to_multiple(x, self.multiple, 4 * self.multiple)
         skips: list[Tensor] = []
         for level in self.down:
             x = level(self.pool(x) if skips else x)
             skips.append(x)
-        x = self.bottom(self.pool(x))
+        x = deepest = self.bottom(self.pool(x))
         wide, narrow = self.branch
         found = self.line(narrow(self.pool(wide(x))).flatten(2).amax(2))[:, 0]
         for up, merge in zip(self.up, self.merge, strict=True):
@@ -72,4 +77,4 @@ class ClassifiedUNet(nn.Module):
             shares = found.sigmoid().reshape(-1, *[1] * (x.ndim - 1))
             x = torch.cat([x, shares.expand(-1, 1, *x.shape[2:])], 1)
         result: Tensor = self.out(x)
-        return result[cut], found
+        return result[cut], found, deepest

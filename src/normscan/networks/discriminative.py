@@ -119,6 +119,7 @@ class BatchNormUNet(nn.Module):
         depth: how often the grid is halved.
         middle: what is done to the deepest features, (B, width 2**depth, h, w), before they are
             enlarged; None for nothing.
+        dropout: share of the features that are dropped behind each level but the last.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class BatchNormUNet(nn.Module):
         width: int = 32,
         depth: int = 4,
         middle: nn.Module | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(depth + 1)]
@@ -140,6 +142,7 @@ class BatchNormUNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.merge = nn.ModuleList(double(a, b) for a, b in pairs)
         self.middle = middle or nn.Identity()
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         self.out = nn.Conv2d(width, outputs, 1)
         self.pool = nn.MaxPool2d(2)
         self.multiple = 2**depth
@@ -148,10 +151,11 @@ class BatchNormUNet(nn.Module):
         x, cut = pad_to_multiple(x, self.multiple)
         skips: list[Tensor] = []
         for level in self.down:
-            x = level(self.pool(x) if skips else x)
+            x = self.drop(level(self.pool(x) if skips else x))
             skips.append(x)
         x = self.middle(skips.pop())
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skips.pop()], 1))
+            x = self.drop(x) if skips else x
         result: Tensor = self.out(x)
         return result[cut]

@@ -19,11 +19,13 @@ class PatchDiscriminator(nn.Module):
         channels: of the image.
         width: channels of the first convolution.
         halvings: convolutions of stride 2; the image has at least 3 * 2**halvings pixels a side.
+        slope: of the Leaky ReLUs.
+        plain_end: the last convolution has a bias and no spectral norm.
     """
 
     def __init__(
         self, dims: int = 2, channels: int = 1, width: int = 64, halvings: int = 3,
-        slope: float = 0.2,
+        slope: float = 0.2, plain_end: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = [channels, *(width * min(2**i, 8) for i in range(halvings + 1)), 1]
@@ -34,6 +36,8 @@ class PatchDiscriminator(nn.Module):
                 spectral_norm(layer("conv", dims, a, b, 4, stride=stride, padding=1, bias=False))
             ]
             parts += [nn.LeakyReLU(slope)]
+        if plain_end:
+            parts[-2:-1] = [layer("conv", dims, widths[-2], 1, 4, stride=1, padding=1)]
         self.layers = nn.Sequential(*parts[:-1])
 
     def forward(self, x: Tensor) -> Tensor:

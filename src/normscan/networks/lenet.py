@@ -73,23 +73,23 @@ class UnbiasedDecoder(nn.Sequential):
         channels: of the image.
         latent: numbers in the code, a multiple of 4**dims.
         widths: channels of the encoder's convolutions.
+        normed: the code goes through a batch norm first (Deep SVDD), or not (Deep SAD).
 
     Raises:
         ArgumentError: a code that doesn't fill the grid.
     """
 
-    def __init__(self, dims: int, channels: int, latent: int, widths: list[int]) -> None:
+    def __init__(
+        self, dims: int, channels: int, latent: int, widths: list[int], normed: bool = True
+    ) -> None:
         if latent % _END**dims:
             raise ArgumentError(
                 f"latent={latent}: the code is laid out on {_END**dims} cells, so its length is a "
                 f"multiple of that. Use latent={max(1, round(latent / _END**dims)) * _END**dims}."
             )
         cells = latent // _END**dims
-        layers: list[nn.Module] = [
-            nn.BatchNorm1d(latent, eps=1e-4, affine=False),
-            nn.Unflatten(1, (cells, *[_END] * dims)),
-            nn.LeakyReLU(),
-        ]
+        layers: list[nn.Module] = [nn.BatchNorm1d(latent, eps=1e-4, affine=False)] if normed else []
+        layers += [nn.Unflatten(1, (cells, *[_END] * dims)), nn.LeakyReLU()]
         options = {"padding": 2, "bias": False}
         for a, b in zip([cells, *reversed(widths)], reversed(widths), strict=False):
             layers += [layer("conv_transpose", dims, a, b, 5, **options), _norm(dims, b)]

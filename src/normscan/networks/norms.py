@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -36,3 +38,23 @@ def kept_statistics(
         for norm, (training, tracked) in zip(norms, before, strict=True):
             norm.train(training)
             norm.track_running_stats = tracked
+
+
+class OwnNorm2d(nn.Module):
+    """Batch norm that normalises by the batch in training and by each image alone at test.
+
+    What released codes do that leave a network in training mode and pass one image at a time.
+
+    Args:
+        channels: of the features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias)

@@ -42,6 +42,11 @@ class Known:
     image: dict[str, Any]
     latent_scale: float = 0.18215
 
+    @property
+    def length(self) -> int:
+        """Tokens of a text."""
+        return int(self.text["max_position_embeddings"])
+
 
 _TEXT = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -190,15 +195,14 @@ def fill(network: nn.Module, path: Path, name: str) -> None:
     network.load_state_dict(state)
 
 
-def tokeniser(known: Known, folder: Path | None) -> Tokens:
-    """Prompts to their tokens (N, n), padded to the length of the text tower.
+def tokeniser(length: int, folder: Path | None) -> Tokens:
+    """Prompts to their tokens (N, length), padded to the length of the text tower.
 
     Args:
-        known: the configuration.
+        length: tokens of a text.
         folder: with ``vocab.json`` and ``merges.txt``; None for one of bytes, for random weights.
     """
     transformers = import_transformers()
-    length = known.text["max_position_embeddings"]
     if folder is None:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -267,7 +271,7 @@ class StableDiffusion(nn.Module):
                 fill(part, path, name)
                 _refresh(part)
         if not comes_from_state():
-            self.tokens = tokeniser(known, paths[3].parent if loads else None)
+            self.tokens = tokeniser(known.length, paths[3].parent if loads else None)
         self.factor = 2 ** (len(known.coder["block_out_channels"]) - 1)
         self.scale = known.latent_scale
         self.schedule = DiffusionSchedule(scaled_linear_betas(1000, 0.00085, 0.012), "small")
@@ -381,7 +385,9 @@ class Clip(nn.Module):
                 folder = vocabulary.parent
             with torch.no_grad():
                 text.eval()
-                found = F.normalize(text(tokeniser(known, folder)(prompts)).text_embeds, dim=1)
+                found = F.normalize(
+                    text(tokeniser(known.length, folder)(prompts)).text_embeds, dim=1
+                )
         self.register_buffer("prompted", found)
         for key, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
             self.register_buffer(key, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from normscan.errors import ArgumentError, nearest
 
@@ -61,23 +62,33 @@ class Reader:
     """How a network's features are read.
 
     Attributes:
-        kind: ``stages`` of a convolutional network, ``tokens`` of timm or of ``transformers``.
+        kind: ``stages`` of a convolutional network, ``tokens`` of timm or of ``transformers``,
+            ``last`` for what the pooling of a classifier gets, ``pooled`` for what it gives.
         indices: numbers of the blocks to read.
         normalised: read the last tokens behind the final norm instead.
         prefix: class and register tokens before the patch tokens.
         patch: pixels along the side of a patch; 0 for a convolutional network.
+        side: pixels that images are resized to, for a network that takes no others; 0 for any.
     """
 
-    kind: Literal["stages", "tokens", "transformers"]
+    kind: Literal["stages", "tokens", "transformers", "last", "pooled"]
     indices: tuple[int, ...] = ()
     normalised: bool = False
     prefix: int = 0
     patch: int = 0
+    side: int = 0
 
     def __call__(self, network: Any, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Features (B, C, h, w) of each tap with the tokens (B, prefix, C) before the patches."""
+        if self.side and x.shape[2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=False)
         if self.kind == "stages":
             return [(f, None) for f in network(x)]
+        if self.kind in ("last", "pooled"):
+            found = network.forward_features(x)
+            if self.kind == "pooled":
+                found = network.forward_head(found, pre_logits=True)[:, :, None, None]
+            return [(found, None)]
         if self.kind == "tokens":
             found = network.forward_intermediates(
                 x, indices=list(self.indices), norm=self.normalised, return_prefix_tokens=True,
@@ -112,6 +123,8 @@ def tapped(name: str, taps: Sequence[str], channels: int) -> tuple[nn.Module, Re
     stem = name.partition(".")[0]
     if not timm.is_model(stem):
         raise ArgumentError(f"timm has no network '{stem}'.{nearest(stem, timm.list_models())}")
+    if tuple(taps) in (("last",), ("pooled",)):
+        return _ending(timm, stem, taps[0], channels)
     if stem.startswith(("vit_", "deit")):
         return _tokens(timm, stem, taps, channels)
     if all(re.fullmatch(r"features\.\d+", tap) for tap in taps):
@@ -188,6 +201,22 @@ def _tokens(timm: Any, stem: str, taps: Sequence[str], channels: int) -> tuple[n
     patch = int(network.patch_embed.patch_size[0])
     prefix = int(network.num_prefix_tokens)
     return network, Reader("tokens", indices, normalised, prefix, patch)
+
+
+def _ending(timm: Any, stem: str, tap: str, channels: int) -> tuple[nn.Module, Reader]:
+    """The network without its classifier, up to its last feature map or behind the pooling."""
+    free = {"dynamic_img_size": True} if stem.startswith(("vit_", "deit")) else {}
+    network = timm.create_model(stem, num_classes=0, in_chans=channels, **free)
+    embedding = getattr(network, "patch_embed", None)
+    if embedding is None:
+        return network, Reader("last" if tap == "last" else "pooled")
+    if tap == "last":
+        raise ArgumentError(
+            f"{stem} is a transformer and has no last feature map. Use taps=pooled for one vector "
+            "of an image, or its blocks."
+        )
+    patch = int(embedding.patch_size[0])
+    return network, Reader("pooled", patch=patch, side=0 if free else int(embedding.img_size[0]))
 
 
 def _transformer(name: str, taps: Sequence[str], channels: int) -> tuple[nn.Module, Reader]:

@@ -56,6 +56,16 @@ def adamw_with(module: nn.Module, **changes: float) -> Callable[..., torch.optim
     return build
 
 
+def nesterov(
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Return SGD with Nesterov's momentum, the first of two that Adam takes."""
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=betas[0], weight_decay=weight_decay, nesterov=True
+    )
+
+
 def warm_cosine(
     warm: int = 100, last: float = 0.1, share: float = 0.1
 ) -> Callable[[int, int], float]:
@@ -80,6 +90,17 @@ def warm_cosine(
 def dropped(at: float = 0.8, factor: float = 0.1) -> Callable[[int, int], float]:
     """Return a schedule that multiplies the rate by a factor behind a share of the steps."""
     return lambda step, steps: 1.0 if step < at * steps else factor
+
+
+def stairs(floors: int, factor: float = 0.1, ahead: float = 0.0) -> Callable[[int, int], float]:
+    """Return a schedule that multiplies the rate by a factor behind each of so many equal parts.
+
+    Args:
+        floors: parts.
+        factor: of each step down.
+        ahead: share of all steps by which each comes early.
+    """
+    return lambda step, steps: factor ** int(floors * (step / steps + ahead) + 1e-9)
 
 
 def still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from normscan.errors import OutputError
 from normscan.phantom.config import KINDS, PhantomConfig
 from normscan.phantom.contrast import store
 from normscan.phantom.files import write_descriptions, write_json, write_nifti, write_table
+from normscan.phantom.retina import describe_retinas, write_retinas
 from normscan.phantom.subject import Phantom, Subject
 
 _LESION_COLUMNS = (
@@ -53,6 +54,7 @@ def simulate(
     skull_strip: bool = True,
     splits: tuple[float, float, float] = (0.6, 0.15, 0.25),
     seed: int = 0,
+    anatomy: str = "brain",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a SIMULATED cohort of healthy and lesioned brains with exact lesion masks.
@@ -97,6 +99,10 @@ def simulate(
         skull_strip: set everything outside the brain to 0; otherwise there is noise.
         splits: shares of train, val and test among the healthy subjects.
         seed: seed of everything, 0 or more.
+        anatomy: brain, or retina for B-scans of optical coherence tomography with label maps of
+            their layers, as pictures. A retina takes healthy, lesioned, size (rows and columns),
+            kinds (drusen, fluid, atrophy), contrast, deformation, shift, tissue_variation,
+            gain_variation, bias, noise (of speckle), splits and seed.
         progress: called with the numbers of subjects done and in all.
 
     Returns:
@@ -111,7 +117,7 @@ def simulate(
         healthy, lesioned, modalities, dims, spacing, size, slices, slice_gap, heights, kinds,
         diameter, contrast, wmh_count, mass_effect, irregularity, edge, min_area, deformation,
         scale_variation, rotation, shift, sulci, tissue_variation, gain_variation, texture, bias,
-        noise, skull_strip, splits, seed,
+        noise, skull_strip, splits, seed, anatomy,
     )  # fmt: skip
     folder = Path(out)
     if folder.exists() or folder.is_symlink():
@@ -133,6 +139,9 @@ def _build(
     folder: Path, config: PhantomConfig, progress: Callable[[int, int], None] | None
 ) -> None:
     total = config.healthy + config.lesioned
+    if config.anatomy == "retina":
+        _build_retinas(folder, config, total, progress)
+        return
     rows: list[dict[str, Any]] = []
     lesions: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
@@ -152,6 +161,19 @@ def _build(
             progress(index + 1, total)
     write_table(folder / "participants.tsv", people, ("participant_id", "group", "split"), tab=True)
     write_table(folder / "lesions.csv", lesions, _LESION_COLUMNS)
+    write_table(folder / "cohort.csv", rows, list(rows[0]))
+
+
+def _build_retinas(
+    folder: Path, config: PhantomConfig, total: int, progress: Callable[[int, int], None] | None
+) -> None:
+    describe_retinas(folder)
+    write_json(folder / "phantom.json", {"simulated": True, **config.as_dict()})
+    rows = []
+    for index in range(total):
+        rows.append(write_retinas(folder, config, index, _split(config, index)))
+        if progress:
+            progress(index + 1, total)
     write_table(folder / "cohort.csv", rows, list(rows[0]))
 
 

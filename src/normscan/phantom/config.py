@@ -11,6 +11,12 @@ from normscan.errors import ArgumentError, nearest
 
 MODALITIES = ("T1w", "T2w", "FLAIR")
 KINDS = ("wmh", "tumour", "infarct", "bleed")
+RETINA_KINDS = ("drusen", "fluid", "atrophy")
+# What a retina takes of a brain's parameters; it leaves the others as they are.
+RETINA_SETTINGS = (
+    "healthy", "lesioned", "size", "kinds", "contrast", "deformation", "shift", "tissue_variation",
+    "gain_variation", "bias", "noise", "splits", "seed", "anatomy",
+)  # fmt: skip
 
 # Equivalent-sphere diameters in mm. Chosen by us to span what screening would meet, from a lesion
 # of a few pixels to one that nobody overlooks; no epidemiology is claimed.
@@ -68,15 +74,20 @@ class PhantomConfig:
     skull_strip: bool = True
     splits: tuple[float, float, float] = (0.6, 0.15, 0.25)
     seed: int = 0
+    anatomy: str = "brain"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):  # YAML and JSON know no tuples
                 object.__setattr__(self, field.name, tuple(value))
+        _known("anatomy", (self.anatomy,), ("brain", "retina"))
         self._check_counts()
-        self._check_grid()
-        self._check_lesions()
+        if self.anatomy == "retina":
+            self._check_retina()
+        else:
+            self._check_grid()
+            self._check_lesions()
         for name in _NOT_NEGATIVE:
             _require(
                 _finite(getattr(self, name)) and getattr(self, name) >= 0, name, self, "0 or more"
@@ -101,6 +112,22 @@ class PhantomConfig:
             good and abs(sum(self.splits) - 1) < 1e-6, "splits", self,
             "three shares (train, val, test) that add up to 1",
         )  # fmt: skip
+
+    def _check_retina(self) -> None:
+        if self.kinds == KINDS:
+            object.__setattr__(self, "kinds", RETINA_KINDS)
+        _known("lesion kind", self.kinds, RETINA_KINDS)
+        for field in fields(self):
+            _require(
+                field.name in RETINA_SETTINGS or getattr(self, field.name) == field.default,
+                field.name, self, "left out: it is a setting of brains, not of a retina",
+            )  # fmt: skip
+        _require(
+            self.size is None
+            or (len(self.size) == 2 and all(isinstance(n, int) and n >= 64 for n in self.size)),
+            "size", self, "two numbers of pixels, rows and columns, 64 or more, or nothing",
+        )  # fmt: skip
+        _require(_finite(self.noise) and self.noise > 0, "noise", self, "positive for a retina")
 
     def _check_grid(self) -> None:
         _require(self.dims in (2, 3), "dims", self, "2 or 3")

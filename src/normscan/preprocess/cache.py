@@ -23,6 +23,7 @@ import numpy as np
 
 from normscan.errors import NormscanError, ScanError
 from normscan.io.cache import cache_folder, limit_bytes, trim
+from normscan.parallel import undisturbed
 from normscan.preprocess.chain import Spec, parse_steps, run_steps
 from normscan.preprocess.steps import Working
 
@@ -122,10 +123,10 @@ def _load(entry: Path, origin: Working) -> Working | None:
             if _file_hash(entry / name) != found:
                 raise ValueError("an array is damaged")
         # Copy on write: a step that changes its input in place doesn't change the entry.
-        data = np.load(entry / IMAGE, mmap_mode="c", allow_pickle=False)
+        data = undisturbed(lambda: np.load(entry / IMAGE, mmap_mode="c", allow_pickle=False))
         mask = None
         if FOREGROUND in about["files"]:
-            bits = np.load(entry / FOREGROUND, allow_pickle=False)
+            bits = undisturbed(lambda: np.load(entry / FOREGROUND, allow_pickle=False))
             shape = data.shape[1:]
             mask = np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
         scan = replace(

@@ -18,6 +18,7 @@ import numpy as np
 from normscan.errors import NormscanError
 from normscan.io import atomic_path
 from normscan.io.cache import cache_folder, code_digest
+from normscan.parallel import undisturbed
 from normscan.preprocess.cache import tidy
 
 Arrays = dict[str, np.ndarray]
@@ -33,9 +34,13 @@ def kept_arrays(about: Sequence[Any], make: Callable[[], Mapping[str, np.ndarray
     told = json.dumps([code_digest(), *about], sort_keys=True)
     name = hashlib.sha256(told.encode()).hexdigest()[:40]
     entry = cache_folder("prepared") / f"{name}.npz"
-    try:
+
+    def read() -> Arrays:
         with np.load(entry, allow_pickle=False) as stored:
-            found = {key: stored[key] for key in stored.files}
+            return {key: stored[key] for key in stored.files}
+
+    try:
+        found = undisturbed(read)
         os.utime(entry)
         return found
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -80,10 +80,11 @@ def equalised(x: Tensor, rng: Rng) -> Tensor:
     return (rank.to(x) / max(1, flat.shape[-1] - 1)).reshape(x.shape)
 
 
-def turned(x: Tensor, rng: Rng, most: float = torch.pi / 4) -> Tensor:
-    """Turned about the middle by up to so many rad; the border's pixels go on beyond it."""
+def turned(x: Tensor, rng: Rng, most: float = torch.pi / 4, beyond: str = "border") -> Tensor:
+    """Turned about the middle by up to so many rad; beyond the frame its border's pixels or 0."""
     middle = ((torch.tensor(x.shape[2:]) - 1) / 2).expand(len(x), -1)
-    return taken_from(x, middle, middle, matrix=rotations(rng, len(x), 2, most))
+    turn = rotations(rng, len(x), 2, most)
+    return taken_from(x, middle, middle, matrix=turn, beyond=beyond)
 
 
 def scanned_again(x: Tensor, rng: Rng, noise: float) -> Tensor:

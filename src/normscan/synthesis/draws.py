@@ -48,12 +48,13 @@ def grid(spatial: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor
     return torch.stack(axes).float()
 
 
-def read_at(image: Tensor, points: Tensor) -> Tensor:
-    """Values of images at points between their pixels, linearly; beyond the frame its nearest pixel.
+def read_at(image: Tensor, points: Tensor, beyond: str = "border") -> Tensor:
+    """Values of images at points between their pixels, linearly.
 
     Args:
         image: (B, C, *spatial).
         points: (B, dims, *out) in pixels.
+        beyond: what lies outside the frame: its nearest pixel (``border``) or 0 (``zeros``).
 
     Returns:
         (B, C, *out).
@@ -62,7 +63,7 @@ def read_at(image: Tensor, points: Tensor) -> Tensor:
     scale = 2 / (sizes - 1).clamp_min(1)
     relative = points.movedim(1, -1) * scale - 1
     return F.grid_sample(
-        image, relative.flip(-1).to(image), padding_mode="border", align_corners=True
+        image, relative.flip(-1).to(image), padding_mode=beyond, align_corners=True
     )
 
 
@@ -72,6 +73,7 @@ def taken_from(
     centre: Tensor,
     scale: Tensor | None = None,
     matrix: Tensor | None = None,
+    beyond: str = "border",
 ) -> Tensor:
     """An image whose place ``source`` lies at ``centre``, enlarged and turned about it.
 
@@ -81,6 +83,7 @@ def taken_from(
         centre: (B, dims) in pixels.
         scale: (B, 1) by which it is enlarged.
         matrix: (B, dims, dims) from offsets round the centre to offsets round the source.
+        beyond: see ``read_at``.
     """
     dims = image.ndim - 2
     offsets = grid(tuple(image.shape[2:]), image.device)[None] - spread_out(
@@ -90,7 +93,7 @@ def taken_from(
         offsets = offsets / spread_out(scale.to(image.device), dims)
     if matrix is not None:
         offsets = torch.einsum("nij,nj...->ni...", matrix.to(offsets), offsets)
-    return read_at(image, spread_out(source.to(image.device), dims) + offsets)
+    return read_at(image, spread_out(source.to(image.device), dims) + offsets, beyond)
 
 
 def on_edge(mask: Tensor) -> Tensor:

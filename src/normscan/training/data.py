@@ -309,6 +309,11 @@ def select_part(cohort: Cohort, name: str) -> Cohort:
         raise CohortError(
             f"this method also learns from {word} scans, and the cohort has none. Give them the "
             "split 'extra' in its table; none of their subjects may be in test."
+            + (
+                ""
+                if name == "unlabelled"
+                else " Or draw some from test: --anomalies 10, or cohort.with_anomalies(10) in Python."
+            )
         )
     return extra
 

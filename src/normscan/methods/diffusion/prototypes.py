@@ -15,6 +15,7 @@ from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.methods.diffusion.engine import Training, diffusion_phase, training, training_of
 from normscan.networks.backbones import Backbone
 from normscan.networks.bridge import GaussianMixture, LightBridge
+from normscan.objectives.deviation import highest_mean
 from normscan.registry import register
 
 
@@ -35,12 +36,6 @@ class Terms:
     dispersion: float
     share: float
     patches: int
-
-
-def highest_mean(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The mean of the highest share of (B, N), at least one, (B,), and which they are (B, n)."""
-    highest, which = scores.topk(max(1, int(share * scores.shape[1])), dim=1)
-    return highest.mean(1), which
 
 
 class Prototypes(Method):

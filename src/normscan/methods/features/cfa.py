@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class CoupledHyperspheres(Method):
     def __init__(
         self,
         backbone: Backbone,
-        descriptor: CoordConv,
+        descriptor: nn.Module,
         bank: CentreBank,
         radius: Radius,
         training: Trained,
@@ -162,10 +162,14 @@ class CoupledHyperspheres(Method):
             phase(learnt, self._training, "adapt", keep="last", optimizer=adamw),
         ]
 
+    def joined(self, stages: list[Tensor]) -> Any:
+        """What the descriptor takes of the frozen network's stages."""
+        return concatenated(stages, pooled=3)
+
     def described(self, x: Tensor) -> Tensor:
         """Adapted features (B, dim, h, w)."""
         with torch.no_grad():
-            features = concatenated(list(self.backbone(x).values()), pooled=3)
+            features = self.joined(list(self.backbone(x).values()))
         result: Tensor = self.descriptor(features)
         return result
 
@@ -176,9 +180,12 @@ class CoupledHyperspheres(Method):
             if phase == "centres":
                 return {"running_mean": self.bank.pull(points)}
             self.bank.compress()
-            distances = self.bank.nearest(points, self.radius.looked_at)
-            terms: dict[str, Tensor] = self.radius(distances)
-            return terms
+            return self.adapted(points, batch)
+
+    def adapted(self, points: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The terms that adapted vectors (B, positions, dim) are learnt by."""
+        terms: dict[str, Tensor] = self.radius(self.bank.nearest(points, self.radius.looked_at))
+        return terms
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:

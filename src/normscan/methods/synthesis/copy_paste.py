@@ -58,7 +58,7 @@ class CopyPaste(Method):
             which one it sees.
     """
 
-    def __init__(self, network: nn.Module, training: Schedule, patches: bool) -> None:
+    def __init__(self, network: ClassifiedUNet, training: Schedule, patches: bool) -> None:
         super().__init__()
         self.network = network
         self._training, self._patches = training, patches
@@ -75,7 +75,11 @@ class CopyPaste(Method):
             self.miss.fill_(FIRST * (1 - done) if done < 1 else LAST)
             return one_cycle(step, steps)
 
-        return [phase(self.network, self._training, "segment", rhythm=rhythm, keep="best")]
+        return [phase(self.learnt_parts(), self._training, "segment", rhythm=rhythm, keep="best")]
+
+    def learnt_parts(self) -> list[nn.Module]:
+        """The networks that are trained."""
+        return [self.network]
 
     def planted(self, batch: Batch) -> tuple[Tensor, Corrupted]:
         """Healthy images and the same with anomalies; at validation of kinds it doesn't learn."""
@@ -91,8 +95,8 @@ class CopyPaste(Method):
         if self._patches:
             batch, places = self._one_patch(batch)
         x, made = self.planted(batch)
-        healthy, none = self.network(with_places(x, places))
-        logits, some = self.network(with_places(made.image, places))
+        healthy, none, deep = self.network.seen(with_places(x, places))
+        logits, some, changed = self.network.seen(with_places(made.image, places))
         enough = (made.label.flatten(1).sum(1) >= LEAST).to(some)
         terms = {
             "healthy": F.binary_cross_entropy_with_logits(healthy, torch.zeros_like(healthy)),
@@ -102,7 +106,13 @@ class CopyPaste(Method):
         }
         if self.network.training:
             terms["missed"] = self.miss * ((1 - logits.sigmoid()) * made.label).mean()
-        return terms
+        return {**terms, **self.further(x, made.image, deep, changed)}
+
+    def further(
+        self, healthy: Tensor, planted: Tensor, deep: Tensor, changed: Tensor
+    ) -> dict[str, Tensor]:
+        """Terms of a second network, by both images and the deepest features of both."""
+        return {}
 
     def _one_patch(self, batch: Batch) -> tuple[Batch, Tensor]:
         """A random patch of each image, and which one it is."""

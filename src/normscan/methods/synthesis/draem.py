@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase
-from normscan.methods.features.urd import Textures
 from normscan.methods.schedule import Schedule, phase, schedule
+from normscan.methods.synthesis.textures import Textures
 from normscan.networks.discriminative import RestoringNetwork, SegmentingNetwork
 from normscan.objectives.segmentation import focal
 from normscan.objectives.similarity import ssim_map

@@ -1,0 +1,1 @@
+"""Several images of one subject: fused at tokens or at features."""

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from normscan.errors import ArgumentError
+from normscan.methods.base import Batch
+from normscan.methods.supervised.layers import octa_layers
+from normscan.methods.supervised.uncertainty import seebock_epistemic
+from normscan.networks.boundaries import ShapeModel, disagreement, first_rows, ordered_rows
+from normscan.phantom import PhantomConfig
+from normscan.phantom.retina import DEPTH, make_retina
+from normscan.rng import Rng
+from normscan.scores.rays import DIRECTIONS, beyond, majority_of_rays
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        yield
+
+
+def cast(binary: np.ndarray) -> np.ndarray:
+    """Majority ray casting of a binary image, pixel by pixel."""
+    height, width = binary.shape
+    found = np.zeros_like(binary)
+    for y in range(height):
+        for x in range(width):
+            hits = 0
+            for dy, dx in DIRECTIONS:
+                j, i = y + dy, x + dx
+                while 0 <= j < height and 0 <= i < width:
+                    if binary[j, i]:
+                        hits += 1
+                        break
+                    j, i = j + dy, i + dx
+            found[y, x] = hits > len(DIRECTIONS) / 2
+    return found
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("threshold", [0.3, 0.7, 0.9])
+def test_the_majority_of_rays_is_that_of_every_binary_image(threshold, times):
+    x = torch.rand(1, 1, 9, 11)
+    inside = torch.ones_like(x, dtype=torch.bool)
+    inside[..., :2, :] = inside[..., 4, 4] = False
+    expected = (x > threshold)[0, 0].numpy()
+    for _ in range(times):
+        expected = cast(expected & inside[0, 0].numpy()) & inside[0, 0].numpy()
+    found = majority_of_rays(x, inside, times) > threshold
+    np.testing.assert_array_equal(found[0, 0].numpy(), expected)
+
+
+def test_rays_see_beyond_the_pixel():
+    x = torch.arange(12.0).reshape(1, 1, 3, 4)
+    assert beyond(x, 0, 1)[0, 0].tolist() == [[3, 3, 3, 0], [7, 7, 7, 0], [11, 11, 11, 0]]
+    assert beyond(x, -1, -1)[0, 0].tolist() == [[0, 0, 0, 0], [0, 0, 1, 2], [0, 4, 5, 6]]
+    assert beyond(x, 1, -1)[0, 0, 0].tolist() == [0, 4, 8, 9]
+
+
+def test_lines_vanish_and_rings_are_filled():
+    x = torch.zeros(1, 1, 20, 20)
+    x[..., 3, :] = 1
+    ring = torch.zeros_like(x)
+    ring[..., 8:17, 8:17] = 1
+    ring[..., 10:15, 10:15] = 0
+    everywhere = torch.ones_like(x, dtype=torch.bool)
+    assert majority_of_rays(x, everywhere).sum() == 0
+    assert (majority_of_rays(ring, everywhere)[..., 9:16, 9:16] == 1).all()
+
+
+def test_boundaries_of_a_label_map_are_those_of_the_simulation():
+    retina = make_retina(PhantomConfig(anatomy="retina"), 2)
+    rows, there = first_rows(torch.from_numpy(retina.layers)[None].long(), 8)
+    expected = np.ceil(retina.boundaries / DEPTH * 128 - 0.5)
+    assert there.all()
+    # A layer thinner than a pixel has none, so that boundaries may coincide.
+    np.testing.assert_array_equal(rows[0].numpy(), expected)
+
+
+def test_a_boundary_that_is_not_there_is_told():
+    labels = torch.tensor([[0, 0], [1, 0], [1, 0]])[None]
+    rows, there = first_rows(labels, 2)
+    assert rows[0, 0].tolist() == [1, 0] and there[0].tolist() == [[True, False], [False, False]]
+
+
+def test_expected_rows_are_ordered():
+    chances = torch.rand(2, 4, 16, 5).softmax(2)
+    chances[:, 2] = torch.eye(16)[1][:, None]
+    rows = ordered_rows(chances)
+    assert (rows.diff(dim=1) >= 0).all()
+    expected = (chances[:, 0] * torch.arange(16.0)[:, None]).sum(1)
+    torch.testing.assert_close(rows[:, 0], expected)
+
+
+def test_the_disagreement_of_a_column_is_the_expected_distance():
+    chances = torch.rand(2, 3, 12, 4).softmax(2)
+    rows = torch.randint(0, 12, (2, 3, 4)).float()
+    distance = (torch.arange(12.0)[:, None] - rows[:, :, None]).abs()
+    expected = (chances * distance).sum((1, 2))
+    torch.testing.assert_close(disagreement(chances, rows).sum((1, 2)), expected)
+
+
+def test_the_shape_model_is_a_pca():
+    rows = (torch.randn(20, 3, 6) + torch.arange(3.0)[:, None]).cumsum(1)
+    model = ShapeModel(18, 4)
+    model.fit(rows)
+    flat = (rows - rows[:, -1:].mean(2, keepdim=True)).flatten(1).double().numpy()
+    pca = PCA(4).fit(flat)
+    expected = pca.inverse_transform(pca.transform(flat[:5])).reshape(5, 3, 6)
+    found = model(rows[:5]) - rows[:5, -1:].mean(2, keepdim=True)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    # A shift of the whole retina changes nothing but the place.
+    torch.testing.assert_close(model(rows[:5] + 7), model(rows[:5]) + 7)
+
+
+def test_more_labels_than_classes_are_refused():
+    image = torch.rand(2, 1, 32, 32)
+    batch = Batch(image, torch.ones_like(image).bool(), Rng(0), torch.zeros(2))
+    batch.structures = torch.full((2, 1, 32, 32), 5)
+    for method in (
+        seebock_epistemic(size=32, width=4, depth=2, classes=3),
+        octa_layers(size=32, width=4, depth=2, boundaries=2),
+    ):
+        with pytest.raises(ArgumentError, match="label 5"):
+            method.loss(batch, "", "network")
+
+
+def test_uncertainty_is_the_variance_of_probabilities():
+    """A network of dropout alone keeps one of two logits or not: a variance in closed form."""
+    method = seebock_epistemic(size=32, width=4, depth=2, classes=2, passes=400, casts=0)
+    method.segment.network = torch.nn.Dropout(0.25)
+    image = torch.ones(1, 2, 8, 8)
+    image[:, 1] = 0
+    method.eval()
+    batch = Batch(image, torch.ones(1, 1, 8, 8).bool(), Rng([0]), torch.zeros(1))
+    found = method.maps(batch).map.mean()
+    kept, dropped = torch.tensor([1 / 0.75, 0.0]).softmax(0)[0], 0.5
+    torch.testing.assert_close(found, 0.75 * 0.25 * (kept - dropped) ** 2, rtol=0.1, atol=0)
