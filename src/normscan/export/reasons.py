@@ -12,7 +12,8 @@ _SIMPLEX = "its simplex noise is gathered and scattered by drawn tables, which g
 REASONS: dict[str, str] = {
     **dict.fromkeys(
         (
-            "anogan", "beta_vae_loc", "ce_vae", "dif_fuse", "gmvae_restoration", "high_low_vae",
+            "anogan", "beta_vae_loc", "caad", "ce_vae", "cradl", "devnet", "dif_fuse",
+            "gmvae_restoration", "high_low_vae",
             "implicit_field", "local_gaussian_ascent", "mkd", "vae_kl_grad", "vae_restoration",
             "wolleb_ddim",
         ),
@@ -27,9 +28,15 @@ REASONS: dict[str, str] = {
     ),
     **dict.fromkeys(("annotsim", "mddpm", "pddpm"), _SIMPLEX),
     "anomaly_dino": "it seeks its neighbours in bfloat16, which onnxruntime doesn't sort on a processor",
+    "asn_microcalc": "it cuts out and judges candidates, as many as an image has",
     "auto": "between its members it ranks and weighs with numpy, which is no part of a graph",
+    "brain_asymmetry": "it draws the regions of each image anew with numpy, which is no part of a graph",
+    "glance_patch": "it blanks windows of each image by their indices, which the exporter can't write",
     "hist_threshold_baseline": "it counts a histogram of each image, which graphs lack",
     "meta_detector": "it learns anew from its references, which takes gradients",
+    "octa_layers": "it casts rays through each image with running maxima, which graphs lack",
+    "phanes": "it marks what is to be painted anew with SciPy, which is no part of a graph",
+    "qsco": "its state vectors are complex numbers, which graphs lack",
     "ra": "it equalises and smooths with scikit-image and SciPy, which are no part of a graph",
     "ukb_outlier_ae": "it adds up its regions by their labels, image by image, which graphs lack",
     "vqvae_transformer": "it draws codes anew one after the other, each from what was drawn before",
