@@ -100,7 +100,8 @@ def infer(
     files = sorted(path for path in Path(scans).glob("*") if not path.name.startswith("."))
     if not files:
         raise ArgumentError(f"{scans}: no scans there. Name their folder with --dataset_dir.")
-    folder, said = Path(out), {}
+    folder = Path(out)
+    said: dict[str, float | str] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with one_writer(folder):
         for path in files:

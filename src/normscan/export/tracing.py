@@ -231,6 +231,13 @@ _OTHERS: dict[Any, Callable[..., Any]] = {
     torch.rot90: _turned,
     Tensor.rot90: _turned,
     nn.functional.adaptive_avg_pool1d: _pooled,
+    **dict.fromkeys((torch.cosh, Tensor.cosh), lambda x: (x.exp() + (-x).exp()) / 2),
+    **dict.fromkeys((torch.sinh, Tensor.sinh), lambda x: (x.exp() - (-x).exp()) / 2),
+    **dict.fromkeys((torch.acosh, Tensor.acosh), lambda x: (x + (x * x - 1).sqrt()).log()),
+    **dict.fromkeys(
+        (torch.asinh, Tensor.asinh), lambda x: x.sign() * (x.abs() + (x * x + 1).sqrt()).log()
+    ),
+    torch.vdot: lambda a, b: (a * b).sum(),
     torch.transpose: _swapped,
     Tensor.transpose: _swapped,
     Tensor.movedim: _moved,
