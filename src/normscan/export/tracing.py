@@ -207,18 +207,6 @@ def _windows(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     return _moved(parts, axis + 1, -1)
 
 
-def _hyperbolic_cosine(x: Tensor) -> Tensor:
-    return (x.exp() + (-x).exp()) / 2
-
-
-def _hyperbolic_sine(x: Tensor) -> Tensor:
-    return (x.exp() - (-x).exp()) / 2
-
-
-def _inverse_hyperbolic_cosine(x: Tensor) -> Tensor:
-    return (x + (x * x - 1).sqrt()).log()
-
-
 def _turned(x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     first, second = dims
     for _ in range(k % 4):
@@ -245,13 +233,6 @@ _OTHERS: dict[Any, Callable[..., Any]] = {
     torch.diag: _diagonal,
     Tensor.diag: _diagonal,
     torch.cartesian_prod: _product,
-    torch.vdot: lambda a, b: (a * b).sum(),
-    torch.cosh: _hyperbolic_cosine,
-    Tensor.cosh: _hyperbolic_cosine,
-    torch.acosh: _inverse_hyperbolic_cosine,
-    Tensor.acosh: _inverse_hyperbolic_cosine,
-    torch.sinh: _hyperbolic_sine,
-    Tensor.sinh: _hyperbolic_sine,
     Tensor.unfold: _windows,
     nn.functional.unfold: _cut,
     torch.split: _parted,
