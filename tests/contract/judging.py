@@ -54,6 +54,8 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Methods that the toy can't judge within seconds, and why; that their loss falls is checked instead.
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
+    "adversarial_inpainting": "sixty updates fill holes with what lies around them; with twice as many "
+    "and more channels it finds every kind",
     "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
     "anomaly_any": "its Stable Diffusion and its CLIP are random here: what they paint is no anomaly",
     "autoddpm": "what it paints anew hangs on features of an untrained network, and with some seeds its "
@@ -100,6 +102,7 @@ FINDINGS: dict[str, str] = {
     "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",
     "simsid": "as squid",
+    "sparse_gan": "a place of its code covers 16 of the toy's pixels, and its code is sparse after minutes",
     "squid": "its score is its discriminator's; the map beside it is of restorations that after seconds "
     "are blurred where patches have no skips, and copies where they have",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "
