@@ -56,6 +56,8 @@ SHOWS: dict[str, tuple[tuple[Kind, ...], str]] = {
 # Their rows in ``margins.csv`` say how far they come.
 FINDINGS: dict[str, str] = {
     "adnas_3d": "as draem, and a lesion of the toy shows in one of its two modalities alone",
+    "adversarial_inpainting": "sixty updates fill holes with what lies around them; with twice as many "
+    "and more channels it finds every kind",
     "amcons": "its map is how strongly early features respond, which follows intensity, trained or not",
     "aa_clip": "linear layers on the tokens of a random tower, half of them trained by a loss whose "
     "gradient is large only where sentences already differ: eighty updates bring it to the mean image",
@@ -133,6 +135,7 @@ FINDINGS: dict[str, str] = {
     "spot",
     "ss3d": "it has eight volumes to fit, random features, and the least of three profiles for a map",
     "simsid": "as squid",
+    "sparse_gan": "a place of its code covers 16 of the toy's pixels, and its code is sparse after minutes",
     "squid": "its score is its discriminator's; the map beside it is of restorations that after seconds "
     "are blurred where patches have no skips, and copies where they have",
     "vae_kl_grad": "the constant in its map leaves the gradient nearly alone, and that is largest at "

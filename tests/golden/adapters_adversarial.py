@@ -80,3 +80,19 @@ def judged_loss(method: Any, check: Check) -> Tensor:
     method.texture.train()
     terms = method.loss(batch_of(check), check.phase, check.player)
     return sum(terms.values()).detach().reshape(1)
+
+
+def unsparing_restoration(method: Any, check: Check) -> Tensor:
+    """The restoration without what makes the code sparse."""
+    with torch.no_grad():
+        image: Tensor = method.decoder(method.encoder.down(batch_of(check).image)[-1])
+    return image
+
+
+def inpainted_pixels(method: Any, check: Check) -> Tensor:
+    """Fine and coarse values in a hole of 32 x 50 pixels."""
+    x = batch_of(check).image
+    hole = torch.zeros_like(x[:, :1])
+    hole[..., 32:64, 40:90] = 1
+    with torch.no_grad():
+        return torch.stack(method.network(x, hole))

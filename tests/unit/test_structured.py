@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
+from normscan.methods.adversarial.sparse import activation_map, sparse_gan
 from normscan.methods.adversarial.structured import p_net, steps_down
 from normscan.methods.base import Batch
 from normscan.networks.memory import PlaceMemory
@@ -102,3 +103,24 @@ def test_a_memory_of_places_reads_each_by_its_cosines():
     alike = torch.stack([F.cosine_similarity(code, slot, dim=0) for slot in memory.slots])
     torch.testing.assert_close(mixtures[1, :, 1, 2], alike.softmax(0) @ memory.slots)
     torch.testing.assert_close(attention[8 + 4 + 2], alike.softmax(0))
+
+
+def test_an_activation_map_weighs_channels_by_their_distance():
+    code, again = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    found = activation_map(code, again)
+    expected = torch.zeros(4, 5)
+    for c in range(3):
+        expected += (code[1, c] - again[1, c]).abs().mean() * code[1, c]
+    torch.testing.assert_close(found[1, 0], expected)
+    assert activation_map(code, code).abs().max() == 0
+
+
+def test_restorations_are_encoded_by_the_one_encoder_whose_code_is_sparse():
+    method = sparse_gan(size=32, width=2).eval()
+    assert not any(name.startswith("second") for name in method.state_dict())
+    with torch.no_grad():
+        code, restored, again = method.passed(batch().image)
+        torch.testing.assert_close(again, method.encoder(restored))
+    assert code.shape == (4, 16, 2, 2) and code.min() == 0
+    terms = method.loss(batch(), "game", "generator")
+    assert terms["sparsity"] > 0
