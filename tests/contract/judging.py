@@ -92,8 +92,6 @@ FINDINGS: dict[str, str] = {
     "outlier_exposure": "it learns what tells fainter heads and textures from healthy scans; soft spots are "
     "like neither",
     "pii": "as fpi, and its patches have no edge that would be learnt first",
-    "prn": "thirty updates teach it textures, and that most pixels are healthy; soft spots it finds hardly "
-    "above the mean image",
     "pseudoanomaly_3d": "in its first updates the price of misses is all that counts: with hundreds it "
     "finds every kind, with eighty hardly any",
     "siamese_ocsvm": "one-class machines on the codes of random patches find as much on this toy",

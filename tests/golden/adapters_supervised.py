@@ -186,34 +186,3 @@ def guided_terms(method: Any, check: Check) -> Tensor:
 
 def flow_parameters(method: Any, check: Check) -> Tensor:
     return torch.tensor([float(sum(p.numel() for p in method.flows.parameters()))])
-
-
-# --- prototypes
-
-
-def _beside_prototypes(method: Any, check: Check) -> Tensor:
-    """Two images become prototypes, and two others are returned."""
-    image = batch_of(check).image
-    with torch.no_grad():
-        method.gather(list(method.backbone(image[:2]).values())[:3])
-    return image[2:]
-
-
-def prototypical_map(method: Any, check: Check) -> Tensor:
-    batch = batch_of(check)
-    batch.image = _beside_prototypes(method, check)
-    return method.maps(batch).map
-
-
-def prototypical_score(method: Any, check: Check) -> Tensor:
-    batch = batch_of(check)
-    batch.image = _beside_prototypes(method, check)
-    return method.maps(batch).score
-
-
-def prototypical_terms(method: Any, check: Check) -> Tensor:
-    image = _beside_prototypes(method, check)
-    lesion = torch.zeros(2, 1, 128, 128, dtype=torch.bool)
-    lesion[1, :, 30:60, 50:90] = True
-    terms = method.train().terms(method.logits(image), lesion)
-    return torch.stack(list(terms.values())).detach()
