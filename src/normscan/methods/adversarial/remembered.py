@@ -208,7 +208,7 @@ COSINE = 300  # passes in which the rate falls to its last share, whatever their
 LAPTOP = {"size": 64, "width": 8, "slots": 100, "steps": 400, "batch_size": 8, "lr": 5e-4}
 TINY = {
     "size": 64, "width": 4, "first": 4, "slots": 20, "steps": 60, "batch_size": 8, "turns": 1,
-    "lr": 2e-3,
+    "lr": 3e-4,
 }  # fmt: skip
 
 
