@@ -237,22 +237,23 @@ def ahl(
     and then 2 passes of 20 batches of 48, a third of each kind, and the gradient of the deviation
     losses of 20 batches of the other set goes back through the first step to where they began; the
     sum over all pairs is one update with Adam 2e-3, decay 1e-4, a gradient of norm 1 at most, the
-    rate a tenth after 9 and 19. A bidirectional LSTM learns to foretell the scores that the heads of each
-    pair give from those of 5 rounds (squared error; Adam 2e-3, decay 1e-3). From round 8 on pairs
-    count by 0.5 + 0.5 w; w is a softmax of minus the squared error of what is foretold, half for
-    healthy and for changed images, once for known anomalies. Scores as in ``dra``, where the first
-    head's may be negative and residuals are seen at every third place; there is no map.
+    rate a tenth after 9 and 19. A bidirectional LSTM learns to foretell the scores that the heads of
+    each pair give from those of 5 rounds (squared error; Adam 2e-3, decay 1e-3). From round 8 on
+    pairs count by 0.5 + 0.5 w; w is a softmax of minus the squared errors of what is foretold, half
+    for healthy and for changed images, once for known anomalies; since they are divided by the number
+    of samples twice, as in the release, all w are much alike. Scores as in ``dra``, but the first
+    head's may be negative, and residuals are seen at every third place; there is no map.
 
     Departures:
+        base: ``dra`` alone, as is the release's default; it has the head of ``devnet``, too.
         scale: of the residual head's affine layer begins with 1; with 0 in the release
-            (``code``), so that neither it nor what comes before ever has a gradient, and the
-            head's score is the same for all images.
+            (``code``), so that nothing in the head ever has a gradient and its score stays 0.
         clusters: hold their own images, and the halves of the anomalies make up the whole; the
             release takes as many first files as a cluster has images, and draws both halves anew.
         single cluster: where less than two have more than two images, two random halves stand for
             them.
-        features: with the batch norms' running statistics; the release leaves the base in training
-            mode when it writes them, image by image.
+        features: with the batch norms' running statistics; the release writes them image by image
+            and never puts the base into evaluation mode.
         changes: other healthy images in place of textures, which aren't turned; no jitter of hue and
             saturation; turned between pixels linearly.
         passes: the release goes through a first pass of which the last batch alone has effect, and
