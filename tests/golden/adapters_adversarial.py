@@ -60,7 +60,7 @@ def queued_logits(method: Any, check: Check) -> Tensor:
 
 
 def queued_loss(method: Any, check: Check) -> Tensor:
-    still = patch("normscan.methods.adversarial.remembered.shifted", lambda x, rng: x)
+    still = patch("normscan.methods.adversarial.places.shifted", lambda x, rng: x)
     with still:  # images aren't moved
         method = _with_queues(method, check).train()
         terms = method.loss(batch_of(check), check.phase, check.player)

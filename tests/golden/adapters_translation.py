@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from normscan.methods.supervised.separation import t_test_loss
+from normscan.methods.adversarial.separation import t_test_loss
 from tests.golden.adapters_adversarial import labelled_loss
 from tests.golden.adapters_compact import drawn_batch
 from tests.golden.fill import images

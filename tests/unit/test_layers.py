@@ -4,9 +4,9 @@ import torch
 from sklearn.decomposition import PCA
 
 from normscan.errors import ArgumentError
+from normscan.methods.adversarial.layers import octa_layers
+from normscan.methods.adversarial.uncertainty import seebock_epistemic
 from normscan.methods.base import Batch
-from normscan.methods.supervised.layers import octa_layers
-from normscan.methods.supervised.uncertainty import seebock_epistemic
 from normscan.networks.boundaries import ShapeModel, disagreement, first_rows, ordered_rows
 from normscan.phantom import PhantomConfig
 from normscan.phantom.retina import DEPTH, make_retina

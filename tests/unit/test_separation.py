@@ -4,7 +4,7 @@ import scipy.ndimage
 import torch
 from skimage import measure
 
-from normscan.methods.supervised.separation import Candidates, t_test_loss, variance, widened
+from normscan.methods.adversarial.separation import Candidates, t_test_loss, variance, widened
 
 
 @pytest.mark.parametrize("radius", [1, 3, 7])

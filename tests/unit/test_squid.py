@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
-from normscan.methods.adversarial.remembered import squid
+from normscan.methods.adversarial.places import squid
 from normscan.methods.base import Batch
 from normscan.networks.memory import MemoryQueue, StrongestMemory, strongest
 from normscan.networks.norms import kept_statistics

@@ -1,302 +1,155 @@
-"""Restorations from memories of healthy patches, judged by a discriminator (SQUID and SimSID)."""
+"""A generator whose codes are mixtures of healthy ones, against a discriminator."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypedDict, Unpack, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from normscan.errors import ArgumentError
 from normscan.methods.adversarial.encoded import answered
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
-from normscan.networks.dcgan import downwards
-from normscan.networks.norms import kept_statistics
-from normscan.networks.squid import Remembered, SpaceAware
+from normscan.networks.blocks import doublings
+from normscan.networks.dcgan import Judge, downwards, initialise, upwards
+from normscan.networks.memory import PlaceMemory, attention_entropy
 from normscan.registry import register
-from normscan.signatures import Options
-from normscan.synthesis.augment import shifted
 
-CELLS = 32  # pixels of an image in one of the discriminator's last features
-KNOWN = 201  # training images that tell what the discriminator says of healthy ones
+CELL = 16  # pixels of an image in one place of the code
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the image, the teacher's image, the features that it teaches, and the discriminator."""
+    """Of image, discriminator, what the memory changes of a code, and entropy of its weights."""
 
     image: float
-    teacher: float
-    features: float
     adversarial: float
+    code: float
+    entropy: float
 
 
-class Inpainted(Method):
-    """A space-aware autoencoder and the discriminator that scores it; see ``squid``.
-
-    Args:
-        network: restores.
-        discriminator: images to logits, high for real ones.
-        weights: of the generator's terms.
-        centred: both see images in -1..1, else in 0..1.
-        phase: of training.
-    """
-
-    mean: Tensor
-    deviation: Tensor
+class RememberingGAN(Method):
+    """Encoder, memory, decoder and discriminator; see ``memory_gan_oct``."""
 
     def __init__(
-        self, network: SpaceAware, discriminator: nn.Module, weights: Weights, centred: bool,
-        phase: Phase,
+        self, encoder: nn.Module, memory: PlaceMemory, decoder: nn.Module, discriminator: Judge,
+        weights: Weights, phase: Phase,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.discriminator = network, discriminator
-        self.weights, self._centred, self._phase = weights, centred, phase
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("deviation", torch.ones(()))
+        self.encoder, self.memory, self.decoder = encoder, memory, decoder
+        self.discriminator, self.weights, self._phase = discriminator, weights, phase
+        initialise(self)
 
     def phases(self) -> list[Phase]:
         return [self._phase]
 
-    def scaled(self, image: Tensor) -> Tensor:
-        """Images in the range that the networks work in."""
-        return 2 * image - 1 if self._centred else image
+    def passed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Restoration, code, what the memory makes of it, and the memory's weights."""
+        code = self.encoder(x)
+        mixture, attention = self.memory(code)
+        return self.decoder(mixture), code, mixture, attention
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
-        x, weights = self.scaled(shifted(batch.image, batch.rng)), self.weights
-        judge = self.discriminator
+        x, weights, judge = 2 * batch.image - 1, self.weights, self.discriminator
         if player == "discriminator":
             with torch.no_grad():
-                restored = self.network(x)
-            real, fake = answered(judge(x), 1.0), answered(judge(restored), 0.0)
-            return {"real": weights.adversarial * real, "fake": weights.adversarial * fake}
-        found = self.network.restored(x)
-        self.network.inpaint.enqueue(found.codes)
+                restored = self.passed(x)[0]
+            return {"real": answered(judge(x), 1.0), "fake": answered(judge(restored), 0.0)}
+        restored, code, mixture, attention = self.passed(x)
         return {
-            "image": weights.image * F.mse_loss(found.image, x),
-            "teacher": weights.teacher * F.mse_loss(found.taught, x),
-            "features": weights.features * found.apart,
-            "adversarial": weights.adversarial * answered(judge(found.image), 1.0),
+            "image": weights.image * (x - restored).abs().mean(),
+            "adversarial": weights.adversarial * answered(judge(restored), 1.0),
+            "code": weights.code * (code - mixture).square().mean(),
+            "entropy": weights.entropy * attention_entropy(attention),
         }
-
-    def judged(self, x: Tensor) -> Tensor:
-        """Logits (B,) of images, each by its own statistics."""
-        with kept_statistics(self.discriminator):
-            return torch.cat([self.discriminator(image[None])[:, 0] for image in x])
-
-    @torch.no_grad()
-    def fit(self, batches: Iterable[Batch]) -> None:
-        """Mean and deviation of what the discriminator says of restored training images."""
-        logits: list[Tensor] = []
-        for batch in batches:
-            logits += self.judged(self.network(self.scaled(batch.image)))
-            if len(logits) >= KNOWN:
-                break
-        known = torch.stack(logits[:KNOWN])
-        self.mean.copy_(known.mean())
-        self.deviation.copy_(known.std(correction=0))
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> Maps:
-        x = self.scaled(batch.image)
-        restored = self.network(x)
-        score = torch.sigmoid((self.mean - self.judged(restored)) / (self.deviation + 1e-8))
+        x = 2 * batch.image - 1
+        restored, code, mixture, _ = self.passed(x)
         difference = absolute(x, restored)
-        if self._centred:
-            return Maps(difference / 2, score, (restored + 1) / 2)
-        return Maps(difference, score, restored)
-
-
-class Space(TypedDict):
-    """Arguments that ``squid`` and ``simsid`` share."""
-
-    size: int
-    width: int
-    first: int
-    slots: int
-    strongest: int
-    image: float
-    teacher: float
-    features: float
-    adversarial: float
-    turns: int
-    lr: float
-    weight_decay: float
-    last: float
-    batch_size: int
-    epochs: int
-    steps: int | None
-
-
-def space(**changes: int) -> Options:
-    """The shared arguments with some defaults changed."""
-    defaults = {
-        "size": 128, "width": 32, "first": 16, "slots": 200, "strongest": 5, "image": 10.0,
-        "teacher": 0.01, "features": 0.001, "adversarial": 0.005, "turns": 2, "lr": 1e-4,
-        "weight_decay": 1e-5, "last": 0.1, "batch_size": 16, "epochs": 200, "steps": None,
-    }  # fmt: skip
-    told = {
-        "size": "pixels along each axis, a multiple of 32 from 64 on.",
-        "width": "channels of the first level; the deepest has 16 times as many.",
-        "first": "channels of the discriminator's first convolution.",
-        "slots": "vectors in each memory.",
-        "strongest": "of a memory's weights those above the so-manyth largest are used.",
-        "image": "weight of the mean squared error.",
-        "teacher": "weight of the teacher's mean squared error.",
-        "features": "weight of the features that the teacher's are to equal.",
-        "adversarial": "weight of the discriminator, in both players' losses.",
-        "turns": "updates of the discriminator for each one of the rest.",
-        "lr": "learning rate of Adam, for both players.",
-        "weight_decay": "of the autoencoder's Adam.",
-        "last": "share of the autoencoder's rate that is left where its cosine is lowest.",
-        "batch_size": "images in an update.",
-        "epochs": "passes over the training images.",
-        "steps": "updates of the autoencoder instead of ``epochs``.",
-    }
-    return Options(get_type_hints(Space), {**defaults, **changes}, told)
-
-
-def inpainted(
-    channels: int, memory: Remembered, matrices: float, judge: list[int], centred: bool,
-    options: Space,
-) -> Inpainted:  # fmt: skip
-    """Build the method.
-
-    Raises:
-        ArgumentError: the size doesn't fit, or there are fewer slots than are to be compared.
-    """
-    size, epochs, last = options["size"], options["epochs"], options["last"]
-    cells = size // CELLS
-    if size % CELLS or cells < 2:
-        # One cell has no statistics of its own, by which an image is judged.
-        raise ArgumentError(f"size={size}: give a multiple of {CELLS} from {2 * CELLS} on.")
-    if not 2 <= options["strongest"] <= options["slots"]:
-        raise ArgumentError(
-            f"strongest={options['strongest']} of slots={options['slots']}: give a number from 2, of "
-            "which one weight is used, to that of the slots."
+        apart = (code - mixture).square().flatten(1).mean(1)
+        return Maps(
+            map=difference / 2,
+            score=difference.flatten(1).mean(1) + apart,
+            reconstruction=(restored + 1) / 2,
         )
-    end: type[nn.Module] = nn.Tanh if centred else nn.Sigmoid
-    network = SpaceAware(channels, size, options["width"], memory, matrices, end)
-    widths = [options["first"] * f for f in judge]
-    discriminator = nn.Sequential(
-        downwards(2, [channels, *widths], 5), nn.Flatten(), nn.Linear(widths[-1] * cells**2, 1)
-    )
-
-    def rate(step: int, steps: int) -> float:
-        passed = step / steps * epochs
-        return last + (1 - last) * (1 + math.cos(math.pi * passed / COSINE)) / 2
-
-    lr, betas = options["lr"], (0.5, 0.999)
-    restore = adam(lr, betas=betas, eps=1e-7, weight_decay=options["weight_decay"])
-    players = [
-        Player("discriminator", [discriminator], adam(lr, betas=betas), options["turns"]),
-        Player("generator", [network], restore, schedule=rate),
-    ]
-    phase = Phase(
-        "game", players, options["steps"], epochs, options["batch_size"], batches=options["turns"]
-    )
-    weights = Weights(*(options[k] for k in ("image", "teacher", "features", "adversarial")))
-    return Inpainted(network, discriminator, weights, centred, phase)
-
-
-COSINE = 300  # passes in which the rate falls to its last share, whatever their number
-LAPTOP = {"size": 64, "width": 8, "slots": 100, "steps": 400, "batch_size": 8, "lr": 5e-4}
-TINY = {
-    "size": 64, "width": 4, "first": 4, "slots": 20, "steps": 60, "batch_size": 8, "turns": 1,
-    "lr": 3e-4,
-}  # fmt: skip
 
 
 @register(
-    "squid",
-    paper="Xiang 2023",
-    dims=(2,),
-    presets={"laptop": LAPTOP},
-    # What lies above 1 could not be restored by a sigmoid.
-    preprocess={"scaling": "percentile", "limit": 1.0},
-    tiny=TINY,
-    options=space(),
-)
-def squid(
-    dims: int = 2,
-    channels: int = 1,
-    kept: float = 0.95,
-    **options: Unpack[Space],
-) -> Method:
-    """Patches of radiographs told from memories of their place and judged by a discriminator (SQUID).
-
-    Xiang et al., CVPR 2023: radiographs of 128 pixels in 0..1 are cut into four patches. A shared
-    encoder halves them four times (32 to 512 channels); each one's code is replaced by a mixture of
-    the few most similar codes that its place had in training (a queue of 200, read with weights
-    above the fifth largest), changed by attention to the neighbours, and decoded with learned
-    memories in the two levels in which patches are still apart. In training one place in twenty
-    keeps its features. A second decoder without memories teaches. Loss: 10 mean squared error +
-    0.01 that of the teacher + 0.001 mean squared differences of the decoders' features + 0.005
-    binary cross entropy of a discriminator, which has two updates for each one of the rest, with
-    the same weight. Adam 1e-4, betas 0.5 and 0.999, batches of 16, 200 passes, a rate falling as a
-    cosine; images are moved and resized by up to 5 %. The score is 1 - sigmoid((D(restoration) -
-    mean) / deviation), both of 201 training images.
-
-    As in the release the discriminator scores each image by that image's own statistics, since its
-    batch norms are never set to evaluation.
-
-    Departures:
-        turns: each player draws a batch of its own; in the release the rest see the discriminator's
-            last.
-        border: goes on where an image is moved away from it; in the release there are zeros.
-        mean and deviation: of the training images as they are; the release moves them.
-        weights: the last ones; the release keeps the pass with the best AUROC on labelled scans.
-        map: |x - restoration|, ours; the article scores images.
-
-    Args:
-        kept: probability in training that a place's features are those from a memory.
-    """
-    memory = Remembered(options["slots"], options["strongest"], kept)
-    return inpainted(channels, memory, kept, [1, 2, 4, 8, 8], False, options)
-
-
-@register(
-    "simsid",
-    paper="Xiang 2024",
+    "memory_gan_oct",
+    paper="Zhang 2020",
     dims=(2,),
     presets={
-        "chexpert": {"queue": False, "kept": 0.9, "last": 0.5, "epochs": 600},
-        "laptop": LAPTOP,
+        "laptop": {
+            "size": 64, "width": 16, "slots": 200, "batch_size": 16, "steps": 500,
+            "lr": 1e-3,
+        },
     },
     # What lies above 1 could not be restored by a tanh.
     preprocess={"scaling": "percentile", "limit": 1.0},
-    tiny=TINY,
-    options=space(epochs=1000),
-)
-def simsid(
+    tiny={
+        "size": 32, "width": 8, "slots": 40, "batch_size": 8, "steps": 300,
+        "lr": 3e-3,
+    },
+)  # fmt: skip
+def memory_gan_oct(
     dims: int = 2,
     channels: int = 1,
-    queue: bool = True,
-    kept: float = 1.0,
-    **options: Unpack[Space],
+    size: int = 256,
+    width: int = 64,
+    slots: int = 2000,
+    shrink: float = 1.0,
+    image: float = 50.0,
+    adversarial: float = 1.0,
+    code: float = 1.0,
+    entropy: float = 2e-4,
+    lr: float = 1e-4,
+    batch_size: int = 16,
+    epochs: int = 60,
+    steps: int | None = None,
 ) -> Method:
-    """SQUID in -1..1 with a wider discriminator and nothing kept beside the memories (SimSID).
+    """Adversarial autoencoder with a memory of healthy codes, for retinal scans.
 
-    Xiang et al., IEEE TPAMI 2024, extend ``squid``: images in -1..1 with tanh, a discriminator of 16
-    to 256 channels, 1,000 passes in which the cosine of the rate goes up and down, and no place that
-    keeps its features. ``chexpert`` are the release's settings for that data set: learned memories
-    instead of queues, one place in ten of the bottleneck kept, a rate that falls to half, 600
-    passes.
+    Zhang et al., ISBI 2020, screen OCT with a memory-augmented anomaly GAN: a generator that
+    restores from a memory, a discriminator, and restoration and code as the score. Nothing was
+    released and the text was not read, so that this is an approximation by the parts that its title
+    names: the memory of Gong et al., ICCV 2019 (2,000 vectors, a softmax of cosines at each place
+    of the code, weights up to their mean cut, their entropy in the loss) between an encoder
+    and a decoder of 4x4 convolutions of stride 2 (64 to 512 channels, 16 pixels to a place), and
+    GANomaly's weights: 50 mean |x - restoration| + 1 binary cross entropy + 1 mean squared change
+    of the code by the memory + 0.0002 entropy. Adam 1e-4, betas 0.5 and 0.999. The score is mean
+    |x - restoration| + that change, the map |x - restoration|. Images must lie in 0..1, which is
+    made -1..1.
 
     Departures:
-        all those of ``squid``, but that in this release both players see one batch and one
-            restoration.
-        abnormal scans: its settings for CheXpert mix a tenth of them into training; here all are
-            healthy.
+        all: networks, sizes, weights, training and score are our choice.
 
     Args:
-        queue: the bottleneck's memories are queues of training codes; else they are learned.
-        kept: probability in training that a place of the bottleneck is from a memory.
+        size: pixels along each axis, 16 times a power of two, at least 32.
+        slots: vectors in the memory.
+        shrink: times the mean weight, up to which a vector isn't used. Gong et al. give 1 to 3, but
+            cosines are so alike at first that from 2 on none would be used.
+        image: weight of the restoration.
+        adversarial: weight of the discriminator.
+        code: weight of what the memory changes of a code.
+        entropy: weight of the entropy of the memory's weights.
+        lr: learning rate of Adam, for both players.
+        batch_size: images in an update.
+        epochs: passes over the training images.
+        steps: updates of each player instead of ``epochs``.
     """
-    memory = Remembered(options["slots"], options["strongest"], kept, queue)
-    return inpainted(channels, memory, 1.0, [1, 2, 4, 8, 16], True, options)
+    doublings(size, CELL)  # refuses what doesn't fit
+    widths = [width * 2**i for i in range(doublings(CELL, 1))]
+    encoder = downwards(dims, [channels, *widths])
+    decoder = nn.Sequential(*upwards(dims, [*widths[::-1], channels]))
+    memory = PlaceMemory(slots, widths[-1], shrink / slots, cosine=True)
+    discriminator = Judge(dims, channels, size, 1, width)
+    optimizer = adam(lr, betas=(0.5, 0.999))
+    players = [
+        Player("discriminator", [discriminator], optimizer),
+        Player("generator", [encoder, memory, decoder], optimizer),
+    ]
+    phase = Phase("game", players, steps, epochs, batch_size)
+    weights = Weights(image, adversarial, code, entropy)
+    return RememberingGAN(encoder, memory, decoder, discriminator, weights, phase)

@@ -1,1 +1,1 @@
-"""Methods that learn from labels: a few anomalies, images of other things, layers of anatomy."""
+"""Methods that learn from a few labelled anomalies, or from images of other things."""

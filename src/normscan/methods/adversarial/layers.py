@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normscan.methods.adversarial.uncertainty import labels_below
 from normscan.methods.base import Batch, Maps, Method, Phase, Use
 from normscan.methods.schedule import Schedule, phase, schedule
-from normscan.methods.supervised.uncertainty import labels_below
 from normscan.networks.boundaries import ShapeModel, disagreement, first_rows, ordered_rows
 from normscan.networks.discriminative import BatchNormUNet
 from normscan.registry import register
