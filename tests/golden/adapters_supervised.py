@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 from unittest.mock import patch
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from normscan.methods.base import Batch, Method
 from normscan.methods.supervised.boundaries import anomalous_weights, healthy_weights
+from normscan.methods.supervised.disentangled import HEALTHY, SEEN, SIMULATED
+from normscan.methods.supervised.episodes import Bank, Learner, Set, Watcher, judged, trust
 from normscan.methods.supervised.segments import statistics
+from normscan.rng import Rng
 from normscan.scores.boosted import Boosting, Forest
 from tests.golden.adapters_features import centre_of_bright, map_apart, processed
-from tests.golden.fill import RULES
+from tests.golden.fill import RULES, fill, images
 from tests.golden.records import Check, batch_of
 
 
@@ -30,6 +34,8 @@ class Waves:
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         return RULES[self.rule](tuple(shape))
+
+    uniform = normal
 
 
 @contextmanager
@@ -217,3 +223,82 @@ def prototypical_terms(method: Any, check: Check) -> Tensor:
     lesion[1, :, 30:60, 50:90] = True
     terms = method.train().terms(method.logits(image), lesion)
     return torch.stack(list(terms.values())).detach()
+
+
+# --- heterogeneous sets
+
+PAIRS, SAMPLES = 6, 12
+
+
+class Later(Set):
+    """A set whose first batch is passed over: of a first pass of two the release uses the second."""
+
+    def batches(self, size: int, rng: Rng) -> Iterator[Tensor]:
+        return islice(super().batches(size, rng), 1, None)
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Within it samples aren't shuffled, and the references are the first five."""
+    first = patch.object(Bank, "references", lambda self, *_: [s[:5].mean(0) for s in self.scales])
+    order = patch(
+        "normscan.methods.supervised.episodes._shuffled", lambda count, _: torch.arange(count)
+    )
+    with first, order:
+        yield
+
+
+def set_of(kind: type[Set], healthy: int, changed: int, stride: int, sick: int) -> Set:
+    """Four samples of each kind of a bank with eight healthy, eight changed and six known ones."""
+    i = torch.arange(4)
+    rows = [(healthy + i) % 8, 8 + (changed + stride * i) % 8, 16 + (sick + i) % 6]
+    return kind(torch.cat(rows), torch.tensor([HEALTHY, SIMULATED, SEEN]).repeat_interleave(4))
+
+
+def sets_for(pair: int) -> tuple[Set, Set]:
+    return set_of(Later, pair, pair, 2, pair), set_of(Set, pair + 3, pair + 5, 1, pair + 2)
+
+
+def bank_of(width: int) -> Bank:
+    """Stored features at 6 and 3 places along an axis."""
+    scales = [images(22, width, side, side, rule="grain") for side in (6, 3)]
+    return Bank([[s[a:b] for s in scales] for a, b in ((0, 8), (8, 16), (16, 22))])
+
+
+def learner_of(method: Any) -> Learner:
+    method.heads.double()
+    rhythm = replace(method.rhythm, updates=2, batch_size=6)
+    return Learner(method.heads, bank_of(512), rhythm, Waves("grain"))  # type: ignore[arg-type]
+
+
+def carried_over(method: Any, check: Check) -> tuple[Tensor, Tensor]:
+    """Norms of the gradient of two pairs' mean, and scores of each set by each pair's heads.
+
+    The norms are those of weights and biases in turn, the residual head's filter last but one.
+    """
+    learner = learner_of(method)
+    weights = {n: w.detach().clone().requires_grad_() for n, w in method.heads.named_parameters()}
+    pairs = [sets_for(pair) for pair in range(2)]
+    with in_order(), torch.enable_grad():
+        found = [learner.adapted(weights, *pair) for pair in pairs]
+        told = [[judged(learner, moved, query) for moved, _ in found] for _, query in pairs]
+    slopes = zip(*(slopes for _, slopes in found), strict=True)
+    norms = {n: torch.stack(s).mean(0).norm() for n, s in zip(weights, slopes, strict=True)}
+    last = [f"residual.{n}" for n in ("scale", "shift")]  # as the release has them
+    scores = torch.stack([torch.stack(columns, 1) for columns in told])
+    order = [n for n in norms if n not in last] + last
+    return torch.stack([norms[n] for n in order]), scores.flatten()[::5]
+
+
+def foretold(method: Any, check: Check) -> tuple[Tensor, Tensor]:
+    """After eight rounds of given scores: foretold ones, and how much each pair counts."""
+    watcher = Watcher(PAIRS, Waves("grain"))  # type: ignore[arg-type]
+    watcher.network.double().dropout = 0.0
+    fill(watcher.network, "grain")
+    told = 3 * RULES["grain"]((9, PAIRS, PAIRS, SAMPLES))
+    kinds = [sets_for(0)[1].kind] * PAIRS
+    for scores in told[:8]:
+        watcher.learn(list(scores.mT))
+    with torch.no_grad():
+        reached = torch.stack(watcher.foretold())
+    return reached.flatten()[::61], trust(list(reached), kinds)

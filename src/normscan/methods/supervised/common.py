@@ -16,6 +16,7 @@ from normscan.methods.features.common import FILLED, RESNET18, TEST_RESNET, Tapp
 from normscan.methods.schedule import Schedule, phase, with_training
 from normscan.networks.backbones import Backbone
 from normscan.objectives.deviation import deviation_loss, references
+from normscan.rng import Rng
 from normscan.synthesis.augment import turned
 
 
@@ -94,9 +95,9 @@ def open_phase(
     return replace(found, balanced=True, validate_every=0)
 
 
-def deviates(score: Tensor, anomalous: Tensor, batch: Batch, margin: float) -> Tensor:
+def deviates(score: Tensor, anomalous: Tensor, rng: Rng, margin: float) -> Tensor:
     """The mean deviation loss of scores (B,), with references of their own; 0 for none."""
-    loss = deviation_loss(score, anomalous, references(batch.rng).to(score), margin)
+    loss = deviation_loss(score, anomalous, references(rng).to(score), margin)
     return loss.sum() / max(1, len(loss))
 
 

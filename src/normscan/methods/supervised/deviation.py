@@ -55,7 +55,7 @@ class DeviationNetwork(Method):
 
     def loss(self, batch: Batch, phase: str, player: str) -> dict[str, Tensor]:
         score = self.score(any_turn(batch))
-        return {"deviation": deviates(score, ill(batch), batch, self._options["margin"])}
+        return {"deviation": deviates(score, ill(batch), batch.rng, self._options["margin"])}
 
     def maps(self, batch: Batch) -> Maps:
         backbone = self.pyramid.backbone

@@ -106,6 +106,17 @@ class QuantumHead(nn.Module):
         return self.read(found)[:, 0].abs()
 
 
+def wanted(kind: Tensor) -> dict[str, Tensor]:
+    """Which of the samples that each head looks at are to stand out in it, by their kinds (B,)."""
+    return {
+        "holistic": kind == HEALTHY,
+        "seen": kind[kind != SIMULATED] == SEEN,
+        "simulated": kind[kind != SEEN] == SIMULATED,
+        "residual": kind != HEALTHY,
+        "further": kind != HEALTHY,
+    }
+
+
 class Disentangled(Method):
     """Several heads on one learning backbone; see ``dra``.
 
@@ -187,15 +198,9 @@ class Disentangled(Method):
         image, kind = self.mixed(batch)
         references = any_turn(batch, self.drawn(batch))
         scores = self.heads(any_turn(batch, image), references, kind)
-        wanted = {
-            "holistic": kind == HEALTHY,
-            "seen": kind[kind != SIMULATED] == SEEN,
-            "simulated": kind[kind != SEEN] == SIMULATED,
-        }
-        margin = self._options["margin"]
+        truth, margin = wanted(kind), self._options["margin"]
         return {
-            name: deviates(score, wanted.get(name, kind != HEALTHY), batch, margin)
-            for name, score in scores.items()
+            name: deviates(score, truth[name], batch.rng, margin) for name, score in scores.items()
         }
 
     @torch.no_grad()
