@@ -60,7 +60,7 @@ def runs() -> list[tuple[str, int, int]]:
 def work(threads: int, seed: int, methods: list[str]) -> None:
     """In a process of its own: judge methods and print a line of JSON for each."""
     import torch
-    from tests.contract.judging import judge
+    from tests.contract.judging import axes, judge
     from tests.support.needs import Toys
     from tests.toy import write_toy_cohort
 
@@ -77,7 +77,7 @@ def work(threads: int, seed: int, methods: list[str]) -> None:
             made, functools.cache(lambda d, c: write_toy_cohort(made(f"plain{d}d{c}c"), d, c))
         )
         for method in methods:
-            verdict = judge(method, cohorts(card(method), card(method).dims[0]), seed)
+            verdict = judge(method, cohorts(card(method), axes(method)), seed)
             values = {**vars(verdict), "margin": verdict.margin}
             rounded = {name: round(value, 4) for name, value in values.items()}
             print(json.dumps({"method": method, **rounded}), flush=True)

@@ -7,6 +7,7 @@ detector. A method that fails one of these is wrong, whatever its article says.
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import functools
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.contract.judging import FINDINGS, LEAST, batch, detector, falls, judge
+from tests.contract.judging import FINDINGS, LEAST, axes, batch, detector, falls, judge
 from tests.support.needs import Toys, needs, row_of
 from tests.support.regimes import TOY_CARDS, registered
 
@@ -58,6 +59,9 @@ OPEN = [pytest.param(m, id=m, marks=ONE[m]) for m in CARDS if CARDS[m].regime ==
 
 with (Path(__file__).parent / "margins.csv").open(newline="") as stored:
     MARGINS = list(csv.DictReader(stored))
+
+# Whose equalised maps jump at last bits, which differ from one size of batch to another.
+STEPPED = ("ra",)
 
 SHORT = 4  # updates of a phase where what is learnt doesn't matter
 FEW = {"train": 16, "val": 6, "test": 3, "extra": 9}  # scans of each label of a part
@@ -241,9 +245,11 @@ def test_native_maps_have_the_right_shape(method: str, dims: int, fitted):
 @pytest.mark.parametrize(("method", "dims"), CASES)
 def test_batch_mates_do_not_matter(method: str, dims: int, fitted):
     det = fitted(method, dims)
-    together = batch(det)
-    all_three = det.method.maps(together)
-    one = det.method.maps(row_of(together, 1, Rng([1])))
+    seen, together = det.method, batch(det)
+    if method in STEPPED:
+        seen, together.image = copy.deepcopy(seen).double(), together.image.double()
+    all_three = seen.maps(together)
+    one = seen.maps(row_of(together, 1, Rng([1])))
     for name in ("map", "score", "reconstruction", "uncertainty"):
         a, b = getattr(all_three, name), getattr(one, name)
         if a is not None:
@@ -449,16 +455,16 @@ def test_without_healthy_scans_the_decision_stays_open(method: str, cohorts, tmp
 def test_beats_its_untrained_self_and_the_mean_image(method: str, every):
     """On planted lesions that are bright, dark or of the same mean intensity.
 
-    One untrained network stands for those of the stored runs, which know how they differ.
+    Where one untrained network is clearly worse it stands for those of the stored runs.
     """
-    verdict = judge(method, every(method, CARDS[method].dims[0]), untrained=1)
+    verdict = judge(method, every(method, axes(method)), quick=True)
     assert verdict.margin > 0, verdict
 
 
 # A closed form has no loss.
 @pytest.mark.parametrize("method", [p for p in LEARNT if p.values[0] in FINDINGS])
 def test_what_the_toy_cannot_judge_still_learns(method: str, every, tmp_path: Path):
-    dims = CARDS[method].dims[0]
+    dims = axes(method)
     detector(method, dims, SOME).fit(every(method, dims), tmp_path / "run")
     fallen = falls(tmp_path / "run" / LOG)
     assert max(fallen.values()) > 0.1, f"{fallen}. {FINDINGS[method]}"

@@ -35,6 +35,8 @@ REASONS: dict[str, str] = {
     "hist_threshold_baseline": "it counts a histogram of each image, which graphs lack",
     "meta_detector": "it learns anew from its references, which takes gradients",
     "octa_layers": "it takes running maxima down each column, which graphs lack",
+    "ood_blind_spot": "its score is a density of few healthy values, which makes much of the rounding of "
+    "a graph",
     "phanes": "it marks what is to be painted anew with SciPy, which is no part of a graph",
     "qsco": "its state vectors are complex numbers, which graphs lack",
     "ra": "it equalises and smooths with scikit-image and SciPy, which are no part of a graph",

@@ -14,16 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextlib.contextmanager
 def kept_statistics(
-    network: nn.Module, by: Literal["batch", "running"] = "batch"
+    network: nn.Module, by: Literal["batch", "running", "own"] = "batch"
 ) -> Iterator[None]:
-    """Within it the running statistics of a network stay as they are.
+    """Within it the running statistics of a network in training stay as they are.
 
     For a pass over something else than images, such as restorations, whose statistics must not be
     mixed into those that serve at test. Dropout and everything else keep their mode.
 
     Args:
         network: any network.
-        by: normalise by the statistics of the ``batch``, or by the ``running`` ones.
+        by: normalise by the statistics of the ``batch``, or by the ``running`` ones; at test the running
+            ones serve in both cases, and those of what passes with ``own``.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
     before = [(m.training, m.track_running_stats) for m in norms]
@@ -31,7 +32,8 @@ def kept_statistics(
         if by == "running":
             norm.eval()
         else:
-            norm.train()
+            if by == "own":
+                norm.train()
             norm.track_running_stats = False
     try:
         yield

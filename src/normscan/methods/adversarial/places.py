@@ -86,7 +86,7 @@ class Inpainted(Method):
 
     def judged(self, x: Tensor) -> Tensor:
         """Logits (B,) of images, each by its own statistics."""
-        with kept_statistics(self.discriminator):
+        with kept_statistics(self.discriminator, by="own"):
             return torch.cat([self.discriminator(image[None])[:, 0] for image in x])
 
     @torch.no_grad()
