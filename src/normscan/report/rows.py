@@ -119,7 +119,7 @@ def make_row(
         region="" if pixel_threshold is None else svg_path(outlines(shown, pixel_threshold)),
         letters=letters,
         around=tuple(
-            (plane.name, png_data_uri(painted(plane, SIDE, scale).quantize(96)))
+            (plane.name, png_data_uri(_few(painted(plane, SIDE, scale))))
             for plane in picture.around
         ),
         leaves=_leaves(picture, scale),
@@ -135,7 +135,12 @@ def _leaves(picture: Picture, scale: tuple[float, float]) -> tuple[str, int] | N
         drawn = painted(plane, LEAF, scale).convert("RGB")
         left, top = (LEAF - drawn.width) // 2, (LEAF - drawn.height) // 2
         sheet.paste(drawn, (left, top + LEAF * number))
-    return png_data_uri(sheet.quantize(64)), len(picture.leaves)
+    return png_data_uri(_few(sheet)), len(picture.leaves)
+
+
+def _few(picture: Image.Image) -> Image.Image:
+    """Keep 128 colours, by an octree: it takes a tenth of the time of Pillow's cut at medians."""
+    return picture.convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE)
 
 
 def _content(
