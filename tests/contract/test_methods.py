@@ -64,6 +64,7 @@ with (Path(__file__).parent / "margins.csv").open(newline="") as stored:
 STEPPED = ("ra",)
 
 SHORT = 4  # updates of a phase where what is learnt doesn't matter
+BRIEF = 2  # where only the form of a result does
 # Scans of each label of a part, by axes.
 FEW = {
     2: {"train": 16, "val": 6, "test": 3, "extra": 9},
@@ -116,8 +117,9 @@ def runs(cohorts, tmp_path_factory):
     @functools.cache
     def make(method: str, dims: int, channels: int = 1) -> tuple[Detector, Path]:
         folder = tmp_path_factory.mktemp("run") / "run"
+        steps = SHORT if (dims, channels) == (CARDS[method].dims[0], 1) else BRIEF
         with watched() as moved:
-            det = detector(method, dims, SHORT).fit(cohorts(method, dims, channels), folder)
+            det = detector(method, dims, steps).fit(cohorts(method, dims, channels), folder)
         MOVED[method, dims] = MOVED.get((method, dims), []) + moved
         return det, folder
 
