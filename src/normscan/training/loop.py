@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from normscan.rng import Rng, derive_seed, seeded
 from normscan.training.checkpoint import cpu_state, load_state, save_state
 from normscan.training.data import Draws, PreparedSet
 from normscan.training.folder import CHECKPOINT, LOG
+from normscan.training.shared import Sharing
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -73,6 +74,7 @@ class Trainer:
         # A player may hold parts that its method froze, such as a backbone: they stay frozen.
         self.trainable = {id(p) for p in method.parameters() if p.requires_grad}
         self.seconds: dict[str, float] = {}
+        self.sharing = Sharing(method, fabric)
 
     def run(self) -> dict[str, float]:
         """Train all phases, from the checkpoint if there is one; return seconds per phase."""
@@ -103,6 +105,7 @@ class Trainer:
     def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
         part = PreparedSet.join([self.parts[name] for name in phase.part.split("+")])
         steps = phase.total_steps(len(part))
+        self.sharing.batch(phase.batch_size)
         try:
             optimizers = {p.name: p.optimizer(p.parameters()) for p in phase.players}
         except ValueError as error:
@@ -140,7 +143,8 @@ class Trainer:
             self.report(phase.name, step + 1, steps, text)
             if phase.patience and self.memory["waited"] >= phase.patience:
                 break
-            if time.monotonic() - saved > self.checkpoint_seconds and step + 1 < steps:
+            due = time.monotonic() - saved > self.checkpoint_seconds
+            if step + 1 < steps and self.sharing.due(due):
                 self._save(index, step + 1, optimizers)
                 saved = time.monotonic()
         self._close(phase)
@@ -177,12 +181,14 @@ class Trainer:
                 batch = data.data.batch(mine, Rng(seed)).to(fabric.device)
                 optimizer = optimizers[player.name]
                 optimizer.zero_grad()
+                self.sharing.begin()
                 with seeded(seed), fabric.autocast():
                     losses = self.method.loss(batch, phase.name, player.name)
                     total = torch.stack([v.float() for v in losses.values()]).sum()
                 self._check(phase, step, player, losses)
-                fabric.backward(total)
-                self._share_gradients(trained)
+                if total.requires_grad or not self.sharing.several:
+                    fabric.backward(total)
+                self.sharing.gradients(trained)
                 if player.clip is not None:
                     fabric.clip_gradients(self.method, optimizer, max_norm=player.clip)
                 if player.schedule:
@@ -190,7 +196,7 @@ class Trainer:
                         base = group.setdefault("base_lr", group["lr"])
                         group["lr"] = base * player.schedule(step, steps)
                 optimizer.step()
-                self._share_buffers(player.modules)
+                self.sharing.buffers(player.modules)
                 terms |= {f"{player.name}/{k}": v.detach() for k, v in losses.items()}  # type: ignore[misc]
             for p in trained:
                 p.requires_grad_(False)
@@ -203,28 +209,6 @@ class Trainer:
                 f"the loss '{bad[0]}' of {player.name} is not finite at step {step + 1} of phase "
                 f"'{phase.name}'. Lower the learning rate, or check the scaling of the images."
             )
-
-    def _share_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Average over processes; by hand, since the players of a phase differ in parameters."""
-        if self.fabric.world_size == 1:
-            return
-        for p in parameters:
-            if p.grad is not None:
-                p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
-
-    @torch.no_grad()
-    def _share_buffers(self, modules: Sequence[torch.nn.Module]) -> None:
-        """Average what the processes counted apart, such as running statistics of norms.
-
-        After every update, so that the state of the first process is that of all: its checkpoint
-        lets each of them go on.
-        """
-        if self.fabric.world_size == 1:
-            return
-        for module in modules:
-            for b in module.buffers():
-                if b.is_floating_point():
-                    b.copy_(self.fabric.all_reduce(b, reduce_op="mean"))  # type: ignore[arg-type]
 
     def _average(self, decay: float, step: int) -> None:
         """Moving average of the weights; short at first, so that the start is forgotten."""
@@ -277,11 +261,13 @@ class Trainer:
         self.memory = {}
 
     def _save(self, phase: int, step: int, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+        weights = cpu_state(self.method)
+        self.sharing.agree(weights)
         if self.fabric.is_global_zero:
             state = {
                 "phase": phase,
                 "step": step,
-                "method": cpu_state(self.method),
+                "method": weights,
                 "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
                 "memory": self.memory,
                 "seconds": self.seconds,
