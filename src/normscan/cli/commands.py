@@ -56,6 +56,7 @@ def fit(
     devices: int = 1,
     nodes: int = 1,
     precision: str = "32-true",
+    strategy: Literal["ddp", "fsdp"] = "ddp",
     workers: int = 1,
     resume: bool = False,
     gate: bool = True,
@@ -97,6 +98,7 @@ def fit(
         devices: number of processes, on each machine.
         nodes: number of machines, on which torchrun or srun starts the processes.
         precision: 32-true, bf16-mixed, 16-mixed, ...
+        strategy: of several processes: each holds the whole network (ddp), or a part of it (fsdp).
         workers: processes that prepare scans.
         resume: go on with the run in the folder.
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
@@ -137,7 +139,7 @@ def fit(
     bar = Progress()
     # Before any file of the cohort is opened.
     check_run(Path(out), resume)
-    check_machine(device, devices, precision, nodes)
+    check_machine(device, devices, precision, nodes, strategy)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
@@ -164,6 +166,7 @@ def fit(
         devices=devices,
         nodes=nodes,
         precision=precision,
+        strategy=strategy,
         workers=workers,
         resume=resume,
         progress=True,

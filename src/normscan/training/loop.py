@@ -19,9 +19,10 @@ from normscan.errors import ArgumentError, NormscanError
 from normscan.io.atomic import writing
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed, seeded
-from normscan.training.checkpoint import cpu_state, load_state, save_state
+from normscan.training.checkpoint import cpu_state, load_state, save_state, whole
 from normscan.training.data import Draws, PreparedSet
 from normscan.training.folder import CHECKPOINT, LOG
+from normscan.training.sharded import explained, parted_state, sharded, whole_state
 from normscan.training.shared import Sharing
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Trainer:
 
     def run(self) -> dict[str, float]:
         """Train all phases, from the checkpoint if there is one; return seconds per phase."""
-        self.method.to(self.fabric.device)
+        if not self.fabric.sharded:
+            self.method.to(self.fabric.device)
         path = self.folder / CHECKPOINT
         state = load_state(path) if path.exists() else None
         first = 0
@@ -103,6 +105,11 @@ class Trainer:
         self._phase(index, phase, None)
 
     def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
+        given = self.method
+        if self.fabric.sharded:
+            self.method, phase = sharded(given, index, self.fabric)
+            self.sharing = Sharing(self.method, self.fabric)
+            self.trainable = {id(p) for p in self.method.parameters() if p.requires_grad}
         part = PreparedSet.join([self.parts[name] for name in phase.part.split("+")])
         steps = phase.total_steps(len(part))
         self.sharing.batch(phase.batch_size)
@@ -116,7 +123,8 @@ class Trainer:
             begin, self.memory = state["step"], state["memory"]
             self.say(f"resuming at step {begin} of {steps} of phase '{phase.name}'")
             for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                stored = state["optimizers"][name]
+                optimizer.load_state_dict(parted_state(stored, optimizer))
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         elif phase.ema:
             self.memory["ema"] = cpu_state(self.method)
@@ -147,6 +155,9 @@ class Trainer:
             if step + 1 < steps and self.sharing.due(due):
                 self._save(index, step + 1, optimizers)
                 saved = time.monotonic()
+        if self.fabric.sharded:
+            given.load_weights(cpu_state(self.method))
+            self.method = given
         self._close(phase)
         self._save(index + 1, 0, {})
 
@@ -170,6 +181,7 @@ class Trainer:
         terms: dict[str, float] = {}
         fabric = self.fabric
         draw = step * sum(p.turns for p in phase.players)
+        training = [module for p in phase.players for module in p.modules]
         for player in phase.players:
             trained = [p for p in player.parameters() if id(p) in self.trainable]
             for p in trained:
@@ -182,7 +194,7 @@ class Trainer:
                 optimizer = optimizers[player.name]
                 optimizer.zero_grad()
                 self.sharing.begin()
-                with seeded(seed), fabric.autocast():
+                with seeded(seed), fabric.autocast(), explained():
                     losses = self.method.loss(batch, phase.name, player.name)
                     total = torch.stack([v.float() for v in losses.values()]).sum()
                 self._check(phase, step, player, losses)
@@ -196,7 +208,7 @@ class Trainer:
                         base = group.setdefault("base_lr", group["lr"])
                         group["lr"] = base * player.schedule(step, steps)
                 optimizer.step()
-                self.sharing.buffers(player.modules)
+                self.sharing.buffers(training)
                 terms |= {f"{player.name}/{k}": v.detach() for k, v in losses.items()}  # type: ignore[misc]
             for p in trained:
                 p.requires_grad_(False)
@@ -215,7 +227,7 @@ class Trainer:
         decay = min(decay, (1 + step) / (10 + step))
         average = self.memory["ema"]
         for name, value in self.method.state_dict().items():
-            value = value.detach().cpu()
+            value = whole(value.detach()).cpu()
             if value.is_floating_point() and value.shape == average[name].shape:
                 average[name].lerp_(value, 1 - decay)
             else:  # a counter, or something that grew
@@ -262,13 +274,14 @@ class Trainer:
 
     def _save(self, phase: int, step: int, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         weights = cpu_state(self.method)
+        states = {n: whole_state(o) for n, o in optimizers.items()}
         self.sharing.agree(weights)
         if self.fabric.is_global_zero:
             state = {
                 "phase": phase,
                 "step": step,
                 "method": weights,
-                "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
+                "optimizers": states,
                 "memory": self.memory,
                 "seconds": self.seconds,
                 "precision": self.fabric.strategy.precision.state_dict(),

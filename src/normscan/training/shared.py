@@ -46,6 +46,8 @@ class Sharing:
         have = torch.tensor([float(p.grad is not None) for p in parameters])
         have = self.fabric.all_reduce(have.to(self.fabric.device), reduce_op="sum")  # type: ignore[assignment]
         for p, count in zip(parameters, have.tolist(), strict=True):
+            if hasattr(p, "full_tensor"):
+                continue  # it lies in parts, whose gradients came averaged
             if count:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
@@ -64,7 +66,8 @@ class Sharing:
         """Share what changed since ``begin``, in any process.
 
         Args:
-            trained: modules whose statistics always count as changed: a batch norm doesn't tell.
+            trained: modules in training, whose statistics count as changed: a batch norm doesn't
+                tell, and that of a judge sees what a generator makes in the generator's turn.
         """
         if not self.several:
             return
