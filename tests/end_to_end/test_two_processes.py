@@ -51,3 +51,25 @@ def test_a_parted_network_is_saved_whole_and_equals_one_process(found):
         torch.testing.assert_close(parted[name], value, rtol=0, atol=2e-5)
         moved = float((value - first[name]).abs().max())
         assert (moved > 1e-3) != name.startswith("frozen"), name  # it learnt far more than that
+
+
+@pytest.mark.parametrize("id", ["padim", "image_statistics", "mean_image"])
+def test_sums_of_two_processes_are_those_of_one(found, id):
+    states = load_state(found[1] / "states.safetensors")
+    together = {k.split("/")[2]: v for k, v in states.items() if k.startswith(f"{id}/together/")}
+    assert together
+    for name, value in together.items():
+        one = states[f"{id}/one/{name}"].double()
+        apart = (value.double() - one).abs().max() / one.abs().max()
+        assert float(apart) < 1e-6, name
+        assert not torch.equal(states[f"{id}/share 0/{name}"], states[f"{id}/one/{name}"])
+
+
+@pytest.mark.parametrize("id", ["patchcore", "anomaly_dino"])
+def test_a_bank_of_two_processes_holds_what_both_chose(found, id):
+    states = load_state(found[1] / "states.safetensors")
+    bank, one, first, second = (
+        states[f"{id}/{who}/bank.vectors"] for who in ("together", "one", "share 0", "share 1")
+    )
+    assert len(bank) == len(one)
+    torch.testing.assert_close(bank, torch.cat([first, second]), rtol=0, atol=0)

@@ -21,7 +21,7 @@ from normscan.rng import Rng, seeded
 from normscan.training.checkpoint import cpu_state, save_state
 from normscan.training.data import PreparedSet
 from normscan.training.fabric import Alone, launch_fabric
-from normscan.training.loop import Trainer
+from normscan.training.loop import Trainer, closed_form, in_order
 
 OUT = Path(sys.argv[1])
 STEPS, STOP = 4, 2
@@ -135,6 +135,22 @@ def modules(fabric) -> dict[str, bool]:
     }
 
 
+def closed(fabric, id: str) -> dict[str, torch.Tensor]:
+    """What both processes fit together, each alone to its share, and one to all."""
+    size = int(card(id).arguments("tiny", dims=2)["size"])
+    every, device = images(size, 40), torch.device("cpu")
+    made = [named(id).requires_grad_(False).eval() for _ in range(4)]
+    closed_form(made[0], every, fabric, 1)
+    closed_form(made[1], every, Alone(device), 1)
+    for rank in (0, 1):
+        with seeded(1):
+            made[2 + rank].fit(in_order(every, device, 1, (rank, 2)))
+    found = {}
+    for name, method in zip(("together", "one", "share 0", "share 1"), made, strict=True):
+        found |= {f"{id}/{name}/{k}": v for k, v in method.fitted_buffers().items()}
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     fabric = launch_fabric("cpu", 2, "32-true")
@@ -142,6 +158,9 @@ def main() -> None:
     for id in ("cyclegan_ad", "squid", "salad", "fcdd", "dra"):
         size = int(card(id).arguments("tiny", dims=2)["size"])
         found[id] = both(fabric, lambda id=id: named(id), id, size)
+    buffers: dict[str, object] = {}
+    for id in ("padim", "patchcore", "image_statistics", "mean_image", "anomaly_dino"):
+        buffers |= closed(fabric, id)
     with seeded(0):
         first = Plain()
     fabric.sharded = True
@@ -153,7 +172,7 @@ def main() -> None:
     )
     if fabric.is_global_zero:
         save_state(OUT / "states.safetensors", {
-            "first": cpu_state(first), "parted": cpu_state(parted), "alone": cpu_state(alone),
+            **buffers, "first": cpu_state(first), "parted": cpu_state(parted), "alone": cpu_state(alone),
         })  # fmt: skip
         (OUT / "found.json").write_text(json.dumps(found))
 

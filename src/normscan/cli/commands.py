@@ -11,6 +11,7 @@ from typing import Any, Literal
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.beside import others, set_beside
 from normscan.cli.calibrate import calibrate as calibrate
+from normscan.cli.calibrate import merge as merge
 from normscan.cli.calibrate import update as update
 from normscan.cli.check import check as check
 from normscan.cli.data import bids as bids

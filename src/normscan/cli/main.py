@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": "thresholds from another site's healthy scans: normscan calibrate RUN --cohort C",
     "regions": "healthy scores of anatomical regions: normscan regions RUN --cohort C",
     "update": "let new healthy scans join a trained detector: normscan update RUN --cohort C",
+    "merge": "what the detectors of several sites know, in one: normscan merge RUN RUN --out MERGED",
     "export": "a detector as one file for others: normscan export RUN --to onnx",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
@@ -269,8 +270,9 @@ def build_parser(
     if positional:
         meanings = {"run": "run folder of the detector", "method": "id of the method"}
         parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
-    if name == "compare":
-        parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
+    if name in ("compare", "merge"):
+        meant = "run or evaluation folders of one cohort" if name == "compare" else "run folders"
+        parser.add_argument("runs", nargs="+", help=meant)
     if name in ("predict", "check"):
         parser.add_argument("scans", nargs="*", help="files, folders or patterns of scans")
     if name == "datasets":

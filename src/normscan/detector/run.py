@@ -23,7 +23,7 @@ from normscan.errors import ArgumentError, OutputError
 from normscan.io.lock import one_writer
 from normscan.io.values import read_json, tupled, write_json
 from normscan.progress import Progress
-from normscan.training.fabric import Strategy, launch_fabric
+from normscan.training.fabric import Strategy, launch_fabric, together
 from normscan.training.folder import (
     DETECTOR,
     DIVISION,
@@ -90,7 +90,7 @@ def fit(
             division = _divided(cohort, left, out)
             if resume and (out / DETECTOR).exists():
                 return read_state(out)
-        with tidied(folder):
+        with tidied(folder), together():
             fabric = launch_fabric(*machine)
             begun = time.monotonic()
             settled, scaled = scale(settled, cohort, bar)

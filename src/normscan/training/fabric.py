@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscan.errors import ArgumentError
+from normscan.errors import ArgumentError, NormscanError
 
 if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
 
 Strategy = Literal["ddp", "fsdp"]
+# What gloo and NCCL say where the other end is gone.
+GONE = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
 
 
 class Alone:
@@ -176,3 +178,24 @@ def _explained(device: str, devices: int, precision: str) -> Iterator[None]:
         if type(error).__name__ == "MisconfigurationException":
             raise ArgumentError(f"device '{device}' can't be used here: {error}") from error
         raise
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Say what it means that another process of the training is gone.
+
+    Raises:
+        NormscanError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist
+
+        several = dist.is_available() and dist.is_initialized()
+        if not several or not any(word in str(error) for word in GONE):
+            raise
+        raise NormscanError(
+            "another process of this training ended, so all end. Its own message says why; without one "
+            "it was killed, mostly for want of memory. The same command with --resume goes on."
+        ) from error

@@ -23,12 +23,13 @@ from normscan.training.checkpoint import cpu_state, load_state, save_state, whol
 from normscan.training.data import Draws, PreparedSet
 from normscan.training.folder import CHECKPOINT, LOG
 from normscan.training.sharded import explained, parted_state, sharded, whole_state
-from normscan.training.shared import Sharing
+from normscan.training.shared import Sharing, merge_everywhere
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LOG_LINES = 200
+AT_ONCE = 16  # samples in a batch of the closed form
 LOOK_SHARE = 3  # one in ten of the forward passes' worth, where a step is worth three
 
 Report = Callable[[str, int, int, str], None]
@@ -331,17 +332,27 @@ def looked_at(every: int, batch_size: int) -> int:
     return max(batch_size, every * batch_size // LOOK_SHARE)
 
 
-def closed_form(method: Method, healthy: PreparedSet, device: torch.device, seed: int) -> None:
-    """Run the closed-form part of a method over the training samples, in order."""
+def closed_form(method: Method, healthy: PreparedSet, fabric: Fabric, seed: int) -> None:
+    """Run the closed-form part of a method over the training samples, in order.
+
+    Several processes part the samples among them where the method can merge what they learn.
+    """
+    several, share = fabric.world_size, (0, 1)
+    if several > 1 and method.merges and len(healthy) > (several - 1) * AT_ONCE:
+        share = (fabric.global_rank, several)
     with seeded(seed):
-        method.fit(in_order(healthy, device, seed))
+        method.fit(in_order(healthy, fabric.device, seed, share))
+    if share != (0, 1):
+        merge_everywhere(method, seed)
 
 
-def in_order(healthy: PreparedSet, device: torch.device, seed: int) -> Batches:
-    """Batches of the training samples, in order, on a device."""
+def in_order(
+    healthy: PreparedSet, device: torch.device, seed: int, share: tuple[int, int] = (0, 1)
+) -> Batches:
+    """Batches of the training samples, in order, on a device; ``share`` as of ``passes``."""
 
     def batches() -> Iterator[Batch]:
-        for batch in healthy.passes(16, seed):
+        for batch in healthy.passes(AT_ONCE, seed, share=share):
             yield batch.to(device)
 
     return Batches(batches)

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError, NormscanError
+from normscan.methods.base import Method
+from normscan.rng import Rng, derive_seed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -106,7 +109,7 @@ class Sharing:
             state: of the method in this process, on the CPU.
 
         Raises:
-            NormscanError: an entry differs; names it. All processes raise it together.
+            NormscanError: an entry differs; names it. The other processes end.
         """
         if not self.several:
             return
@@ -114,6 +117,8 @@ class Sharing:
         sums = torch.tensor([checksum(state[name]) for name in names], dtype=torch.int64)
         every = self.fabric.all_gather(sums.to(self.fabric.device)).reshape(-1, len(names))  # type: ignore[union-attr]
         apart = [n for n, same in zip(names, (every == every[:1]).all(0), strict=True) if not same]
+        if apart and not self.fabric.is_global_zero:
+            raise SystemExit(1)  # the first process says it
         if apart:
             raise NormscanError(
                 f"the processes came apart: each holds its own '{apart[0]}'"
@@ -142,4 +147,15 @@ class Sharing:
 def checksum(value: Tensor) -> int:
     """Return a number of the bits of a tensor on the CPU."""
     flat = value.detach().contiguous().reshape(-1)
-    return zlib.crc32(flat.view(torch.uint8).numpy()) if flat.numel() else 0
+    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else 0
+
+
+def merge_everywhere(method: Method, seed: int) -> None:
+    """Merge what the processes fitted to their samples, in their order, so that all end alike."""
+    every: list[dict[str, Tensor]] = [{} for _ in range(dist.get_world_size())]
+    mine = {k: v.cpu() for k, v in method.fitted_buffers().items()}
+    dist.all_gather_object(every, mine)
+    device = next(method.buffers()).device
+    first, *others = ({k: v.to(device) for k, v in one.items()} for one in every)
+    method.load_weights({**method.state_dict(), **first})
+    method.merge(others, Rng(derive_seed(seed, "merge")))
