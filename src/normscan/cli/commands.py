@@ -31,6 +31,7 @@ from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cli.synthesis import synthesise as synthesise
 from normscan.cli.synthesis import tasks as tasks
+from normscan.cli.tune import tune as tune
 from normscan.cli.view import view as view
 from normscan.cohort import Cohort
 from normscan.errors import OutputError

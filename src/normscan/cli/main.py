@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
+    "tune": "search a method's arguments: normscan tune METHOD --cohort C --space width=16,32 --out F",
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "check": "is a scan of the kind a detector knows? normscan check RUN SCAN...",
@@ -86,11 +87,13 @@ POSITIONAL = {
     "bids": "path",
     "tiles": "path",
     "federate": "method",
+    "tune": "method",
 }
 
 STOPPED = {
     "fit": "stopped. If the run folder is there, a checkpoint was written (one a minute), and --resume "
     "goes on from it; else the same command begins again.",
+    "tune": "stopped. The trials that are done are kept; --resume goes on from there.",
     "demo": "stopped. It can't be gone on with: the same command begins again.",
     "benchmark": "stopped. The cells that are done are kept; the same command goes on from there.",
     "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
@@ -178,6 +181,8 @@ def run(name: str, arguments: list[str]) -> int | None:
     if name == "fit":
         card, arguments = _method(arguments)
         arguments = _gathered(arguments, "exclude")
+    if name == "tune":
+        arguments = _gathered(arguments, "space")
     parser = build_parser(name, signature, card, _preset(arguments))
     try:
         given = spelled(arguments, parser._option_string_actions, signature)
