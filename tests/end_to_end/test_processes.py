@@ -183,6 +183,30 @@ def test_two_killed_processes_resume_to_the_bits_of_two_machines(toy, tmp_path):
 
 
 @pytest.mark.skipif(not gloo(), reason="torch was built without the gloo backend")
+def test_a_process_that_dies_ends_the_other_with_one_message(toy, tmp_path):
+    command = fit(toy(), tmp_path / "run", "--devices", 2, steps=1_000_000)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "normscan.cli.main", *map(str, command)], env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (tmp_path / "run/log.jsonl").exists() and time.monotonic() < end:
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.05)
+    (second,) = psutil.Process(run.pid).children()
+    second.kill()
+    try:
+        _, err = run.communicate(timeout=60)
+    finally:
+        left = leftovers(run.pid)
+        if left:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 2 and not left
+    assert err.count("normscan: error:") == 1 and "Traceback" not in err
+    assert "another process of this training ended" in err and "--resume" in err
+
+
+@pytest.mark.skipif(not gloo(), reason="torch was built without the gloo backend")
 def test_two_processes_refuse_together(toy, tmp_path):
     wrong = ("--devices", 2, "--latent", -1)
     code, _, err, left = in_session(*fit(toy(), tmp_path / "run", *wrong, steps=6))

@@ -101,6 +101,25 @@ class Fused(Method):
         return True
 
     def fit(self, batches: Iterable[Batch]) -> None:
+        trial, tables, alone = self.evidence(batches)
+        if alone or not len(trial.kinds):
+            for member, table in zip(self, tables, strict=True):
+                member.take(member.usual, table.healthy[member.usual], 1 / len(self.members))
+            return
+        found = weigh(trial, tables, self.seed)
+        rows = zip(self, tables, found.chosen, found.weights.tolist(), strict=True)
+        for member, table, name, weight in rows:
+            member.take(name, table.healthy[name], weight)
+        self._keep(found)
+        self.facts[:3] = torch.tensor([trial.people, len(trial.subjects), len(trial.kinds)])
+
+    def evidence(self, batches: Iterable[Batch]) -> tuple[Trial, list[Scores], bool]:
+        """Fit the closed forms, and let every member score the judges and their planted twins.
+
+        Returns:
+            Whose images judged, the scores of each member, and whether the judges trained too, since
+            there are fewer than ``FEWEST`` of them.
+        """
         if not isinstance(batches, Batches):  # it is gone over several times
             batches = list(batches)
         judges, subjects = self._judges(batches)
@@ -119,16 +138,7 @@ class Fused(Method):
             healthy = self._looks(member, method, judges)
             lesioned = self._looks(member, method, _like(judges, twins.images, twins.hosts))
             tables.append(_learn(member, trial, healthy, lesioned, aligned >= ALIGNED))
-        if alone or not len(twins.images):
-            for member, table in zip(self, tables, strict=True):
-                member.take(member.usual, table.healthy[member.usual], 1 / len(self.members))
-            return
-        found = weigh(trial, tables, self.seed)
-        rows = zip(self, tables, found.chosen, found.weights.tolist(), strict=True)
-        for member, table, name, weight in rows:
-            member.take(name, table.healthy[name], weight)
-        self._keep(found)
-        self.facts[:3] = torch.tensor([trial.people, len(subjects), len(twins.kinds)])
+        return trial, tables, alone
 
     def _keep(self, found: Evidence) -> None:
         for kept, values in (

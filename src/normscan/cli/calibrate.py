@@ -97,3 +97,26 @@ def update(
     if "stale" in state.training:
         after = f"calibrate {folder} --cohort HEALTHY_SCANS_THAT_DID_NOT_JOIN"
     print(f"detector: {folder}\nnext: normscan {after}")
+
+
+def merge(runs: list[str], out: str) -> None:
+    """Make one detector of those that several sites fitted to their own healthy scans.
+
+    For memory banks (patchcore, anomaly_dino), Gaussians (padim, image_statistics) and the mean
+    image, fitted with the same settings and the same seed. Sums end as if one site had all scans; of
+    coresets the bank holds both, or as many of both as it may. No scan is read. The thresholds are
+    the first run's and marked stale until `normscan calibrate`.
+
+    Args:
+        runs: run folders of the detectors, which stay as they are.
+        out: new folder.
+    """
+    from normscan.detector.merge import merge_runs
+
+    folder = Path(out)
+    state = merge_runs([Path(run) for run in runs], folder)
+    known = state.training["cohort_size"]["train"]
+    print(
+        f"{state.card.id} of {len(runs)} sites knows {known} scans. {state.training['calibration']}"
+    )
+    print(f"detector: {folder}\nnext: normscan calibrate {folder} --cohort HEALTHY_SCANS")

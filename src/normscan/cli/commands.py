@@ -11,6 +11,7 @@ from typing import Any, Literal
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.beside import others, set_beside
 from normscan.cli.calibrate import calibrate as calibrate
+from normscan.cli.calibrate import merge as merge
 from normscan.cli.calibrate import update as update
 from normscan.cli.check import check as check
 from normscan.cli.data import bids as bids
@@ -30,6 +31,7 @@ from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups
 from normscan.cli.synthesis import synthesise as synthesise
 from normscan.cli.synthesis import tasks as tasks
+from normscan.cli.tune import tune as tune
 from normscan.cli.view import view as view
 from normscan.cohort import Cohort
 from normscan.errors import OutputError
@@ -56,6 +58,7 @@ def fit(
     devices: int = 1,
     nodes: int = 1,
     precision: str = "32-true",
+    strategy: Literal["ddp", "fsdp"] = "ddp",
     workers: int = 1,
     resume: bool = False,
     gate: bool = True,
@@ -97,6 +100,7 @@ def fit(
         devices: number of processes, on each machine.
         nodes: number of machines, on which torchrun or srun starts the processes.
         precision: 32-true, bf16-mixed, 16-mixed, ...
+        strategy: of several processes: each holds the whole network (ddp), or a part of it (fsdp).
         workers: processes that prepare scans.
         resume: go on with the run in the folder.
         gate: learn a quality gate, which refuses scans of another kind than the training scans.
@@ -137,7 +141,7 @@ def fit(
     bar = Progress()
     # Before any file of the cohort is opened.
     check_run(Path(out), resume)
-    check_machine(device, devices, precision, nodes)
+    check_machine(device, devices, precision, nodes, strategy)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
@@ -164,6 +168,7 @@ def fit(
         devices=devices,
         nodes=nodes,
         precision=precision,
+        strategy=strategy,
         workers=workers,
         resume=resume,
         progress=True,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "fit": "train a method on healthy scans: normscan fit METHOD --cohort C --out RUN",
+    "tune": "search a method's arguments: normscan tune METHOD --cohort C --space width=16,32 --out F",
     "federate": "train at several sites: normscan federate METHOD --cohort C --out RUN",
     "predict": "score scans and write their maps: normscan predict RUN SCAN...",
     "check": "is a scan of the kind a detector knows? normscan check RUN SCAN...",
@@ -34,6 +35,7 @@ COMMANDS = {
     "calibrate": "thresholds from another site's healthy scans: normscan calibrate RUN --cohort C",
     "regions": "healthy scores of anatomical regions: normscan regions RUN --cohort C",
     "update": "let new healthy scans join a trained detector: normscan update RUN --cohort C",
+    "merge": "what the detectors of several sites know, in one: normscan merge RUN RUN --out MERGED",
     "export": "a detector as one file for others: normscan export RUN --to onnx",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
@@ -85,11 +87,13 @@ POSITIONAL = {
     "bids": "path",
     "tiles": "path",
     "federate": "method",
+    "tune": "method",
 }
 
 STOPPED = {
     "fit": "stopped. If the run folder is there, a checkpoint was written (one a minute), and --resume "
     "goes on from it; else the same command begins again.",
+    "tune": "stopped. The trials that are done are kept; --resume goes on from there.",
     "demo": "stopped. It can't be gone on with: the same command begins again.",
     "benchmark": "stopped. The cells that are done are kept; the same command goes on from there.",
     "preprocess": "stopped. The scans that are done are kept; the same command goes on from there.",
@@ -177,6 +181,8 @@ def run(name: str, arguments: list[str]) -> int | None:
     if name == "fit":
         card, arguments = _method(arguments)
         arguments = _gathered(arguments, "exclude")
+    if name == "tune":
+        arguments = _gathered(arguments, "space")
     parser = build_parser(name, signature, card, _preset(arguments))
     try:
         given = spelled(arguments, parser._option_string_actions, signature)
@@ -269,8 +275,9 @@ def build_parser(
     if positional:
         meanings = {"run": "run folder of the detector", "method": "id of the method"}
         parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
-    if name == "compare":
-        parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
+    if name in ("compare", "merge"):
+        meant = "run or evaluation folders of one cohort" if name == "compare" else "run folders"
+        parser.add_argument("runs", nargs="+", help=meant)
     if name in ("predict", "check"):
         parser.add_argument("scans", nargs="*", help="files, folders or patterns of scans")
     if name == "datasets":

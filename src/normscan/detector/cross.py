@@ -232,7 +232,7 @@ def _fit(work: Work, state: State, number: int, folder: Path) -> dict[str, float
         lambda text: bar.say(f"fold {number}: {text}"),
     )  # fmt: skip
     seconds = trainer.run()
-    fitting.closed_form_part(method, sets, seconds, work.fabric.device, seed)
+    fitting.closed_form_part(method, sets, seconds, work.fabric, seed)
     return seconds
 
 

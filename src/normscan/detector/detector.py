@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -168,6 +168,7 @@ class Detector(State):
         devices: int = 1,
         nodes: int = 1,
         precision: str = "32-true",
+        strategy: Literal["ddp", "fsdp"] = "ddp",
         workers: int = 1,
         resume: bool = False,
         progress: bool = False,
@@ -186,6 +187,8 @@ class Detector(State):
             devices: number of processes on each machine.
             nodes: number of machines, each with its own processes; torchrun or srun starts them.
             precision: of Lightning Fabric, such as ``32-true`` or ``bf16-mixed``.
+            strategy: of several processes: each trains with the whole network (``ddp``), or holds a
+                part of its parameters and of the optimiser's state (``fsdp``).
             workers: processes that prepare scans; the result is the same for any number.
             resume: go on from the checkpoint in ``out``.
             progress: show progress on stderr.
@@ -218,7 +221,7 @@ class Detector(State):
         with Progress(progress) as bar, as_cohort(cohort, self.seed) as given:
             if auxiliary is not None:
                 given = given.with_auxiliary(auxiliary)
-            machine = (device, devices, precision, nodes)
+            machine = (device, devices, precision, nodes, strategy)
             left_out = reasons_of(exclude)
             self._take(fit(self.asked(), given, folder, machine, workers, resume, bar, left_out))
         return self

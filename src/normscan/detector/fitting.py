@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from normscan.cohort import Cohort
 from normscan.detector.healthy import Healthy, decided, score_healthy
 from normscan.detector.review import Judge
@@ -84,7 +82,7 @@ def fit(
     """
     state, sets = _begin_everywhere(fabric, asked, cohort, folder / CACHE, workers, bar)
     seconds = train(state, sets, folder, fabric, bar)
-    state = fit_closed_form(state, cohort, sets, seconds, fabric.device)
+    state = fit_closed_form(state, cohort, sets, seconds, fabric)
     if not fabric.is_global_zero:
         return state, Healthy(), []
     val = cohort.part("val")
@@ -258,7 +256,7 @@ def train(
 
 
 def fit_closed_form(
-    state: State, cohort: Cohort, sets: Sets, seconds: dict[str, float], device: torch.device
+    state: State, cohort: Cohort, sets: Sets, seconds: dict[str, float], fabric: Fabric
 ) -> State:
     """Run the closed-form part of a trained method and note what it was trained on.
 
@@ -267,10 +265,10 @@ def fit_closed_form(
         cohort: that it was trained on.
         sets: that it was trained on.
         seconds: of each phase.
-        device: where it ran.
+        fabric: device and processes.
     """
     method = built(state)
-    closed_form_part(method, sets, seconds, device, state.seed)
+    closed_form_part(method, sets, seconds, fabric, state.seed)
     scans = {name: cohort.part(name) for name in ("train", "val")}
     names = {"healthy": "train"}
     training: dict[str, Any] = {
@@ -279,7 +277,7 @@ def fit_closed_form(
         "samples": {names.get(name, name): len(samples) for name, samples in sets.items()},
         "left_out": [scan for s in sets.values() for scan, _ in s.failures],
         "seconds": {k: round(v, 3) for k, v in seconds.items()},
-        "device": str(device),
+        "device": str(fabric.device),
     }
     if sets:
         training |= method.found(sets["healthy"].scans, sets["healthy"].subjects)
@@ -295,15 +293,15 @@ def closed_form_part(
     method: Method,
     sets: Sets,
     seconds: dict[str, float],
-    device: torch.device,
+    fabric: Fabric,
     seed: int,
 ) -> None:
     """Run the closed-form part, if there is one; the method ends frozen, in evaluation mode."""
-    method.requires_grad_(False).eval()
+    method.to(fabric.device).requires_grad_(False).eval()
     if method.fits and "healthy" in sets:
         started = time.monotonic()
         seen = PreparedSet.join([sets[name] for name in method.fits_on])
-        closed_form(method, seen, device, seed)
+        closed_form(method, seen, fabric, seed)
         seconds["fit"] = time.monotonic() - started
     method.eval().requires_grad_(False)
 

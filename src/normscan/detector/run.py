@@ -23,7 +23,7 @@ from normscan.errors import ArgumentError, OutputError
 from normscan.io.lock import one_writer
 from normscan.io.values import read_json, tupled, write_json
 from normscan.progress import Progress
-from normscan.training.fabric import launch_fabric
+from normscan.training.fabric import Strategy, launch_fabric, together
 from normscan.training.folder import (
     DETECTOR,
     DIVISION,
@@ -45,7 +45,7 @@ def fit(
     asked: State,
     cohort: Cohort,
     out: Path | None,
-    machine: tuple[str, int, str, int],
+    machine: tuple[str, int, str, int, Strategy],
     workers: int,
     resume: bool,
     bar: Progress,
@@ -57,7 +57,8 @@ def fit(
         asked: unfitted.
         cohort: with healthy scans in train, and for a split in val.
         out: run folder, or None for a temporary one.
-        machine: device, number of processes on each machine, precision, number of machines.
+        machine: device, number of processes on each machine, precision, number of machines,
+            and whether each process holds the whole network (ddp) or a part (fsdp).
         workers: processes that prepare scans.
         resume: go on with the run in ``out``.
         bar: shows progress.
@@ -89,7 +90,7 @@ def fit(
             division = _divided(cohort, left, out)
             if resume and (out / DETECTOR).exists():
                 return read_state(out)
-        with tidied(folder):
+        with tidied(folder), together():
             fabric = launch_fabric(*machine)
             begun = time.monotonic()
             settled, scaled = scale(settled, cohort, bar)

@@ -94,8 +94,8 @@ class Client:
 
     def finish(self) -> None:
         """The closed-form part and the threshold from this site's scans; write the detector."""
-        seconds, device = dict(self.trainer.seconds), self.fabric.device
-        state = fitting.fit_closed_form(self.state, self.cohort, self.sets, seconds, device)
+        seconds = dict(self.trainer.seconds)
+        state = fitting.fit_closed_form(self.state, self.cohort, self.sets, seconds, self.fabric)
         state.training["seconds"]["total"] = round(sum(seconds.values()), 3)
         state.training["federated"] = {"site": self.site, "rounds": len(self.order)}
         state = fitting.calibrate(state, self.cohort.part("val"), self.bar)

@@ -183,6 +183,8 @@ class Method(nn.Module):
         uses: what it uses of that which may stand beside a scan, by name: ``target``,
             ``structures``.
         fits_on: parts that the closed form sees, one after the other; ``Batch.part`` tells them.
+        fitted: how the names of the buffers begin that the closed form fits, where those of several
+            fits can be merged; see ``merge``.
     """
 
     card: Card
@@ -190,6 +192,7 @@ class Method(nn.Module):
     context: int = 0
     uses: Mapping[str, Use] = MappingProxyType({})
     fits_on: tuple[str, ...] = ("healthy",)
+    fitted: tuple[str, ...] = ()
 
     def phases(self) -> list[Phase]:
         """The stages of training; none for a method that trains nothing."""
@@ -234,6 +237,27 @@ class Method(nn.Module):
             ArgumentError: there is no room for them, or what was learnt doesn't say from how many.
         """
         raise TypeError(f"{type(self).__name__} takes in no further scans")
+
+    @property
+    def merges(self) -> bool:
+        """Whether what it learnt from some scans and from others can become one; see ``merge``."""
+        return type(self).merge is not Method.merge
+
+    def merge(self, others: Sequence[Mapping[str, Tensor]], rng: Rng) -> None:
+        """Take in what its like learnt from other scans, as if it had been fitted to all.
+
+        Args:
+            others: of each its ``fitted_buffers``; all else is the same in them.
+            rng: source of randomness.
+
+        Raises:
+            ArgumentError: they can't be merged; says why.
+        """
+        raise TypeError(f"{type(self).__name__} can't be merged")
+
+    def fitted_buffers(self) -> dict[str, Tensor]:
+        """What the closed form fitted, by the names of ``fitted``."""
+        return {k: v for k, v in self.state_dict().items() if k.startswith(self.fitted)}
 
     @property
     def leaves_out(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from normscan.networks.together import gathered
+
 
 def _normed(conv: nn.Module, channels: int) -> list[nn.Module]:
     return [conv, nn.InstanceNorm2d(channels), nn.ReLU()]
@@ -99,6 +101,8 @@ class Pool(nn.Module):
     Shrivastava et al., CVPR 2017: until it is full it takes in what comes and gives it back; from
     then on each image is exchanged for a stored one with probability one half.
 
+    Several processes put the images of all of them into it, so that it is the same in each.
+
     Args:
         shape: (C, *spatial) of an image.
         room: number of images that it holds.
@@ -106,6 +110,7 @@ class Pool(nn.Module):
 
     images: Tensor
     held: Tensor
+    gathered = ("images", "held")
 
     def __init__(self, shape: tuple[int, ...], room: int = 50) -> None:
         super().__init__()
@@ -120,8 +125,10 @@ class Pool(nn.Module):
             new: (B, C, *spatial).
             chance: (B, 2) uniform in [0, 1): whether an image is exchanged, and for which one.
         """
-        room, given = len(self.images), new.clone()
-        for i, image in enumerate(new):
+        every, mine = gathered(new)
+        chance, _ = gathered(chance[: len(new)])
+        room, given = len(self.images), every.clone()
+        for i, image in enumerate(every):
             held = int(self.held)
             if held < room:
                 self.images[held] = image
@@ -130,4 +137,4 @@ class Pool(nn.Module):
                 place = int(room * chance[i, 1])
                 given[i] = self.images[place]
                 self.images[place] = image
-        return given
+        return given[mine]

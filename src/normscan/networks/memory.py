@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.networks.autoencoder import CompactAutoencoder
+from normscan.networks.together import gathered
 
 
 def strongest(logits: Tensor, count: int) -> Tensor:
@@ -49,9 +50,13 @@ class StrongestMemory(nn.Module):
 
 
 class MemoryQueue(StrongestMemory):
-    """Slots that are codes of the last training images; the newest take the place of the oldest."""
+    """Slots that are codes of the last training images; the newest take the place of the oldest.
+
+    Several processes queue the codes of all of them, so that it is the same in each.
+    """
 
     place: Tensor
+    gathered = ("slots", "place")
 
     def keep(self, slots: Tensor) -> None:
         """Hold the first slots."""
@@ -62,7 +67,7 @@ class MemoryQueue(StrongestMemory):
     def enqueue(self, z: Tensor) -> None:
         """Put codes (B, features) into the queue; of more than it holds the last ones."""
         n = len(self.slots)
-        z = z[-n:].to(self.slots)
+        z = gathered(z)[0][-n:].to(self.slots)
         at = (self.place + torch.arange(len(z), device=z.device)) % n
         # Not in place: the gradient of what was read from them is still to come.
         self.slots = self.slots.index_copy(0, at, z)

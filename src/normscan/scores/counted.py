@@ -9,6 +9,25 @@ from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
 
+APART = (
+    "a detector that all healthy scans calibrate holds a fit without each fold, which can't be merged. "
+    "Fit with --calibration split, or with --refit."
+)
+
+
+def told(count: Tensor) -> list[int]:
+    """Return the numbers of samples that ``Counted`` keeps.
+
+    Raises:
+        ArgumentError: nobody knows them.
+    """
+    if not count.all():
+        raise ArgumentError(
+            "this detector doesn't say how many images it was fitted to: an earlier version stored it. "
+            "Fit it anew."
+        )
+    return [int(n) for n in count]
+
 
 class Counted(nn.Module):
     """A module with the buffer ``count``, which detectors of earlier versions were stored without.
@@ -34,12 +53,7 @@ class Counted(nn.Module):
         Raises:
             ArgumentError: nobody knows it.
         """
-        if not self.count.all():
-            raise ArgumentError(
-                "this detector doesn't say how many images it was fitted to: an earlier version "
-                "stored it. Fit it anew."
-            )
-        return [int(n) for n in self.count]
+        return told(self.count)
 
     def count_as(self, *numbers: int) -> None:
         """Keep the number of samples of each member."""

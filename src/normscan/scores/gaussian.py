@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from normscan.errors import ArgumentError
-from normscan.scores.counted import Counted
+from normscan.scores.counted import APART, Counted, told
 
 # Numbers in a block of matrices that are factored or solved together: 256 MiB.
 BLOCK = 2**26
@@ -129,12 +129,33 @@ class PositionGaussians(Counted):
         self.factor = torch.stack(factors) if several else factors[0]
         self.count_as(*(n + new.n for n in numbers))
 
+    def merge(self, others: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the vectors that others were fitted to, as if all had come at once.
+
+        Args:
+            others: of each the buffers, by name.
+
+        Raises:
+            ArgumentError: one doesn't say how many it was fitted to, or holds one without each fold.
+        """
+        if any(mean.ndim == 3 for mean in (self.mean, *(o["mean"] for o in others))):
+            raise ArgumentError(APART)
+        n = self.counted()[0]
+        sums = Sums(n, self.mean, self._scatter(self.factor, n))
+        for other in others:
+            more = told(other["count"])[0]
+            factor = other["factor"].to(self.factor)
+            sums.join(Sums(more, other["mean"].to(self.mean), self._scatter(factor, more)))
+        self.mean, self.factor = sums.mean, self._factored(sums)
+        self.count_as(sums.n)
+
     def _scatter(self, factor: Tensor, n: int) -> Tensor:
         """What ``_factored`` made the factors (positions, dim, dim) of."""
         ridge = self.ridge * torch.eye(self.dim, device=factor.device)
         scatter = torch.empty_like(factor)
         rows = self._rows()
         for part, own in zip(scatter.split(rows), factor.split(rows), strict=True):
+            own = own.double()  # the ridge may be larger than what is left of it
             part.copy_((own @ own.transpose(1, 2) - ridge) * max(1, n - 1))
         return scatter
 

@@ -83,5 +83,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def cpu_state(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Copy of a module's state on the CPU."""
-    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+    """Copy of a module's state on the CPU, whole where it lies in parts in several processes."""
+    return {k: whole(v.detach()).cpu().clone() for k, v in module.state_dict().items()}
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor that lies in parts as one that doesn't; all processes must ask for it."""
+    full = getattr(value, "full_tensor", None)
+    return value if full is None else full()

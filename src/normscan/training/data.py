@@ -281,11 +281,21 @@ class PreparedSet:
             for name, array in arrays.items()
         }
 
-    def passes(self, batch_size: int, seed: int, most: int | None = None) -> Iterator[Batch]:
-        """One pass over the samples in order: all, or at most so many, evenly taken."""
+    def passes(
+        self, batch_size: int, seed: int, most: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """One pass over the samples in order: all, or at most so many, evenly taken.
+
+        Args:
+            batch_size: samples in a batch.
+            seed: of the batches' randomness.
+            most: samples, or None for all.
+            share: number of a process and how many there are; each gets every so-manyth batch.
+        """
+        rank, processes = share
         count = len(self) if most is None else min(most, len(self))
         taken = np.linspace(0, len(self) - 1, count).round().astype(int)
-        for start in range(0, count, batch_size):
+        for start in range(rank * batch_size, count, processes * batch_size):
             yield self.batch(
                 taken[start : start + batch_size], Rng(derive_seed(seed, "pass", start))
             )

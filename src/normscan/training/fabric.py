@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from normscan.errors import ArgumentError
+from normscan.errors import ArgumentError, NormscanError
 
 if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
+
+Strategy = Literal["ddp", "fsdp"]
+# What gloo and NCCL say where the other end is gone.
+GONE = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
 
 
 class Alone:
@@ -24,6 +28,7 @@ class Alone:
     """
 
     global_rank, world_size, is_global_zero = 0, 1, True
+    sharded = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -65,19 +70,23 @@ class Alone:
         """Nothing was kept."""
 
 
-def launch_fabric(device: str, devices: int, precision: str, nodes: int = 1) -> Fabric:
+def launch_fabric(
+    device: str, devices: int, precision: str, nodes: int = 1, strategy: Strategy = "ddp"
+) -> Fabric:
     """Start Lightning Fabric on a device with a number of processes; see ``check_machine``.
 
     Raises:
         ArgumentError: no such device or precision here.
     """
-    fabric = check_machine(device, devices, precision, nodes)
+    fabric = check_machine(device, devices, precision, nodes, strategy)
     with _explained(device, devices, precision):
         fabric.launch()
     return fabric
 
 
-def check_machine(device: str, devices: int, precision: str, nodes: int = 1) -> Fabric:
+def check_machine(
+    device: str, devices: int, precision: str, nodes: int = 1, strategy: Strategy = "ddp"
+) -> Fabric:
     """Return Lightning Fabric, not started yet, or refuse what this machine hasn't got.
 
     One process in float32 on the CPU, CUDA or MPS gets ``Alone`` in its place.
@@ -87,14 +96,21 @@ def check_machine(device: str, devices: int, precision: str, nodes: int = 1) -> 
         devices: number of processes on each machine.
         precision: of Lightning Fabric.
         nodes: number of machines.
+        strategy: ``ddp``: each process holds the whole network; ``fsdp``: a part of it.
 
     Raises:
-        ArgumentError: no such device or precision here, or several machines without a launcher.
+        ArgumentError: no such device or precision here, one process with fsdp, or several
+            machines without a launcher.
     """
     if nodes < 1 or (nodes > 1 and not {"RANK", "SLURM_PROCID"} & set(os.environ)):
         raise ArgumentError(
             f"nodes is {nodes}: several machines are started by torchrun or srun, which say to each "
             "process which it is."
+        )
+    if strategy == "fsdp" and (devices * nodes == 1 or precision == "16-mixed"):
+        raise ArgumentError(
+            "strategy fsdp parts a network among several processes (--devices 2), in 32-true or "
+            "bf16-mixed."
         )
     check_device(device)
     kind, _, number = device.partition(":")
@@ -105,13 +121,16 @@ def check_machine(device: str, devices: int, precision: str, nodes: int = 1) -> 
     from lightning_fabric import Fabric
 
     with _explained(device, devices, precision):
-        return Fabric(
+        fabric = Fabric(
             accelerator=kind,
             devices=[int(number)] if number else devices,
             num_nodes=nodes,
             precision=precision,
             strategy="ddp" if devices * nodes > 1 else "auto",
         )
+        # Fabric starts the processes; `training.sharded` parts the network.
+        fabric.sharded = strategy == "fsdp"
+        return fabric
 
 
 def _known_device(kind: str, number: str) -> torch.device | None:
@@ -159,3 +178,24 @@ def _explained(device: str, devices: int, precision: str) -> Iterator[None]:
         if type(error).__name__ == "MisconfigurationException":
             raise ArgumentError(f"device '{device}' can't be used here: {error}") from error
         raise
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Say what it means that another process of the training is gone.
+
+    Raises:
+        NormscanError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist
+
+        several = dist.is_available() and dist.is_initialized()
+        if not several or not any(word in str(error) for word in GONE):
+            raise
+        raise NormscanError(
+            "another process of this training ended, so all end. Its own message says why; without one "
+            "it was killed, mostly for want of memory. The same command with --resume goes on."
+        ) from error

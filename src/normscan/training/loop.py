@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,17 @@ from normscan.errors import ArgumentError, NormscanError
 from normscan.io.atomic import writing
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed, seeded
-from normscan.training.checkpoint import cpu_state, load_state, save_state
+from normscan.training.checkpoint import cpu_state, load_state, save_state, whole
 from normscan.training.data import Draws, PreparedSet
 from normscan.training.folder import CHECKPOINT, LOG
+from normscan.training.sharded import explained, parted_state, sharded, whole_state
+from normscan.training.shared import Sharing, merge_everywhere
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LOG_LINES = 200
+AT_ONCE = 16  # samples in a batch of the closed form
 LOOK_SHARE = 3  # one in ten of the forward passes' worth, where a step is worth three
 
 Report = Callable[[str, int, int, str], None]
@@ -73,10 +76,12 @@ class Trainer:
         # A player may hold parts that its method froze, such as a backbone: they stay frozen.
         self.trainable = {id(p) for p in method.parameters() if p.requires_grad}
         self.seconds: dict[str, float] = {}
+        self.sharing = Sharing(method, fabric)
 
     def run(self) -> dict[str, float]:
         """Train all phases, from the checkpoint if there is one; return seconds per phase."""
-        self.method.to(self.fabric.device)
+        if not self.fabric.sharded:
+            self.method.to(self.fabric.device)
         path = self.folder / CHECKPOINT
         state = load_state(path) if path.exists() else None
         first = 0
@@ -101,8 +106,14 @@ class Trainer:
         self._phase(index, phase, None)
 
     def _phase(self, index: int, phase: Phase, state: dict[str, Any] | None) -> None:
+        given = self.method
+        if self.fabric.sharded:
+            self.method, phase = sharded(given, index, self.fabric)
+            self.sharing = Sharing(self.method, self.fabric)
+            self.trainable = {id(p) for p in self.method.parameters() if p.requires_grad}
         part = PreparedSet.join([self.parts[name] for name in phase.part.split("+")])
         steps = phase.total_steps(len(part))
+        self.sharing.batch(phase.batch_size)
         try:
             optimizers = {p.name: p.optimizer(p.parameters()) for p in phase.players}
         except ValueError as error:
@@ -113,7 +124,8 @@ class Trainer:
             begin, self.memory = state["step"], state["memory"]
             self.say(f"resuming at step {begin} of {steps} of phase '{phase.name}'")
             for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                stored = state["optimizers"][name]
+                optimizer.load_state_dict(parted_state(stored, optimizer))
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         elif phase.ema:
             self.memory["ema"] = cpu_state(self.method)
@@ -140,9 +152,13 @@ class Trainer:
             self.report(phase.name, step + 1, steps, text)
             if phase.patience and self.memory["waited"] >= phase.patience:
                 break
-            if time.monotonic() - saved > self.checkpoint_seconds and step + 1 < steps:
+            due = time.monotonic() - saved > self.checkpoint_seconds
+            if step + 1 < steps and self.sharing.due(due):
                 self._save(index, step + 1, optimizers)
                 saved = time.monotonic()
+        if self.fabric.sharded:
+            given.load_weights(cpu_state(self.method))
+            self.method = given
         self._close(phase)
         self._save(index + 1, 0, {})
 
@@ -166,6 +182,7 @@ class Trainer:
         terms: dict[str, float] = {}
         fabric = self.fabric
         draw = step * sum(p.turns for p in phase.players)
+        training = [module for p in phase.players for module in p.modules]
         for player in phase.players:
             trained = [p for p in player.parameters() if id(p) in self.trainable]
             for p in trained:
@@ -177,12 +194,14 @@ class Trainer:
                 batch = data.data.batch(mine, Rng(seed)).to(fabric.device)
                 optimizer = optimizers[player.name]
                 optimizer.zero_grad()
-                with seeded(seed), fabric.autocast():
+                self.sharing.begin()
+                with seeded(seed), fabric.autocast(), explained():
                     losses = self.method.loss(batch, phase.name, player.name)
                     total = torch.stack([v.float() for v in losses.values()]).sum()
                 self._check(phase, step, player, losses)
-                fabric.backward(total)
-                self._share_gradients(trained)
+                if total.requires_grad or not self.sharing.several:
+                    fabric.backward(total)
+                self.sharing.gradients(trained)
                 if player.clip is not None:
                     fabric.clip_gradients(self.method, optimizer, max_norm=player.clip)
                 if player.schedule:
@@ -190,7 +209,7 @@ class Trainer:
                         base = group.setdefault("base_lr", group["lr"])
                         group["lr"] = base * player.schedule(step, steps)
                 optimizer.step()
-                self._share_buffers(player.modules)
+                self.sharing.buffers(training)
                 terms |= {f"{player.name}/{k}": v.detach() for k, v in losses.items()}  # type: ignore[misc]
             for p in trained:
                 p.requires_grad_(False)
@@ -204,34 +223,12 @@ class Trainer:
                 f"'{phase.name}'. Lower the learning rate, or check the scaling of the images."
             )
 
-    def _share_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Average over processes; by hand, since the players of a phase differ in parameters."""
-        if self.fabric.world_size == 1:
-            return
-        for p in parameters:
-            if p.grad is not None:
-                p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
-
-    @torch.no_grad()
-    def _share_buffers(self, modules: Sequence[torch.nn.Module]) -> None:
-        """Average what the processes counted apart, such as running statistics of norms.
-
-        After every update, so that the state of the first process is that of all: its checkpoint
-        lets each of them go on.
-        """
-        if self.fabric.world_size == 1:
-            return
-        for module in modules:
-            for b in module.buffers():
-                if b.is_floating_point():
-                    b.copy_(self.fabric.all_reduce(b, reduce_op="mean"))  # type: ignore[arg-type]
-
     def _average(self, decay: float, step: int) -> None:
         """Moving average of the weights; short at first, so that the start is forgotten."""
         decay = min(decay, (1 + step) / (10 + step))
         average = self.memory["ema"]
         for name, value in self.method.state_dict().items():
-            value = value.detach().cpu()
+            value = whole(value.detach()).cpu()
             if value.is_floating_point() and value.shape == average[name].shape:
                 average[name].lerp_(value, 1 - decay)
             else:  # a counter, or something that grew
@@ -277,12 +274,15 @@ class Trainer:
         self.memory = {}
 
     def _save(self, phase: int, step: int, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+        weights = cpu_state(self.method)
+        states = {n: whole_state(o) for n, o in optimizers.items()}
+        self.sharing.agree(weights)
         if self.fabric.is_global_zero:
             state = {
                 "phase": phase,
                 "step": step,
-                "method": cpu_state(self.method),
-                "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
+                "method": weights,
+                "optimizers": states,
                 "memory": self.memory,
                 "seconds": self.seconds,
                 "precision": self.fabric.strategy.precision.state_dict(),
@@ -332,17 +332,27 @@ def looked_at(every: int, batch_size: int) -> int:
     return max(batch_size, every * batch_size // LOOK_SHARE)
 
 
-def closed_form(method: Method, healthy: PreparedSet, device: torch.device, seed: int) -> None:
-    """Run the closed-form part of a method over the training samples, in order."""
+def closed_form(method: Method, healthy: PreparedSet, fabric: Fabric, seed: int) -> None:
+    """Run the closed-form part of a method over the training samples, in order.
+
+    Several processes part the samples among them where the method can merge what they learn.
+    """
+    several, share = fabric.world_size, (0, 1)
+    if several > 1 and method.merges and len(healthy) > (several - 1) * AT_ONCE:
+        share = (fabric.global_rank, several)
     with seeded(seed):
-        method.fit(in_order(healthy, device, seed))
+        method.fit(in_order(healthy, fabric.device, seed, share))
+    if share != (0, 1):
+        merge_everywhere(method, seed)
 
 
-def in_order(healthy: PreparedSet, device: torch.device, seed: int) -> Batches:
-    """Batches of the training samples, in order, on a device."""
+def in_order(
+    healthy: PreparedSet, device: torch.device, seed: int, share: tuple[int, int] = (0, 1)
+) -> Batches:
+    """Batches of the training samples, in order, on a device; ``share`` as of ``passes``."""
 
     def batches() -> Iterator[Batch]:
-        for batch in healthy.passes(16, seed):
+        for batch in healthy.passes(AT_ONCE, seed, share=share):
             yield batch.to(device)
 
     return Batches(batches)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from normscan.errors import ArgumentError
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.reconstruction import absolute
 from normscan.methods.wrapped import averaged
 from normscan.registry import register
-from normscan.scores.counted import Counted
+from normscan.rng import Rng
+from normscan.scores.counted import APART, Counted, told
 
 
 class MeanImage(Counted, Method):
     """The mean of the healthy images is the restoration of every image."""
+
+    fitted = ("mean", "count")
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +36,16 @@ class MeanImage(Counted, Method):
         means = zip(self.mean.double().split(1), numbers, strict=True)
         self.mean = torch.cat([(mean * k + total) / (k + n) for mean, k in means]).float()
         self.count_as(*(k + n for k in numbers))
+
+    def merge(self, others: Sequence[Mapping[str, Tensor]], rng: Rng) -> None:
+        numbers = [n for known in (self.count, *(o["count"] for o in others)) for n in told(known)]
+        means = [self.mean, *(o["mean"] for o in others)]
+        if len(numbers) > len(means):
+            raise ArgumentError(APART)
+        total = sum(m.double() * n for m, n in zip(means, numbers, strict=True))
+        assert isinstance(total, Tensor)
+        self.mean = (total / sum(numbers)).float()
+        self.count_as(sum(numbers))
 
     @property
     def leaves_out(self) -> bool:
@@ -65,6 +79,7 @@ class ImageStatistics(Counted, Method):
     """Mahalanobis distance of a few numbers that describe an image's intensities and extent."""
 
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
+    fitted = ("mean", "precision", "count")
 
     def __init__(self, shrinkage: float) -> None:
         super().__init__()
@@ -91,13 +106,25 @@ class ImageStatistics(Counted, Method):
         return self.shrinkage < 1  # else the covariance is gone
 
     def update(self, batches: Iterable[Batch]) -> None:
-        n = self.counted()[0]
         values = torch.cat([self.describe(batch) for batch in batches])
-        m, step = len(values), values.mean(0) - self.mean
         centred = values - values.mean(0)
+        self._join(len(values), values.mean(0), centred.T @ centred)
+
+    @property
+    def merges(self) -> bool:
+        return self.updates
+
+    def merge(self, others: Sequence[Mapping[str, Tensor]], rng: Rng) -> None:
+        for other in others:
+            n = told(other["count"])[0]
+            self._join(n, other["mean"], self._scatter(other["precision"], n))
+
+    def _join(self, m: int, mean: Tensor, scatter: Tensor) -> None:
+        """Take in the mean and the summed squares of deviations of m samples."""
+        n, step = self.counted()[0], mean - self.mean
         # Two groups' deviations from the mean of both (Chan et al. 1979).
         between = torch.outer(step, step) * (n * m / (n + m))
-        scatter = self._scatter(n) + centred.T @ centred + between
+        scatter = self._scatter(self.precision, n) + scatter + between
         self._shrink(self.mean + step * (m / (n + m)), scatter, n + m)
 
     def _shrink(self, mean: Tensor, scatter: Tensor, n: int) -> None:
@@ -109,9 +136,9 @@ class ImageStatistics(Counted, Method):
         self.mean, self.precision = mean, torch.linalg.inv(covariance)
         self.count_as(n)
 
-    def _scatter(self, n: int) -> Tensor:
+    def _scatter(self, precision: Tensor, n: int) -> Tensor:
         """The summed squares of deviations of n samples: shrinking keeps the mean variance."""
-        covariance = torch.linalg.inv(self.precision)
+        covariance = torch.linalg.inv(precision)
         spread = self.shrinkage * covariance.diagonal().mean()
         unshrunk = covariance - spread * torch.eye(len(covariance)).to(covariance)
         return unshrunk / (1 - self.shrinkage) * max(1, n - 1)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.networks.blocks import doublings
+from normscan.networks.together import gathered
 from normscan.objectives.optimizers import still
 from normscan.registry import register
 from normscan.signatures import Options
@@ -73,7 +74,8 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 class PrototypeMemory(nn.Module):
     """A unit vector for each training image, and which of them are anchors with neighbours.
 
-    Huang et al., ICML 2019 (anchor neighbourhood discovery).
+    Huang et al., ICML 2019 (anchor neighbourhood discovery). Several processes hold the vectors of
+    the images of all of them.
 
     Args:
         dim: of the vectors.
@@ -81,6 +83,8 @@ class PrototypeMemory(nn.Module):
         momentum: of a vector when its image is seen.
         neighbours: that an anchor has.
     """
+
+    gathered = ("vectors", "anchor", "neighbours", "round")
 
     def __init__(self, dim: int, temperature: float, momentum: float, neighbours: int) -> None:
         super().__init__()
@@ -97,6 +101,7 @@ class PrototypeMemory(nn.Module):
     @torch.no_grad()
     def place(self, codes: Tensor, index: Tensor) -> None:
         """Put codes where they are the first of their images."""
+        (codes, _), (index, _) = gathered(codes), gathered(index)
         lacking = int(index.max()) + 1 - len(self.vectors)
         if lacking > 0:
             self.vectors = torch.cat([self.vectors, codes.new_zeros(lacking, codes.shape[1])])
@@ -106,6 +111,7 @@ class PrototypeMemory(nn.Module):
     @torch.no_grad()
     def move(self, codes: Tensor, index: Tensor) -> None:
         """Draw the vectors of images towards their codes."""
+        (codes, _), (index, _) = gathered(codes), gathered(index)
         mixed = self.momentum * self.vectors[index] + (1 - self.momentum) * codes.detach()
         self.vectors = self.vectors.index_copy(0, index, F.normalize(mixed, dim=1))
 

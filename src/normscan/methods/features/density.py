@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Unpack
 
 import torch
@@ -27,11 +27,14 @@ from normscan.methods.wrapped import averaged
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
+from normscan.rng import Rng
 from normscan.scores.gaussian import PositionGaussians
 
 
 class PaDiM(Method):
     """A Gaussian of some feature channels at each position; see ``padim``."""
+
+    fitted = ("gaussians.",)
 
     def __init__(self, backbone: Backbone, dim: int, ridge: float) -> None:
         super().__init__()
@@ -54,6 +57,10 @@ class PaDiM(Method):
 
     def update(self, batches: Iterable[Batch]) -> None:
         self.gaussians.update(vectors(self.features(batch.image)) for batch in batches)
+
+    def merge(self, others: Sequence[Mapping[str, Tensor]], rng: Rng) -> None:
+        start = len("gaussians.")
+        self.gaussians.merge([{k[start:]: v for k, v in other.items()} for other in others])
 
     @property
     def leaves_out(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
@@ -23,7 +23,7 @@ from normscan.methods.features.common import (
     lite0,
     tapped,
 )
-from normscan.methods.features.memory import Bank, check_room
+from normscan.methods.features.memory import Bank, check_room, vectors_of
 from normscan.networks.aggregation import concatenated, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
@@ -105,6 +105,8 @@ class References:
 class AnomalyDINO(Method):
     """Nearest neighbour of unit patches in a memory; see ``anomaly_dino``."""
 
+    fitted = ("bank.vectors", "bank.sizes")
+
     def __init__(
         self,
         backbone: Backbone,
@@ -141,6 +143,13 @@ class AnomalyDINO(Method):
 
     def fit(self, batches: Iterable[Batch]) -> None:
         self.bank.keep(self._patches(self._references(batches)))
+
+    @property
+    def merges(self) -> bool:
+        return self.references.shots is None  # else few are drawn from all
+
+    def merge(self, others: Sequence[Mapping[str, Tensor]], rng: Rng) -> None:
+        self.bank.merge(vectors_of(others), self.references.largest, rng, chosen=False)
 
     def update(self, batches: Iterable[Batch]) -> None:
         every = ((batch.image, batch.rng) for batch in batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
@@ -26,7 +26,9 @@ from normscan.methods.features.common import (
 from normscan.networks.aggregation import concatenated, patch_features, vectors
 from normscan.networks.backbones import Backbone
 from normscan.registry import register
-from normscan.scores.coreset import Coreset
+from normscan.rng import Rng
+from normscan.scores.coreset import Coreset, k_center_greedy
+from normscan.scores.counted import APART
 from normscan.scores.inverted_lists import InvertedLists, has_faiss
 from normscan.scores.neighbours import Joined, Neighbours, Search
 from normscan.scores.reservoir import Reservoir
@@ -121,6 +123,30 @@ class Bank(nn.Module):
         self.sizes = sizes
         self._folds = None
 
+    def merge(self, others: Sequence[Tensor], largest: int, rng: Rng, chosen: bool) -> None:
+        """Take the vectors of other banks (n, dim) beside its own, at most ``largest`` in all.
+
+        Where these are fewer, a greedy k-center chooses among all. What a bank covers within a radius
+        is then within that radius and the one of the choice; without a choice within the first alone.
+
+        Args:
+            others: of each its vectors.
+            largest: vectors in all.
+            rng: source of randomness.
+            chosen: whether the banks are coresets; else ``largest`` are drawn at random.
+
+        Raises:
+            ArgumentError: a bank tells folds apart.
+        """
+        if len(self.sizes):
+            raise ArgumentError(APART)
+        joined = torch.cat([self.vectors, *(o.to(self.vectors) for o in others)])
+        if len(joined) > largest:
+            drawn = rng.uniform((len(joined),)).argsort()[:largest]
+            rows = k_center_greedy(joined, largest, rng, PROJECTION) if chosen else drawn
+            joined = joined[rows.sort().values.to(joined.device)]
+        self.keep(joined)
+
     def keep_folds(self, folds: Sequence[Tensor]) -> None:
         """Take the vectors of each fold of the training scans, so that one can be left out."""
         self.keep(torch.cat(list(folds)))
@@ -170,6 +196,17 @@ class Bank(nn.Module):
                 f"{text}; FAISS finds them by {kept * (dim * bits / 8 + 8) / GIB:.2g} GiB of codes"
             )
         return f"{text}; each prediction reads all of them (pip install normscan[faiss] mends that)"
+
+
+def vectors_of(others: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """Return the vectors of the banks of fitted methods, by the names of their buffers.
+
+    Raises:
+        ArgumentError: a bank tells folds apart.
+    """
+    if any(len(other["bank.sizes"]) for other in others):
+        raise ArgumentError(APART)
+    return [other["bank.vectors"] for other in others]
 
 
 def check_room(method: str, memory: float, largest: int) -> None:
@@ -227,6 +264,8 @@ class Scoring:
 class PatchCore(Method):
     """Nearest neighbour in a bank of healthy patch features."""
 
+    fitted = ("bank.vectors", "bank.sizes")
+
     def __init__(
         self,
         backbone: Backbone,
@@ -270,6 +309,10 @@ class PatchCore(Method):
 
     def fit(self, batches: Iterable[Batch]) -> None:
         self.bank.keep(self._vectors(batches, self.largest))
+
+    def merge(self, others: Sequence[Mapping[str, Tensor]], rng: Rng) -> None:
+        # A coreset of each site's images: together they hold the same share of all patches.
+        self.bank.merge(vectors_of(others), self.largest, rng, chosen=not self.whole)
 
     def update(self, batches: Iterable[Batch]) -> None:
         # A coreset of the new images, as of a fold: what was kept before doesn't depend on it.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.features.common import FILLED, PICTURE
 from normscan.networks.lenet import UnbiasedDecoder, UnbiasedEncoder
+from normscan.networks.together import gathered
 from normscan.objectives.optimizers import dropped, still
 from normscan.registry import register
 
@@ -22,11 +23,12 @@ class ContrastNormalisation(nn.Module):
     """Each image less its mean, over its mean absolute value; then the training extremes to 0..1.
 
     The extremes are collected while training. A normalised image has a value of -0.5 or less and one
-    of 0.5 or more, so the collection starts there.
+    of 0.5 or more, so the collection starts there. Several processes collect together.
     """
 
     low: Tensor
     high: Tensor
+    gathered = ("low", "high")
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,8 +41,9 @@ class ContrastNormalisation(nn.Module):
         x = x - x.mean(axes, keepdim=True)
         x = x / x.abs().mean(axes, keepdim=True).clamp_min(1e-6)
         if collect:
-            self.low.copy_(torch.minimum(self.low, x.amin()))
-            self.high.copy_(torch.maximum(self.high, x.amax()))
+            ends, _ = gathered(torch.stack([x.amin(), x.amax()])[None])
+            self.low.copy_(torch.minimum(self.low, ends[:, 0].amin()))
+            self.high.copy_(torch.maximum(self.high, ends[:, 1].amax()))
         return (x - self.low) / (self.high - self.low)
 
 

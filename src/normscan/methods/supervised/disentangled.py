@@ -128,6 +128,7 @@ class Disentangled(Method):
     """
 
     references: Tensor
+    of_first = ("references",)  # of several processes: pictures have no mean
 
     def __init__(
         self, pyramid: Pyramid, further: Callable[[int], QuantumHead] | None, references: int,

@@ -25,6 +25,7 @@ from normscan.methods.supervised.boundaries import transplanted
 from normscan.methods.supervised.common import ill
 from normscan.networks.backbones import Backbone
 from normscan.networks.prototypical import PrototypicalResidual
+from normscan.networks.together import gathered
 from normscan.objectives.optimizers import still
 from normscan.objectives.segmentation import focal
 from normscan.registry import register
@@ -48,6 +49,7 @@ class PrototypicalResiduals(Method):
     """
 
     met: Tensor
+    gathered = ("prototypes0", "prototypes1", "prototypes2", "met")
 
     def __init__(
         self, backbone: Backbone, network: PrototypicalResidual, prototypes: int,
@@ -79,9 +81,12 @@ class PrototypicalResiduals(Method):
         return found
 
     def gather(self, features: list[Tensor]) -> None:
-        """Let maps join the means that they are nearest to, the first ones as means of their own."""
+        """Let maps join the means that they are nearest to, the first ones as means of their own.
+
+        Those of all processes, so that each has the same means.
+        """
         for stage, maps in enumerate(features):
-            for one in maps:
+            for one in gathered(maps)[0]:
                 known = self.prototypes(stage)
                 if len(known) < self._most:
                     more = torch.cat([known, one[None]]) if len(known) else one[None].clone()
