@@ -28,7 +28,7 @@ YES_OR_NO = {
 
 _NUMBERS = re.compile(r"[-+.,\deE\s]+")
 _PAIRS = re.compile(r"\w+=[^{\[]*")
-_OWN_COMMAS = ("target", "structures")  # commas in them part the channels of a scan
+_OWN_COMMAS = ("target", "structures", "further")  # commas in them part the channels of a scan
 
 
 def command_line() -> str:
