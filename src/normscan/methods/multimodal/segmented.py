@@ -141,7 +141,7 @@ class MMRAD(Method):
     },
     preprocess={"scaling": "minmax", "crop": "none"},
     tiny={
-        "encoder": "tiny", "weights": "random", "size": 32, "steps": 60, "lr": 3e-3, "batch_size": 8,
+        "encoder": "tiny", "weights": "random", "size": 32, "steps": 40, "lr": 1e-2, "batch_size": 8,
     },
     options=schedule(lr=1e-4, batch_size=4, epochs=50, weight_decay=1e-2),
 )  # fmt: skip
