@@ -445,8 +445,9 @@ def averaged(members: list[Stitched]) -> Stitched:
         values = [getattr(member, name) for member in members]
         return None if values[0] is None else np.stack(values).mean(axis=0, dtype=np.float32)
 
-    fields = [mean(name) for name in ("map", "reconstruction", "uncertainty")]
-    return Stitched(*fields, further=mean_maps(members))
+    return Stitched(
+        mean("map"), mean("reconstruction"), mean("uncertainty"), further=mean_maps(members)
+    )
 
 
 def _post_process(state: State, stitched: Stitched, prepared: Prepared) -> None:
