@@ -7,7 +7,8 @@ lesions alone, so a map that is the intensity itself, as an untrained net's, fin
 average, and the mean image finds them badly, since nothing stays in place.
 
 Beside a scan stand, where they are asked for, a second modality, fainter by a factor, in which
-lesions don't show, and the label map of the healthy tissues.
+lesions don't show, and the label map of the healthy tissues; or a further image of the case, of
+another shape, which lies elsewhere, and in which a lesion shows as well.
 """
 
 from __future__ import annotations
@@ -84,11 +85,23 @@ def toy_subject(rng: np.random.Generator, dims: int, channels: int, lesion: bool
     )
 
 
-def write_toy_cohort(folder: Path, dims: int, channels: int, beside: bool = False) -> Path:
+def toy_photo(image: np.ndarray) -> np.ndarray:
+    """A further image of a case: its middle slice turned, and stretched to another shape."""
+    plane = image[0] if image.ndim == 3 else image[0, ..., image.shape[-1] // 2]
+    rows, columns = (
+        np.linspace(0, n - 1, m).round().astype(int)
+        for n, m in zip(plane.shape, (52, 31), strict=True)
+    )
+    return np.ascontiguousarray(plane[rows][:, columns].T[::-1])
+
+
+def write_toy_cohort(
+    folder: Path, dims: int, channels: int, beside: bool = False, further: bool = False
+) -> Path:
     """Write .npy scans and a table; return the table's path.
 
     The column ``kind`` names a lesion's kind; all of them are equally many. With ``beside`` there
-    are the columns ``target`` and ``structures``.
+    are the columns ``target`` and ``structures``, with ``further`` there is ``further_photo``.
     """
     rng = np.random.default_rng(7)
     counts = {"train": 48, "val": 6, "test": 12, "extra": 18}
@@ -115,6 +128,9 @@ def write_toy_cohort(folder: Path, dims: int, channels: int, beside: bool = Fals
                 ):
                     np.save(folder / f"{scan}_{name}.npy", array)
                     row[name] = f"{scan}_{name}.npy"
+                if further:
+                    np.save(folder / f"{scan}_photo.npy", toy_photo(image))
+                    row["further_photo"] = f"{scan}_photo.npy"
                 rows.append({**row, "kind": kind})
     table = folder / "cohort.csv"
     pd.DataFrame(rows).to_csv(table, index=False)

@@ -32,7 +32,7 @@ ROOMS = ("normscan.methods", "normscan.auto")
 INDEX = Path(__file__).parent / "methods" / "index.json"
 
 # Arguments that the cohort settles, so that nobody gives them.
-SETTLED = ("channels", "targets")
+SETTLED = ("channels", "targets", "further")
 
 # Keys that a preset may set beside the method's own arguments: they belong to the detector.
 DETECTOR_KEYS = ("preprocess", "postprocess", "reduction", "wrappers")

@@ -195,6 +195,10 @@ class Scan:
             planes(self.data, self.affine, at=at, rgb=self.is_rgb), title=self.name
         )
 
+    def with_note(self, said: str) -> Scan:
+        """Return the scan with a further note for its finding."""
+        return replace(self, extra={**self.extra, "notes": (*self.extra.get("notes", ()), said)})
+
     def with_data(self, data: np.ndarray, channels: tuple[str, ...] | None = None) -> Scan:
         """Return the same geometry with other values, (C, *shape)."""
         if data.shape[1:] != self.shape:

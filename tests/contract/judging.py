@@ -108,6 +108,8 @@ FINDINGS: dict[str, str] = {
     "meta_detector": "as fpi, whose squares it learns in still fewer updates",
     "mkd": "random features leave a cloner that is narrower than they are far from them at edges, "
     "trained or not",
+    "mmrad": "as draem, and the patches of a random encoder, which stays as it is, offer its decoder "
+    "little to learn from",
     "mvfa": "with one seed of three, sixty updates on the tokens of a random tower bring it above the "
     "mean image by less than a robust margin",
     "nsa": "ninety updates bring it above the mean image by less than a robust margin: it learns "
@@ -256,7 +258,7 @@ def judge(method: str, cohort: Cohort, seed: int = 0, quick: bool = False) -> Ve
 @functools.cache
 def _mean_image(root: Path, dims: int, kinds: tuple[Kind, ...]) -> float:
     """The quality of the mean image on the cohort in a folder, one for all methods."""
-    cohort = Cohort.read(root / "cohort.csv")
+    cohort = Cohort.read(root / "cohort.csv").alone()
     return quality(detector("mean_image", dims).fit(cohort), cohort.part("test"), kinds)
 
 

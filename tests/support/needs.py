@@ -82,7 +82,7 @@ class Toys:
             self.made[at] = (
                 write_toy_auxiliary(folder, dims, channels)
                 if kind == "auxiliary"
-                else write_toy_cohort(folder, dims, channels, beside=True)
+                else write_toy_cohort(folder, dims, channels, **{kind: True})
             )
         return self.made[at]
 
@@ -90,8 +90,8 @@ class Toys:
         """Return a cohort that has all that the method needs, and nothing that it refuses."""
         wanted = needs(card)
         dims = 3 if wanted.volumes else dims
-        beside = bool(wanted.beside)
-        table = self._table("beside", dims, channels) if beside else self.plain(dims, channels)
+        kind = "further" if "further" in wanted.beside else "beside"
+        table = self._table(kind, dims, channels) if wanted.beside else self.plain(dims, channels)
         cohort = Cohort.read(table)
         if wanted.auxiliary:
             cohort = cohort.with_auxiliary(self._table("auxiliary", dims, channels))
@@ -117,6 +117,10 @@ def batch_for(
         batch.target = torch.rand(n, 1, *shape, generator=generator)
     if "structures" in seen:
         batch.structures = torch.randint(0, 3, (n, 1, *shape), generator=generator)
+    if "further" in seen:
+        batch.further = {
+            name: torch.rand(n, 1, *shape, generator=generator) for name in method.names
+        }
     parts = {part for phase in method.phases() for part in phase.part.split("+")}
     parts |= {*method.fits_on}
     batch.subject = torch.arange(n) if training else None
@@ -131,4 +135,5 @@ def batch_for(
 def row_of(batch: Batch, i: int, rng: Rng) -> Batch:
     """A sample of a batch by itself."""
     tensors = {k: v[i : i + 1] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
-    return Batch(**{**tensors, "rng": rng})
+    further = {name: image[i : i + 1] for name, image in batch.further.items()}
+    return Batch(**{**tensors, "rng": rng, "further": further})

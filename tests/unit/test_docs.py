@@ -279,3 +279,34 @@ def test_licence_is_apache():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_code_blocks_are_closed(page: Path):
     assert page.read_text(encoding="utf-8").count("\n```") % 2 == 0
+
+
+# A table's cells, of which CLASS stands for each class in turn and a shell would read a file.
+REPRODUCED = [
+    pytest.param(part.strip(), id=part.strip()[:70])
+    for page in sorted((ROOT / "benchmarks" / "reproduce").glob("*.md"))
+    for row in re.findall(r"^\|.*\| open \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for cell in re.findall(r"`([^`]*normscan [^`]*)`", row)
+    for part in cell.split("&&")
+]
+
+
+@pytest.mark.parametrize("line", sorted(set(REPRODUCED), key=lambda p: p.id))
+def test_command_of_a_published_figure_parses(line: str):
+    line = line.replace("CLASS", "bottle").replace('"$(cat names.json)"', """'["cat", "dog"]'""")
+    assert "$" not in line and "..." not in line
+    command, *rest = shlex.split(line)[1:]
+    function, card = commands.signature(command), None
+    if command == "fit":
+        card, rest = CARDS[rest[0]], rest[1:]
+    parse(command, function, card, rest)
+
+
+def test_every_system_of_language_has_its_command():
+    """Each is fitted and evaluated in a row of its own."""
+    text = (ROOT / "benchmarks" / "reproduce" / "vision_language.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\| (?:open|0\.\d+.*) \|$", text, re.MULTILINE)
+    for id, card in CARDS.items():
+        if card.family in ("vision_language", "multimodal"):
+            own = [row for row in rows if f"normscan fit {id} " in row]
+            assert own and all("&& normscan evaluate" in row for row in own), id

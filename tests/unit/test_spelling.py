@@ -45,7 +45,7 @@ KNOWN = [f"--{name}" for name in command.__annotations__ if name != "return"] + 
         ("--wrappers ensemble=3,flips", '--wrappers=["ensemble=3", "flips"]'),
         ("--steps n4,clahe", '--steps=["n4", "clahe"]'),
         ("--modalities T1w,FLAIR", '--modalities=["T1w", "FLAIR"]'),
-        ("--target a.nii,b.nii", "--target=a.nii,b.nii"),
+        ("--target a.nii,b.nii", '--target=["a.nii,b.nii"]'),
         ("--lr -1 --config c.yaml file", "--lr|-1|--config|c.yaml|file"),
     ],
 )

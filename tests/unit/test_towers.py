@@ -181,3 +181,113 @@ def test_timms_transformer_and_a_bert_beside_each_other(tmp_path: Path):
     assert ids[0, 0] == 2 and (ids[0] != 0).sum() == 2 + 6
     with pytest.raises(ArgumentError, match="PubMedCLIP"):
         _ = tower.tongue
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """A tiny SigLIP of transformers in its file, a tokeniser trained on a few sentences beside it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    transformers, shape = import_transformers(), SHAPES["tiny-siglip"]
+    both = {
+        "hidden_size": shape.width, "intermediate_size": shape.hidden, "num_attention_heads": shape.heads,
+    }  # fmt: skip
+    config = transformers.SiglipConfig(
+        vision_config={**both, "num_hidden_layers": shape.layers, "image_size": 32, "patch_size": 4},
+        text_config={
+            **both, "num_hidden_layers": shape.text_layers, "vocab_size": shape.vocabulary,
+            "max_position_embeddings": 64, "projection_size": shape.joint,
+        },
+    )  # fmt: skip
+    torch.manual_seed(5)
+    made = transformers.SiglipModel(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.2)
+    folder = tmp_path_factory.mktemp("siglip")
+    state = {k: v.contiguous() for k, v in made.state_dict().items() if "position_ids" not in k}
+    save_file(state, folder / "model.safetensors")
+    words = Tokenizer(models.Unigram())
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    words.train_from_iterator(
+        ["a photo of a brain", "a brain mri with a tumour", "no tumour in the brain"],
+        trainers.UnigramTrainer(
+            vocab_size=shape.vocabulary, special_tokens=["<pad>", "</s>", "<unk>"],
+            unk_token="<unk>", show_progress=False,
+        ),
+    )  # fmt: skip
+    words.save(str(folder / "tokenizer.json"))
+    return made, words, folder
+
+
+def test_siglips_towers_are_those_of_transformers(siglip):
+    """Patches of each block, what is gathered of them, sentences, and the logits they were trained by."""
+    made, words, folder = siglip
+    tower = Tower("tiny-siglip", str(folder))
+    image, sentences = torch.rand(2, 3, 32, 32), ["A photo of a brain.", "A brain MRI, no tumour!"]
+    plain = ["a photo of a brain", "a brain mri no tumour"]
+    ids = tower.ids(sentences)
+    for row, sentence in zip(ids.tolist(), plain, strict=True):
+        known = words.encode(sentence).ids
+        assert row == [*known, *[1] * (64 - len(known))] and 2 not in known
+    with torch.no_grad():
+        theirs = made.vision_model(2 * image - 1, output_hidden_states=True)
+        layers, last, grid = tower.eye.layers(image, (1, 4))
+        said = made.text_model(ids).pooler_output
+        both = made(input_ids=ids, pixel_values=2 * image - 1)
+    assert grid == (8, 8)
+    for ours, i in zip(layers, (1, 4), strict=True):
+        torch.testing.assert_close(ours[:, 1:], theirs.hidden_states[i], rtol=1e-3, atol=1e-4)
+    seen = tower.eye.joined(last[:, 0])
+    torch.testing.assert_close(seen, theirs.pooler_output, rtol=1e-3, atol=1e-4)
+    told = tower.told([[s] for s in sentences])
+    torch.testing.assert_close(told, F.normalize(said, dim=1), rtol=1e-3, atol=1e-4)
+    cosines = F.normalize(seen, dim=1) @ told.T
+    logits = made.logit_scale.exp() * cosines + made.logit_bias
+    torch.testing.assert_close(logits, both.logits_per_image, rtol=1e-3, atol=1e-3)
+
+
+def test_siglips_places_fit_another_grid(siglip):
+    """Without a class token, on more patches, as transformers interpolates them."""
+    made, _, folder = siglip
+    eye = Tower("tiny-siglip", str(folder)).eye
+    with torch.no_grad():
+        assert eye.layers(torch.rand(1, 1, 40, 24), (4,))[2] == (10, 6)
+        assert not eye.enter(torch.rand(1, 3, 32, 32))[0][:, 0].any()
+        large = torch.rand(1, 3, 64, 64)
+        ours = eye.enter(large)[0][:, 1:]
+        theirs = made.vision_model.embeddings(2 * large - 1, interpolate_pos_encoding=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method", ["winclip", "winclip_plus", "mcm", "medical_vlm_ood", "inctrl", "mvfa"]
+)
+def test_methods_take_siglip(siglip, method):
+    """Maps and scores that hang on the picture, from the tiny towers in a folder."""
+    from tests.support.needs import batch_for
+
+    from normscan.registry import card
+
+    _, _, folder = siglip
+    options = {"tower": "tiny-siglip", "weights": str(folder)}
+    made = card(method).create(**card(method).arguments("tiny", **options)).eval()
+    found = made.maps(batch_for(made, 3, 1, (32, 32), 0, False))
+    for value in (found.map, found.score):
+        assert value is None or (
+            torch.isfinite(value).all() and value.flatten(1 - value.dim()).std() > 0
+        )
+
+
+def test_siglip_names_what_lacks_and_whose_words_it_cannot_learn(
+    siglip, tmp_path: Path, monkeypatch
+):
+    _, _, folder = siglip
+    with pytest.raises(ArgumentError, match=r"a BERT or SigLIP's.*PubMedCLIP"):
+        _ = Tower("tiny-siglip", str(folder)).tongue
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=r"lacks tokenizer.json.*google/medsiglip-448"):
+        Tower("MedSigLIP", str(tmp_path))
+    shape = SHAPES["MedSigLIP"]
+    assert (shape.pixels, shape.patch, shape.pixels // shape.patch) == (448, 14, 32)

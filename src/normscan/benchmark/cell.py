@@ -63,10 +63,16 @@ class Job:
     anomalies: dict[str, Any] = field(default_factory=dict)
 
     def cohort(self, table: str) -> Cohort:
-        """Read a table; the anomalies to learn from are drawn for every method, so all test alike."""
+        """Read a table; the anomalies to learn from are drawn for every method, so all test alike.
+
+        Of a case of several images a method that sees one gets the one in ``path``, which is noted.
+        """
         from normscan.cohort import Cohort
+        from normscan.registry import card
 
         cohort = Cohort.read(table)
+        if "further" not in card(self.method).defaults:
+            cohort = cohort.alone()
         return cohort.with_anomalies(**self.anomalies) if self.anomalies else cohort
 
     def digest(self, set_id: str) -> str:

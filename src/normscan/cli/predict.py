@@ -31,6 +31,7 @@ def predict(
     force: bool = False,
     target: list[str] | None = None,
     structures: list[str] | None = None,
+    further: list[str] | None = None,
     overlay: bool = True,
     workers: int | None = None,
     threads: int | None = None,
@@ -56,6 +57,8 @@ def predict(
             for each scan in the same order, such as '[t2.nii.gz]'; several channels joined by commas.
         structures: label maps of the anatomy likewise, for methods that use them; components are
             named by their regions.
+        further: further images of each scan's case, of any shape, by name, likewise in the order of
+            the scans: 'fundus=photo.png', several joined by commas; '' for a case that has none.
         overlay: draw a picture of each map over its scan; `--overlay no` saves the time.
         workers: threads that read and prepare scans ahead, and one more that writes; 0 for none.
             With the engine ray, processes. The results are the same for any number.
@@ -101,6 +104,7 @@ def predict(
         rows = _named(detector.read_cohort(cohort, root))
     else:
         rows = _beside(list(rows_of(scans or [])), target=target, structures=structures)
+        rows = _with_further(rows, further)
     with one_writer(folder):
         taken = [row.scan for row in rows if (folder / f"{row.scan}_finding.json").exists()]
         if taken and not overwrite:
@@ -213,6 +217,23 @@ def _beside(rows: list[CohortRow], **given: list[str] | None) -> list[CohortRow]
             column = "targets" if name == "target" else name
             rows[number] = replace(rows[number], **{column: value})
     return rows
+
+
+def _with_further(rows: list[CohortRow], given: list[str] | None) -> list[CohortRow]:
+    """Return the rows with the further images of their cases."""
+    if given is None:
+        return rows
+    if len(given) != len(rows):
+        raise ArgumentError(
+            f"--further names the images of {len(given)} cases for {len(rows)} scans."
+        )
+    found = []
+    for row, text in zip(rows, given, strict=True):
+        pairs = [part.partition("=") for part in text.split(",") if part]
+        if not all(name and path for name, _, path in pairs):
+            raise ArgumentError(f"--further {text}: write NAME=FILE, such as fundus=photo.png.")
+        found.append(replace(row, further={name: Path(path) for name, _, path in pairs}))
+    return found
 
 
 def write_scores(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -151,6 +151,7 @@ def _absolute(row: CohortRow) -> CohortRow:
         structures=place(row.structures),
         paths=tuple(Path(os.path.abspath(path)) for path in row.paths),
         targets=tuple(Path(os.path.abspath(path)) for path in row.targets),
+        further={name: Path(os.path.abspath(path)) for name, path in row.further.items()},
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ YES_OR_NO = {
 
 _NUMBERS = re.compile(r"[-+.,\deE\s]+")
 _PAIRS = re.compile(r"\w+=[^{\[]*")
-_OWN_COMMAS = ("target", "structures")  # commas in them part the channels of a scan
+_OWN_COMMAS = ("target", "structures", "further")  # commas in one part what belongs to a scan
 
 
 def command_line() -> str:
@@ -98,8 +98,10 @@ def _option(name: str, known: set[str]) -> str:
 
 def _value(value: str, name: str, kind: str) -> str:
     """Return a list as ``[a,b]`` and a table as JSON; what has brackets already stays."""
-    if value.startswith(("[", "{")) or name[2:] in _OWN_COMMAS:
+    if value.startswith(("[", "{")):
         return value
+    if name[2:] in _OWN_COMMAS:
+        return json.dumps([value]) if kind.startswith("list[str") else value
     if kind.startswith("dict") and _PAIRS.fullmatch(value):
         pairs = (part.partition("=") for part in value.split(","))
         return json.dumps({key.strip(): _plain(text.strip()) for key, _, text in pairs})

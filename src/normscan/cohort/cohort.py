@@ -29,10 +29,10 @@ from normscan.cohort.splits import (
 from normscan.cohort.summary import LABELS, CohortSummary, Progress, summarise
 from normscan.cohort.table import (
     COLUMNS,
+    FURTHER,
     SPLITS,
     TABLES,
     find_root,
-    holds_files,
     label_notes,
     normalise,
     read_table,
@@ -64,6 +64,8 @@ class Cohort:
     target          a further scan of the same subject on the same grid, or empty
     structures      label map of the anatomy, a whole number in each voxel, or empty
     target_<name>   instead of ``target``: several of them, for example target_t2, target_flair
+    further_<name>  a further image of the case, of its own shape and place, for example the fundus
+                    photograph beside an OCT volume, or empty
     split           train, val, test, extra or empty; made if the column is absent or all empty
     site            where it was taken, or empty
     others          kept as they are (age, sex, scanner, ...)
@@ -256,11 +258,15 @@ class Cohort:
 
     def __iter__(self) -> Iterator[CohortRow]:
         """Iterate over the scans in the order of the table."""
-        return map(self._row, self.table.to_dict("records"))
+        channels = self.channels
+        return (
+            CohortRow.from_cells(cells, self.root, channels)
+            for cells in self.table.to_dict("records")
+        )
 
     def __getitem__(self, index: int) -> CohortRow:
         """Return one scan by its position."""
-        return self._row(self.table.iloc[index].to_dict())
+        return CohortRow.from_cells(self.table.iloc[index].to_dict(), self.root, self.channels)
 
     def __repr__(self) -> str:
         """Return counts, no names."""
@@ -324,6 +330,21 @@ class Cohort:
     def channels(self) -> tuple[str, ...]:
         """Channels that have files of their own (``path_<channel>``), or an empty tuple."""
         return tuple(c[5:] for c in self.table.columns if c.startswith("path_"))
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Further images of a case (``further_<name>``), by name, or an empty tuple."""
+        columns = map(str, self.table.columns)
+        return tuple(c.removeprefix(FURTHER) for c in columns if c.startswith(FURTHER))
+
+    def alone(self) -> Cohort:
+        """Return the cohort without further images: a case is the image in ``path`` alone."""
+        if not self.further:
+            return self
+        said = f"Of a case the image in 'path' is taken, without {', '.join(self.further)}."
+        return self._with(
+            self.table.drop(columns=[FURTHER + name for name in self.further]), [said]
+        )
 
     def part(self, split: str) -> Cohort:
         """Return the scans of one split: train, val, test or extra.
@@ -474,27 +495,3 @@ class Cohort:
             OutputError: the folder can't be written.
         """
         return write_table(self.table, self.root, Path(path))
-
-    def _row(self, cells: dict[Any, Any]) -> CohortRow:
-        named = {c: cells[f"path_{c}"] for c in self.channels if cells[f"path_{c}"]}
-        files = list(named.values()) or [cells.get("path", "")]
-        free = {k: v for k, v in cells.items() if k not in COLUMNS and not holds_files(k)}
-        further = {k[7:]: v for k, v in cells.items() if k == "target" or k.startswith("target_")}
-        further = further if all(further.values()) else {}
-        label = cells["label"]
-        return CohortRow(
-            scan=cells["scan"],
-            subject=cells["subject"],
-            paths=tuple(self.root / p for p in files),
-            channels=tuple(named),
-            label=int(label) if label == 0 or label == 1 else None,
-            mask=self.root / cells["mask"] if cells["mask"] else None,
-            foreground=self.root / cells["foreground"] if cells["foreground"] else None,
-            split=cells["split"],
-            site=cells["site"],
-            columns=free,
-            missing=tuple(c for c in self.channels if named and c not in named),
-            targets=tuple(self.root / p for p in further.values()),
-            target_channels=tuple(filter(None, further)),
-            structures=self.root / cells["structures"] if cells.get("structures") else None,
-        )

@@ -28,7 +28,7 @@ class Member(NamedTuple):
         subject: whose it is, as the table says.
         split: train, val, test, extra, auxiliary, calibration, excluded or an empty string.
         content: SHA-256 of each of its files, parted by spaces; empty where one can't be read.
-        beside: likewise of what stands beside it: targets, structures, foreground and lesion mask.
+        beside: likewise of what stands beside it: targets, structures, masks, further images.
     """
 
     scan: str
@@ -70,10 +70,12 @@ class Division:
         """
         members = []
         for row in rows:
-            beside = filter(None, (*row.targets, row.structures, row.foreground, row.mask))
+            beside = (*row.targets, row.structures, row.foreground, row.mask, *row.further.values())
             place = split or row.split
             own = content_of(row.paths)
-            members.append(Member(row.scan, row.subject, place, own, content_of(beside)))
+            members.append(
+                Member(row.scan, row.subject, place, own, content_of(filter(None, beside)))
+            )
         return cls(members)
 
     def joined(self, other: Division, instead_of: str | None = None) -> Division:

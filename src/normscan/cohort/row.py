@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from normscan.cohort.table import COLUMNS, FURTHER, holds_files
 from normscan.errors import NormscanError, ScanError
 from normscan.io import MaskReport, content_hash, read_companion, read_mask, read_scan
 from normscan.scan import Scan
@@ -36,6 +37,8 @@ class CohortRow:
         targets: further scans of the subject, one file per channel; empty where one lacks.
         target_channels: their names, or an empty tuple where the file names them.
         structures: label map of the anatomy, or None.
+        further: files of further images of the case, each of its own shape, by name.
+        lacking: names of further images of the cohort that this case doesn't have.
     """
 
     scan: str
@@ -52,17 +55,58 @@ class CohortRow:
     targets: tuple[Path, ...] = ()
     target_channels: tuple[str, ...] = ()
     structures: Path | None = None
+    further: Mapping[str, Path] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[Any, Any], root: Path, channels: Sequence[str]) -> CohortRow:
+        """Return the scan of a row of a table that was checked.
+
+        Args:
+            cells: of the row, by column.
+            root: folder of relative paths.
+            channels: that have files of their own, ``path_<channel>``.
+        """
+        named = {c: cells[f"path_{c}"] for c in channels if cells[f"path_{c}"]}
+        files = list(named.values()) or [cells.get("path", "")]
+        targets = {k[7:]: v for k, v in cells.items() if k == "target" or k.startswith("target_")}
+        targets = targets if all(targets.values()) else {}
+        further = {k[len(FURTHER) :]: v for k, v in cells.items() if k.startswith(FURTHER)}
+        label = cells["label"]
+        return cls(
+            scan=cells["scan"],
+            subject=cells["subject"],
+            paths=tuple(root / p for p in files),
+            channels=tuple(named),
+            label=int(label) if label == 0 or label == 1 else None,
+            mask=root / cells["mask"] if cells["mask"] else None,
+            foreground=root / cells["foreground"] if cells["foreground"] else None,
+            split=cells["split"],
+            site=cells["site"],
+            columns={k: v for k, v in cells.items() if k not in COLUMNS and not holds_files(k)},
+            missing=tuple(c for c in channels if named and c not in named),
+            targets=tuple(root / p for p in targets.values()),
+            target_channels=tuple(filter(None, targets)),
+            structures=root / cells["structures"] if cells.get("structures") else None,
+            further={name: root / path for name, path in further.items() if path},
+            lacking=tuple(name for name, path in further.items() if not path),
+        )
 
     @property
     def companions(self) -> tuple[str, ...]:
-        """What stands beside the scan, by name; see ``normscan.io.COMPANIONS``."""
+        """What stands beside the scan on its grid, by name."""
         there = {"target": self.targets, "structures": self.structures}
         return tuple(name for name, value in there.items() if value)
+
+    def has(self, name: str) -> bool:
+        """Whether something of this name stands beside the scan; see ``normscan.io.COMPANIONS``."""
+        return bool(self.further) if name == "further" else name in self.companions
 
     def called(self) -> dict[Path, str]:
         """What its files are called in results, which travel: file names may be those of people."""
         beside = {self.mask: "its mask", self.foreground: "its foreground mask"}
         beside |= {self.structures: "its structures"} | dict.fromkeys(self.targets, "its target")
+        beside |= {path: f"its {name}" for name, path in self.further.items()}
         files = {path: name for path, name in beside.items() if path is not None}
         return files | dict.fromkeys(self.paths, self.scan)
 
@@ -128,6 +172,14 @@ class CohortRow:
         several = len(self.targets) > 1 or bool(self.target_channels)
         given = self.targets if several else self.targets[0]
         return read_companion(name, given, scan, self.target_channels or None)
+
+    def load_further(self) -> dict[str, Scan]:
+        """Read the further images of the case that there are, by name.
+
+        Raises:
+            ScanError: as ``read_scan`` does.
+        """
+        return {name: read_scan(path) for name, path in self.further.items()}
 
     def load_foreground(self, scan: Scan) -> np.ndarray | None:
         """Read the foreground mask as booleans, or None where there is no file.
@@ -202,6 +254,9 @@ class Opened(CohortRow):
 
     def load_companion(self, name: str, scan: Scan) -> np.ndarray | None:
         return self.memo(("companion", name), lambda: self.row.load_companion(name, scan))
+
+    def load_further(self) -> dict[str, Scan]:
+        return self.memo("further", self.row.load_further)
 
     def load_foreground(self, scan: Scan) -> np.ndarray | None:
         return self.memo("foreground", lambda: self.row.load_foreground(scan))

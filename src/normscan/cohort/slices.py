@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscan.cohort.table import holds_files
+from normscan.cohort.table import FURTHER, holds_files
 from normscan.errors import CohortError, ScanError
 from normscan.io.address import split_address
 from normscan.io.files import check_file, is_address
@@ -86,7 +86,7 @@ def _slices(
     for k in numbers:
         one = {**cells, "scan": f"{row.scan}_slice{k:03d}", "slice": k}
         for name, value in cells.items():
-            if value and holds_files(str(name)):
+            if value and holds_files(str(name)) and not str(name).startswith(FURTHER):
                 part = f"slice={k}" + (f"&axis={axis}" if axis != 2 else "")
                 one[name] = f"{value}{'&' if is_address(value) else '#'}{part}"
         if lesioned is not None:

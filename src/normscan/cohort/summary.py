@@ -126,8 +126,27 @@ def summarise(
     if not any(row.label == 0 for row in rows):
         summary.notes.append("No scan is healthy: most methods learn from healthy scans alone.")
     _describe(summary, headers)
+    summary.notes += _further(rows, summary.unreadable)
     summary.duplicates = _duplicates(hashed)
     return summary
+
+
+def _further(rows: Sequence[CohortRow], unreadable: list[tuple[str, str]]) -> list[str]:
+    """Say how many cases have each further image, and of which sizes; add those that aren't read."""
+    sizes: dict[str, list[str]] = {
+        name: [] for row in rows for name in (*row.further, *row.lacking)
+    }
+    for row in rows:
+        for name, path in row.further.items():
+            try:
+                sizes[name].append(" x ".join(map(str, probe(path).shape)))
+            except ScanError as error:
+                unreadable.append((row.scan, str(error)))
+    return [
+        f"Further image {name}: {len(found)} of {len(rows)} cases, "
+        f"{', '.join(sorted(set(found))[:_SHOWN]) or 'none readable'}."
+        for name, found in sizes.items()
+    ]
 
 
 def _look_at_mask(path: Path, seen: set[Path], report: MaskReport) -> str:

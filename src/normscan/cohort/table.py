@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 COLUMNS = ("scan", "subject", "path", "label", "mask", "foreground", "split", "site")
 SPLITS = ("train", "val", "test", "extra")
 FILES = ("path", "target", "mask", "foreground", "structures")
+FURTHER = "further_"  # columns of further images of a case
+PREFIXES = ("path_", "target_", FURTHER)  # of columns that hold files, one for each name
 LONGEST_NAME = 180  # bytes; file systems take 255, and results add endings
 TABLES = (".csv", ".tsv", ".parquet")
 EXAMPLE = (
@@ -47,7 +49,7 @@ _ALSO = {
 
 def holds_files(column: str) -> bool:
     """Whether the cells of a column are paths."""
-    return column in FILES or column.startswith(("path_", "target_"))
+    return column in FILES or column.startswith(PREFIXES)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -147,7 +149,7 @@ def _heads(names: list[str]) -> list[str]:
     heads = []
     for name in names:
         low = name.strip().lower()
-        first = next((p for p in ("path_", "target_") if low.startswith(p)), "")
+        first = next((p for p in PREFIXES if low.startswith(p)), "")
         own = low if low in (*COLUMNS, *FILES) else first + name.strip()[len(first) :]
         heads.append(own if first or low in (*COLUMNS, *FILES) else name)
     return heads

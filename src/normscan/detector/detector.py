@@ -19,10 +19,9 @@ from normscan.detector.described import read_exported
 from normscan.detector.exclude import Excluded, reasons_of
 from normscan.detector.filled import without as lacking
 from normscan.detector.finding import Finding
-from normscan.detector.prediction import predict, predict_rows
+from normscan.detector.prediction import Companions, predict, predict_rows
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, NormscanError, OutputError
-from normscan.io import Given
 from normscan.progress import Progress
 from normscan.scan import Scan
 
@@ -311,7 +310,7 @@ class Detector(State):
         details: bool = True,
         force: bool = False,
         columns: Mapping[str, Any] | None = None,
-        companions: Mapping[str, Given] | None = None,
+        companions: Companions | None = None,
     ) -> Finding:
         """Score a scan and map where it departs from healthy.
 
@@ -324,6 +323,7 @@ class Detector(State):
             columns: what the cohort says of it (age, sex, ...), for methods that use it.
             companions: what stands beside it on its grid, by name, for methods that use it:
                 ``{"target": "t2.nii.gz"}``; a path, one path a channel, a scan, or an array.
+                Further images of the case, of any shape: ``{"further": {"fundus": "photo.png"}}``.
 
         Raises:
             ScanError: the scan can't be read, doesn't fit the detector, or the quality gate refuses

@@ -15,7 +15,7 @@ from normscan import notebook
 from normscan.display import Plane, leaves, map_scale, planes
 from normscan.errors import OutputError
 from normscan.identity import names_are_kept
-from normscan.io import atomic_path, extension, stem, write_map
+from normscan.io import atomic_path, map_suffix, stem, write_map
 from normscan.io.shown import write_shown
 from normscan.io.values import finite
 from normscan.scan import Scan
@@ -24,10 +24,10 @@ from normscan.scores.postprocess import drop_small
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from normscan.detector.further import FurtherMap
     from normscan.dicom import Results
     from normscan.quality import Verdict
 
-RASTER_MAP = ".tif"
 NOTICE = "Research use. Not for diagnosis."
 
 UNDECIDED = (
@@ -80,6 +80,7 @@ class Finding:
             to the scan's grid, score and threshold). Threads overlap them across scans, and scans
             that share a batch share its time.
         seen: what the scan was for the detector: ``trained``, ``calibrated`` or nothing.
+        further: map of each further image of the case, on its own grid, by name.
     """
 
     scan: Scan
@@ -107,6 +108,7 @@ class Finding:
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     seen: str = ""
+    further: Mapping[str, FurtherMap] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return score and decision, no arrays."""
@@ -300,6 +302,7 @@ class Finding:
             "pixel_shares": self.pixel_shares,
             "components": self.components(),
             "regions": self.regions,
+            "further": {name: image.to_dict() for name, image in self.further.items()},
             "quality": None if self.quality is None else self.quality.to_dict(),
             "preprocessing": {"notes": list(self.notes), "facts": facts},
             "seconds": round(self.seconds, 4),
@@ -355,6 +358,7 @@ class Finding:
                 temporary.write_bytes(self.page())
         if "nifti" in formats:
             written += self._write_files(folder, name, overlay)
+            written += [each.save(folder, name, of) for of, each in self.further.items()]
         if "view" in formats:
             written += self._write_view(folder, name)
         path = folder / f"{name}_finding.json"
@@ -366,17 +370,14 @@ class Finding:
 
     def _write_files(self, folder: Path, name: str, overlay: bool) -> list[Path]:
         """Write map, picture and mask."""
-        source = self.scan.source
-        nifti = self.scan.dims == 3 or (source is not None and extension(source).startswith(".nii"))
-        written = []
+        suffix, written = map_suffix(self.scan), []
         if self.map is not None:
-            suffix = ".nii.gz" if nifti else RASTER_MAP
             written.append(write_map(folder / f"{name}_map{suffix}", self.map, self.scan))
             if overlay:
                 written.append(self._write_overlay(folder / f"{name}_overlay.png"))
         segmentation = self.segmentation
         if segmentation is not None:
-            path = folder / f"{name}_mask{'.nii.gz' if nifti else '.png'}"
+            path = folder / f"{name}_mask{'.nii.gz' if suffix == '.nii.gz' else '.png'}"
             written.append(write_map(path, segmentation.astype(np.uint8), self.scan))
         return written
 

@@ -26,6 +26,7 @@ from normscan.methods.base import Method
 from normscan.preprocess.settings import build_preprocess
 from normscan.progress import Progress
 from normscan.quality import Gate
+from normscan.registry import Card, load_all
 from normscan.rng import derive_seed, seeded
 from normscan.training.data import PreparedSet, check_companions, like, prepare_sets, select_part
 from normscan.training.folder import CACHE, MAPS
@@ -169,6 +170,8 @@ def build(asked: State, seen: Survey) -> State:
     arguments = asked.arguments | {"dims": dims, "channels": len(seen.channels)}
     if seen.targets and "targets" in arguments:
         arguments["targets"] = len(seen.targets)
+    if seen.further:
+        arguments["further"] = _further_of(card, seen)
     try:
         with seeded(derive_seed(asked.seed, "weights")):
             method = wrap(card, arguments, asked.wrappers)
@@ -190,6 +193,24 @@ def build(asked: State, seen: Survey) -> State:
     preprocess = build_preprocess({**asked.preprocess.to_dict(), "colour": seen.colour})
     return asked.changed(
         arguments=arguments, preprocess=preprocess, channels=seen.channels, method=method
+    )
+
+
+def _further_of(card: Card, seen: Survey) -> tuple[tuple[str, int], ...]:
+    """The further images of a cohort's cases, for a method that looks at them.
+
+    Raises:
+        ArgumentError: it sees one image of a case; says which methods see several.
+    """
+    if "further" in card.defaults:
+        return seen.further
+    names = [name for name, _ in seen.further]
+    able = [id for id, other in load_all().items() if "further" in other.defaults]
+    raise ArgumentError(
+        f"a case of this cohort is several images of different shape: beside the one in 'path' there "
+        f"is {', '.join(names)}. Method '{card.id}' sees one image. Take the column "
+        f"{' and '.join(f'further_{name}' for name in names)} out of the table (cohort.alone() in "
+        f"Python) to use the image in 'path' by itself, or a method that sees all: {', '.join(able)}."
     )
 
 

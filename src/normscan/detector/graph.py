@@ -30,6 +30,7 @@ class Pieces:
         keys: number of each in its scan; its random numbers come from it.
         columns: what the cohort says of each.
         beside: by name what stands beside each, such as ``context``.
+        further: (B, C, *its own size) by name, further images of each one's case.
     """
 
     image: np.ndarray
@@ -38,6 +39,7 @@ class Pieces:
     keys: list[int]
     columns: list[dict[str, Any]] = field(default_factory=list)
     beside: dict[str, np.ndarray] = field(default_factory=dict)
+    further: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -55,12 +57,14 @@ class Outputs:
     Attributes:
         arrays: (B, C, *size) by name.
         scores: of each piece, if the member gives them.
+        further: (B, 1, *its own size) maps of further images by name.
     """
 
     NAMES: ClassVar = ("map", "reconstruction", "uncertainty")
 
     arrays: dict[str, np.ndarray]
     scores: list[float] | None = None
+    further: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,18 +23,21 @@ from normscan.cohort import CohortRow, Opened
 from normscan.cohort.row import Memo
 from normscan.detector.filled import filled_note
 from normscan.detector.finding import Finding
+from normscan.detector.further import given_images, maps_of, mean_maps, missing_note, unseen_note
 from normscan.detector.predictor import Job, Predictor, Stitched
 from normscan.detector.state import State
 from normscan.errors import ArgumentError, NormscanError, ScanError, of_scan
 from normscan.io.companions import COMPANIONS, Given, read_companion
 from normscan.io.read import check_array, read_scan
-from normscan.methods.uses import Use
 from normscan.parallel import ahead, read_ahead
 from normscan.preprocess import Prepared
 from normscan.quality import Verdict
 from normscan.scan import Scan
 from normscan.scores.postprocess import apply_chain
 from normscan.scores.reductions import reduce_map
+
+# What stands beside a scan by name; under ``further`` the further images of its case by name.
+Companions = Mapping[str, Given | Mapping[str, Given]]
 
 UNFITTED = "this detector was not fitted; call fit(cohort) or load(folder)."
 
@@ -70,7 +73,7 @@ def job_of(
     scan: Scan,
     foreground: np.ndarray | None = None,
     columns: Mapping[str, Any] | None = None,
-    companions: Mapping[str, Given] | None = None,
+    companions: Companions | None = None,
     kept: Memo | None = None,
 ) -> Job:
     """Prepare a scan for the state's method, or take what another one's preparation kept.
@@ -79,7 +82,7 @@ def job_of(
         ScanError: it doesn't fit the detector.
     """
     preparation = state.preparation()
-    beside = _companions(state.uses, scan, companions or {})
+    beside = _companions(state, scan, companions or {})
     make = partial(preparation.of, scan, foreground, beside)
     prepared = make() if kept is None else kept((preparation.key, *beside), make)
     return _predictor(state, preparation.slices(prepared)).job(prepared, columns, scan.name)
@@ -141,7 +144,9 @@ class Ready:
     def size(self) -> int:
         """Bytes that it takes."""
         held = [] if self.scan is None else [self.scan.data]
-        held += [] if self.job is None else [self.job.prepared.image]
+        if self.job is not None:
+            prepared = self.job.prepared
+            held += [prepared.image, *(one.image for one in prepared.further.values())]
         return sum(array.nbytes for array in held)
 
 
@@ -158,7 +163,7 @@ def _fill(
     scan: Scan,
     foreground: np.ndarray | None,
     columns: Mapping[str, Any] | None,
-    companions: Mapping[str, Given] | None,
+    companions: Companions | None,
     force: bool,
     kept: Memo | None = None,
 ) -> None:
@@ -183,7 +188,7 @@ def predict(
     details: bool = True,
     force: bool = False,
     columns: Mapping[str, Any] | None = None,
-    companions: Mapping[str, Given] | None = None,
+    companions: Companions | None = None,
 ) -> Finding:
     """Score a scan and map where it departs from healthy; see ``Detector.predict``."""
     if not state.fitted:
@@ -239,14 +244,21 @@ class Reader:
         return ready
 
 
-def opened(state: State, row: CohortRow) -> tuple[Scan, np.ndarray | None, dict[str, np.ndarray]]:
+def opened(state: State, row: CohortRow) -> tuple[Scan, np.ndarray | None, dict[str, Any]]:
     """Read the scan of a row, its foreground, and what the method uses beside it."""
     if row.missing and set(row.missing) <= set(state.filled):
         row = replace(row, missing=())
     scan = row.load()
     foreground = row.load_foreground(scan)
-    read = {n: row.load_companion(n, scan) for n, u in state.uses.items() if u.at_prediction}
-    return scan, foreground, {name: array for name, array in read.items() if array is not None}
+    wanted = [name for name, use in state.uses.items() if use.at_prediction]
+    read = {name: row.load_companion(name, scan) for name in wanted if name != "further"}
+    beside: dict[str, Any] = {name: array for name, array in read.items() if array is not None}
+    if "further" in wanted:
+        known = dict(state.further)
+        beside["further"] = {n: one for n, one in row.load_further().items() if n in known}
+    elif row.further:
+        scan = unseen_note(scan, list(row.further))
+    return scan, foreground, beside
 
 
 def predict_rows(
@@ -391,13 +403,13 @@ def found_in(
         finding.facts = prepared.working.facts
     if state.filled:
         finding.notes += (filled_note(state),)
+    finding.notes += missing_note(state, prepared)
+    finding.further = maps_of(stitched, prepared)
     finding.provenance = state.provenance()
     return finding
 
 
-def _companions(
-    uses: Mapping[str, Use], scan: Scan, given: Mapping[str, Given]
-) -> dict[str, np.ndarray]:
+def _companions(state: State, scan: Scan, given: Companions) -> dict[str, Any]:
     """What the method uses of what stands beside a scan.
 
     Raises:
@@ -408,14 +420,20 @@ def _companions(
         raise ArgumentError(
             f"'{min(unknown)}' can't stand beside a scan; {', '.join(COMPANIONS)} can."
         )
-    used = {name: use for name, use in uses.items() if use.at_prediction}
+    used = {name: use for name, use in state.uses.items() if use.at_prediction}
+    found: dict[str, Any] = {}
+    if further := used.pop("further", None):
+        images = cast(Mapping[str, Given], given.get("further", {}))
+        found["further"] = given_images(state, scan, images, further)
     for name, use in used.items():
         if use.prediction == "needed" and name not in given:
             raise ScanError(
                 f"{scan.name}: this detector compares a scan with its {name}, and none was given. "
                 f"Fill the column '{name}' of the cohort, or give --{name} (companions in Python)."
             )
-    return {name: read_companion(name, given[name], scan) for name in used if name in given}
+    return found | {
+        name: read_companion(name, cast(Given, given[name]), scan) for name in used if name in given
+    }
 
 
 def averaged(members: list[Stitched]) -> Stitched:
@@ -427,7 +445,9 @@ def averaged(members: list[Stitched]) -> Stitched:
         values = [getattr(member, name) for member in members]
         return None if values[0] is None else np.stack(values).mean(axis=0, dtype=np.float32)
 
-    return Stitched(mean("map"), mean("reconstruction"), mean("uncertainty"))
+    return Stitched(
+        mean("map"), mean("reconstruction"), mean("uncertainty"), further=mean_maps(members)
+    )
 
 
 def _post_process(state: State, stitched: Stitched, prepared: Prepared) -> None:

@@ -28,12 +28,14 @@ class Stitched:
         reconstruction: (C, *grid) or None.
         uncertainty: (*grid) or None.
         scores: image scores of the slices or patches, if the method gives them.
+        further: (*its grid) maps of further images by name; of several pieces the mean.
     """
 
     map: np.ndarray | None = None
     reconstruction: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
     scores: list[float] = field(default_factory=list)
+    further: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,11 +46,13 @@ class Sums:
         weights: (*grid).
         totals: (C, *grid) by name.
         scores: image scores of the pieces.
+        further: maps of further images, one of each piece.
     """
 
     weights: np.ndarray
     totals: dict[str, np.ndarray] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
+    further: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def total(self, name: str, channels: int) -> np.ndarray:
         """Return the sum of a name, zeros to begin with."""
@@ -63,7 +67,10 @@ class Sums:
             for name, total in self.totals.items()
         }
         only = {name: means[name][0] for name in ("map", "uncertainty") if name in means}
-        return Stitched(**only, scores=self.scores, reconstruction=means.get("reconstruction"))
+        further = {name: np.mean(maps, axis=0) for name, maps in self.further.items()}
+        return Stitched(
+            **only, scores=self.scores, reconstruction=means.get("reconstruction"), further=further
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ class Job:
     def kind(self) -> tuple[Any, ...]:
         """What scans must have in common to share a batch: size of a piece, what stands beside it."""
         beside = sorted((name, len(a)) for name, a in self.prepared.companions.items())
-        return self.prepared.image[(slice(None), *self.samples[0].place)].shape, beside
+        further = sorted((name, one.image.shape) for name, one in self.prepared.further.items())
+        return self.prepared.image[(slice(None), *self.samples[0].place)].shape, beside, further
 
 
 # Number of the job that a sample is of, and the sample.
@@ -201,6 +209,10 @@ class Predictor:
             keys=[s.key for _, s in part],
             columns=[dict(jobs[n].columns) for n, _ in part],
             beside=beside,
+            further={
+                name: np.stack([scan.further[name].image for scan, _ in whole])
+                for name in whole[0][0].further
+            },
         )
 
     def _run(self, pieces: Pieces) -> list[Outputs]:
@@ -217,6 +229,9 @@ class Predictor:
         if outputs.scores is not None:
             for (n, _), score in zip(part, outputs.scores, strict=True):
                 sums[n].scores.append(score)
+        for name, values in outputs.further.items():
+            for (n, _), value in zip(part, values, strict=True):
+                sums[n].further.setdefault(name, []).append(value[0])
         first, sample = part[0]
         size = jobs[first].prepared.image[(slice(None), *sample.place)].shape[1:]
         window = self._window(size) if self.patch else np.ones(size, np.float32)

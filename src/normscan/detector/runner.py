@@ -27,6 +27,7 @@ def batch_of(method: Method, pieces: Pieces, seed: int) -> Batch:
         rng=Rng([derive_seed(seed, "predict", key) for key in pieces.keys]),
         position=torch.from_numpy(pieces.position),
         columns=pieces.columns,
+        further={name: torch.from_numpy(array) for name, array in pieces.further.items()},
         **beside,
     ).to(device)
 
@@ -35,7 +36,8 @@ def run(method: Method, pieces: Pieces, seed: int) -> list[Outputs]:
     """Return what each member of a method finds in some pieces."""
     with torch.set_grad_enabled(method.needs_grad):
         members = method.each(batch_of(method, pieces, seed))
-    return [_outputs(maps, pieces.image.shape[2:]) for maps in members]
+    sizes = {name: array.shape[2:] for name, array in pieces.further.items()}
+    return [_outputs(maps, pieces.image.shape[2:], sizes) for maps in members]
 
 
 def resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -46,7 +48,7 @@ def resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
     return torch.nn.functional.interpolate(values, size, mode=mode, align_corners=False)
 
 
-def _outputs(maps: Maps, size: tuple[int, ...]) -> Outputs:
+def _outputs(maps: Maps, size: tuple[int, ...], sizes: dict[str, tuple[int, ...]]) -> Outputs:
     named = {name: getattr(maps, name) for name in Outputs.NAMES}
     return Outputs(
         {
@@ -55,4 +57,8 @@ def _outputs(maps: Maps, size: tuple[int, ...]) -> Outputs:
             if tensor is not None
         },
         None if maps.score is None else maps.score.double().cpu().tolist(),
+        {
+            name: resized(tensor.detach().float(), sizes[name]).cpu().numpy()
+            for name, tensor in maps.further.items()
+        },
     )

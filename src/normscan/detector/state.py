@@ -120,6 +120,12 @@ class State:
         method = self.graph or self.method
         return {} if method is None else method.uses
 
+    @property
+    def further(self) -> tuple[tuple[str, int], ...]:
+        """Name and channels of each further image of a case that it looks at."""
+        known = self.arguments.get("further", ()) if "further" in self.uses else ()
+        return tuple((str(name), int(channels)) for name, channels in known)
+
     def changed(self, **changes: Any) -> State:
         """Return the state with other values; it shares the rest."""
         return State(**{f.name: getattr(self, f.name) for f in fields(State)} | changes)
@@ -268,7 +274,7 @@ class State:
         """What prepares its scans, in any process."""
         return Preparation(
             self.preprocess, self.arguments["dims"], self.channels, self.cache,
-            targets=self.arguments.get("targets"), filled=self.filled,
+            targets=self.arguments.get("targets"), filled=self.filled, further=self.further or None,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

@@ -25,12 +25,14 @@ class Survey:
         colour: ``keep`` or ``grey``.
         channels: that result.
         targets: channels of the targets that stand beside the scans.
+        further: name and number of channels of each further image of a case.
     """
 
     dims: int
     colour: str
     channels: tuple[str, ...]
     targets: tuple[str, ...] = ()
+    further: tuple[tuple[str, int], ...] = ()
 
 
 def unseen(dims: int, preprocess: Preprocess) -> Survey:
@@ -83,7 +85,20 @@ def survey(rows: Sequence[CohortRow], preprocess: Preprocess, cache: bool = True
                 "Grey and colour pictures stand side by side: all are read as grey.", stacklevel=2
             )
     channels = ("grey",) if colour == "grey" else channels or first
-    return Survey(dims, colour, channels, _targets(rows))
+    return Survey(dims, colour, channels, _targets(rows), _further(rows, preprocess.colour))
+
+
+def _further(rows: Sequence[CohortRow], colour: str) -> tuple[tuple[str, int], ...]:
+    """Channels of the first readable image of each name; grey where grey was asked for."""
+    found: dict[str, int] = {}
+    for row in rows:
+        for name, path in row.further.items():
+            if name not in found:
+                with contextlib.suppress(NormscanError, OSError):
+                    image = read_scan(path)
+                    found[name] = 1 if colour == "grey" and image.is_rgb else len(image.data)
+    order = dict.fromkeys(name for row in rows for name in (*row.further, *row.lacking))
+    return tuple((name, found[name]) for name in order if name in found)
 
 
 def _targets(rows: Sequence[CohortRow]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def fit_baselines(
     for name in names:
         if name != detector.card.id:
             try:
-                found[name] = fit_baseline(name, detector, cohort)
+                found[name] = fit_baseline(name, detector, cohort.alone())
             except CohortError as error:
                 bar.say(f"no baseline {name}: {error}")
     return found

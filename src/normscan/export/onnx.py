@@ -17,7 +17,7 @@ from normscan.detector.runner import run
 from normscan.detector.state import State
 from normscan.detector.storage import description, write_state
 from normscan.errors import ArgumentError, NormscanError, OutputError
-from normscan.export.reasons import REASONS
+from normscan.export.reasons import FURTHER, REASONS
 from normscan.export.tracing import NotExportableError, Traced, graph_of
 from normscan.io.atomic import atomic_path
 from normscan.io.onnx import with_metadata
@@ -92,6 +92,8 @@ def first_equal(state: State, method: Method) -> tuple[bytes, Signature]:
     """
     if method.needs_grad:
         raise NotExportableError("its map takes gradients, which onnxruntime doesn't compute")
+    if "further" in method.uses:
+        raise NotExportableError(FURTHER)
     beside = tuple(n for n, use in method.uses.items() if use.prediction == "needed")
     traced = Traced(method, _inputs(method, beside))
     size = (state.patch or state.preprocess.size,) * state.arguments["dims"]

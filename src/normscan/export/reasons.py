@@ -7,6 +7,9 @@ _WALK = (
     "it walks through a diffusion, step by step with noise of its own, and a graph of all steps takes "
     "minutes to write and runs slower than torch"
 )
+FURTHER = (
+    "it looks at further images of a case, each of a shape of its own, and a graph takes one image"
+)
 _SIMPLEX = "its simplex noise is gathered and scattered by drawn tables, which graphs lack"
 
 REASONS: dict[str, str] = {
@@ -34,6 +37,7 @@ REASONS: dict[str, str] = {
     "glance_patch": "it blanks windows of each image by their indices, which the exporter can't write",
     "hist_threshold_baseline": "it counts a histogram of each image, which graphs lack",
     "meta_detector": "it learns anew from its references, which takes gradients",
+    "mmrad": FURTHER,
     "octa_layers": "it takes running maxima down each column, which graphs lack",
     "ood_blind_spot": "its score is a density of few healthy values, which makes much of the rounding of "
     "a graph",

@@ -1,21 +1,23 @@
-"""What stands beside a scan, on its grid: further scans of the same subject, its structures."""
+"""What stands beside a scan: on its grid targets and structures, elsewhere further images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from normscan.errors import ScanError
-from normscan.io.read import grid_distance, read_labels, read_scan
+from normscan.io.read import check_array, grid_distance, read_labels, read_scan
 from normscan.scan import Scan
 
 MEANINGS = {
     "target": "paths of further scans of the same subjects on the same grid, or a column "
     "target_<name> for each of several",
     "structures": "paths of label maps of the anatomy, a whole number in each voxel",
+    "further": "it is one column further_<name> for each, of paths of further images of the same "
+    "cases, of any shape",
 }
 COMPANIONS = tuple(MEANINGS)
 
@@ -28,8 +30,7 @@ def read_companion(
     """Return what stands beside a scan as an array (C, *like.shape).
 
     Args:
-        name: one of ``COMPANIONS``. ``target``: one or several further scans, float32;
-            ``structures``: a label map, int32.
+        name: ``target``: one or several further scans, float32; ``structures``: a label map, int32.
         given: an array (C, *like.shape) or (*like.shape), a scan, a path, or one path a channel.
         like: the scan that it stands beside.
         channels: names of the files.
@@ -52,6 +53,24 @@ def read_companion(
     if off > 0.1:
         raise ScanError(_elsewhere(name, who, f"lies up to {off:.2g} voxels away", like))
     return scan.data.astype(np.int32) if name == "structures" else scan.data
+
+
+def read_further(given: Mapping[str, Given]) -> dict[str, Scan]:
+    """Return further images of a case by name, each on its own grid.
+
+    Args:
+        given: an array, a scan, a path, or one path a channel, by name.
+
+    Raises:
+        ScanError: one of them can't be read.
+    """
+    found = {}
+    for name, one in given.items():
+        if isinstance(one, np.ndarray):
+            found[name] = check_array(one)
+        else:
+            found[name] = one if isinstance(one, Scan) else read_scan(one)
+    return found
 
 
 def _elsewhere(name: str, who: str, what: str, like: Scan) -> str:

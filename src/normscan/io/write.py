@@ -12,7 +12,14 @@ from normscan.io.atomic import atomic_path
 from normscan.io.files import extension
 from normscan.scan import Scan
 
+RASTER_MAP = ".tif"
 MAP_EXTENSIONS = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".npy")
+
+
+def map_suffix(like: Scan) -> str:
+    """The ending of a map beside a scan: NIfTI, or a 32-bit TIFF beside a picture."""
+    nifti = like.source is not None and extension(like.source).startswith(".nii")
+    return ".nii.gz" if like.dims == 3 or nifti else RASTER_MAP
 
 
 def write_map(

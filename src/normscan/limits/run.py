@@ -87,6 +87,12 @@ def detection_limits(
         CohortError: no healthy scan, or no lesion could be planted and scored.
         OutputError: ``out`` holds the rows of another plan.
     """
+    if detector.further:
+        names = ", ".join(name for name, _ in detector.further)
+        raise ArgumentError(
+            f"lesions are planted in single images, and this detector looks at {names} of a case too. "
+            "Limits need one that sees one image: fit on cohort.alone()."
+        )
     if (scans is None) == (phantom is None):
         raise ArgumentError("give either a cohort of healthy scans or a phantom, not both.")
     if kind != BLOB and phantom is None:

@@ -41,6 +41,8 @@ class Batch:
         target: (B, T, *spatial) further scans of the subject, scaled as the image; where the method
             uses them (``Method.uses``), else None.
         structures: (B, 1, *spatial) label map of the anatomy, 0 outside the scan; likewise.
+        further: further images of the case by name, (B, C, *their own size), scaled as the image;
+            where the method uses them, and the cases of the batch have them.
     """
 
     image: Tensor
@@ -56,6 +58,7 @@ class Batch:
     columns: list[dict[str, Any]] = field(default_factory=list)
     target: Tensor | None = None
     structures: Tensor | None = None
+    further: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -65,7 +68,8 @@ class Batch:
         at = torch.as_tensor(places, dtype=torch.long, device=self.image.device)
         tensors = {k: v[at.to(v.device)] for k, v in vars(self).items() if isinstance(v, Tensor)}
         columns = [self.columns[i] for i in places] if self.columns else []
-        moved: dict[str, Any] = {**tensors, "columns": columns}
+        further = {name: image[at.to(image.device)] for name, image in self.further.items()}
+        moved: dict[str, Any] = {**tensors, "columns": columns, "further": further}
         return replace(self, **moved)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -74,6 +78,9 @@ class Batch:
             k: v.to(device, non_blocking=True)
             for k, v in vars(self).items()
             if isinstance(v, Tensor)
+        }
+        moved["further"] = {
+            name: image.to(device, non_blocking=True) for name, image in self.further.items()
         }
         return replace(self, **moved)
 
@@ -98,12 +105,14 @@ class Maps:
         score: (B,) image score; None leaves it to the reduction of the map.
         reconstruction: (B, C, *spatial) in the scale of the input.
         uncertainty: (B, 1, *spatial), a variance.
+        further: (B, 1, *its own grid) map of each further image that was seen, by name.
     """
 
     map: Tensor | None = None
     score: Tensor | None = None
     reconstruction: Tensor | None = None
     uncertainty: Tensor | None = None
+    further: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -181,7 +190,7 @@ class Method(nn.Module):
         needs_grad: whether ``maps`` needs gradients.
         context: neighbouring slices on each side that it sees, see ``Batch.context``.
         uses: what it uses of that which may stand beside a scan, by name: ``target``,
-            ``structures``.
+            ``structures``, ``further``.
         fits_on: parts that the closed form sees, one after the other; ``Batch.part`` tells them.
         fitted: how the names of the buffers begin that the closed form fits, where those of several
             fits can be merged; see ``merge``.

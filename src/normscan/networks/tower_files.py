@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscan.errors import WeightsError
 from normscan.networks.bert import BERT_WORDS
+from normscan.networks.siglip import SIGLIP_WORDS
 from normscan.networks.sources import hub_file
 
 WORDS = ("vocab.json", "merges.txt")  # of the tokeniser
@@ -25,14 +26,16 @@ def located(
         repository: on the hub, empty where it has none.
         filename: in it.
         weights: as of ``Tower``.
-        kind: ``clip`` or ``bert``, which have tokenisers of their own.
+        kind: ``clip``, ``bert`` or ``siglip``, which have tokenisers of their own.
 
     Raises:
         WeightsError: they aren't there; says what to fetch and where to put it.
     """
     if weights == "random":
         return None, None
-    needed, source = (BERT_WORDS, repository) if kind == "bert" else (WORDS, WORDS_REPOSITORY)
+    needed, source = {
+        "bert": (BERT_WORDS, repository), "siglip": (SIGLIP_WORDS, repository),
+    }.get(kind, (WORDS, WORDS_REPOSITORY))  # fmt: skip
     if weights == "hub":
         if not repository:
             raise WeightsError(f"the tower {name} has random weights only: --weights random.")
@@ -46,8 +49,8 @@ def located(
     missing = [word for word in needed if not (folder / word).is_file()]
     if missing:
         raise WeightsError(
-            f"{folder} lacks {' and '.join(missing)}, the tokeniser of {name}. Copy both from "
-            f"huggingface.co/{source} beside the weights."
+            f"{folder} lacks {' and '.join(missing)}, the tokeniser of {name}. Copy "
+            f"{' and '.join(needed)} from huggingface.co/{source} beside the weights."
         )
     return (file if path.is_dir() else path), folder
 
@@ -88,6 +91,14 @@ _TIMM = (
 )
 
 
+# What the image tower of SigLIP has at its end, in transformers and here.
+_SIGLIP = (
+    ("vision_model.head.", "visual.transformer.head."),
+    ("vision_model.post_layernorm.", "visual.transformer.ln_post."),
+    ("text_model.head.", "head."),
+)
+
+
 def _from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of timm's transformer beside a BERT under the names of CLIP's image tower."""
     result: dict[str, Tensor] = {}
@@ -108,14 +119,20 @@ def under_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return _from_timm(state)
     if not any(key.startswith("vision_model.") for key in state):
         return state
+    siglip = "vision_model.head.probe" in state
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        for old, new in _PARTS:
+        for old, new in (*(_SIGLIP if siglip else ()), *_PARTS):
             key = key.replace(old, new)
         result[key] = tensor
     for key in [key for key in result if ".q_proj." in key]:
         three = [result.pop(key.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"]
         result[key.replace(".q_proj.", ".in_proj_")] = torch.cat(three)
+    if siglip:  # without a class token or a projection, which ours have all the same
+        places = result["visual.positional_embedding"]
+        nothing = torch.zeros(places.shape[1])
+        result["visual.positional_embedding"] = torch.cat([nothing[None], places])
+        return result | {"visual.class_embedding": nothing, "visual.proj": torch.eye(len(nothing))}
     for name, own in (("visual_projection", "visual.proj"), ("text_projection", "text_projection")):
         result[own] = result.pop(f"{name}.weight").mT
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from normscan.cohort import Cohort, CohortRow
-from normscan.cohort.table import holds_files
+from normscan.cohort.table import FURTHER, holds_files
 from normscan.errors import NormscanError, OutputError
 from normscan.io import atomic_path, write_map
 from normscan.io.lock import one_writer
@@ -267,4 +268,7 @@ def _write_table(cohort: Cohort, cells: list[dict[str, str] | None], out: Path) 
     written = dict.fromkeys(name for files in good for name in files)
     for name in dict.fromkeys((*written, "mask", "foreground")):
         table[name] = [files.get(name, "") for files in good]
+    for name in cohort.further:  # each of a shape of its own, and not stepped
+        kept = [row.further.get(name) for row, files in zip(cohort, cells, strict=True) if files]
+        table[FURTHER + name] = ["" if path is None else os.path.abspath(path) for path in kept]
     Cohort(table, out).write(out / TABLE)

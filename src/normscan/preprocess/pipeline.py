@@ -43,6 +43,8 @@ class Prepared:
             there were no steps.
         companions: what stands beside the scan, (C, *grid.shape) by name, see
             ``normscan.io.COMPANIONS``; scans scaled as the image.
+        further: further images of the case by name, each on a grid of its own.
+        scan: as it came in; of a further image.
     """
 
     image: np.ndarray
@@ -50,6 +52,8 @@ class Prepared:
     grid: Grid
     working: Working | None = None
     companions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    further: Mapping[str, Prepared] = field(default_factory=dict)
+    scan: Scan | None = None
 
     def back(self, array: np.ndarray) -> np.ndarray:
         """Bring (C, *grid.shape) onto the grid of the scan as it came in; outside it is zero."""

@@ -28,12 +28,14 @@ class Sample(NamedTuple):
     """Attributes: image (C, *size), foreground (*size), place in the volume from 0 to 1, ``beside``.
 
     ``beside`` are (C, *size) by name: the companions, and the ``lesion`` where it was asked for.
+    ``further`` are the case's further images by name, the same for all slices of a volume.
     """
 
     image: np.ndarray
     foreground: np.ndarray
     position: float
     beside: dict[str, np.ndarray]
+    further: dict[str, np.ndarray] = {}  # noqa: RUF012 - nobody changes it
 
 
 def split_slices(prepared: Prepared) -> list[tuple[int, float]]:
@@ -61,6 +63,7 @@ class Preparation:
         companions: names of what a row must have beside its scan.
         targets: number of channels of the target; None for any.
         filled: channels that are left out of every scan, or may be missing: 0 stands for them.
+        further: name and number of channels of each further image of a case; None for any.
     """
 
     preprocess: Preprocess
@@ -70,11 +73,13 @@ class Preparation:
     companions: tuple[str, ...] = ()
     targets: int | None = None
     filled: tuple[str, ...] = ()
+    further: tuple[tuple[str, int], ...] | None = None
 
     @property
     def key(self) -> str:
         """What the prepared scan depends on beside the scan, as text."""
         about = [self.preprocess.to_dict(), self.dims, self.channels, self.targets, self.filled]
+        about += [self.further] if self.further else []
         return json.dumps(about, sort_keys=True, default=str)
 
     def about(self, row: CohortRow) -> list[Any]:
@@ -85,10 +90,12 @@ class Preparation:
         if not (self.cache and enabled()):
             return []
         beside = {"target": row.targets, "structures": [row.structures] if row.structures else []}
+        beside["further"] = tuple(row.further.values())
         paths = [[row.foreground] if row.foreground else [], *(beside[n] for n in self.companions)]
         files = [row.key(), *(content_of(some) if some else "none" for some in paths)]
         steps = describe(self.preprocess.steps)
         names = [row.channels, row.target_channels, row.missing, self.companions]
+        names += [tuple(row.further)] if "further" in self.companions else []
         return [self.key, steps, names, files] if all(files) else []
 
     def __call__(self, row: CohortRow) -> Prepared:
@@ -98,8 +105,11 @@ class Preparation:
             ScanError: as ``of``; nothing stands beside it.
         """
         scan = row.load()
-        beside = {}
+        beside: dict[str, Any] = {}
         for name in self.companions:
+            if name == "further":
+                beside[name] = self._all_further(row, scan)
+                continue
             found = row.load_companion(name, scan)
             if found is None:
                 raise ScanError(f"{scan.name}: it has no {name}. Fill its column '{name}'.")
@@ -110,14 +120,14 @@ class Preparation:
         self,
         scan: Scan,
         foreground: np.ndarray | None = None,
-        companions: Mapping[str, np.ndarray] | None = None,
+        companions: Mapping[str, Any] | None = None,
     ) -> Prepared:
         """Prepare a scan.
 
         Args:
             scan: as it was read.
             foreground: (*scan.shape) bool; computed if not given.
-            companions: (C, *scan.shape) by name.
+            companions: (C, *scan.shape) by name; under ``further`` the further images by name.
 
         Raises:
             ScanError: as ``Preprocess``; another number of channels than the detector's, or the
@@ -143,9 +153,50 @@ class Preparation:
                 f"training scans in the order {', '.join(self.channels)}. Give them in that order."
             )
         beside = {
-            name: self._beside(name, array, prepared) for name, array in (companions or {}).items()
+            name: self._beside(name, array, prepared)
+            for name, array in (companions or {}).items()
+            if name != "further"
         }
-        return replace(prepared, companions=beside) if beside else prepared
+        images: Mapping[str, Scan] = (companions or {}).get("further", {})
+        further = {name: self._apart(name, image) for name, image in images.items()}
+        return replace(prepared, companions=beside, further=further)
+
+    def _all_further(self, row: CohortRow, scan: Scan) -> dict[str, Scan]:
+        """Read the further images of a case, of which none may lack in training."""
+        found = row.load_further()
+        names = [name for name, _ in self.further or ()] or [*row.further, *row.lacking]
+        if lacking := [name for name in names if name not in found]:
+            raise ScanError(
+                f"{scan.name}: its image {' and '.join(lacking)} is missing. Fill the column "
+                f"'further_{lacking[0]}', or drop the case."
+            )
+        return {name: found[name] for name in names}
+
+    def _apart(self, name: str, image: Scan) -> Prepared:
+        """Bring a further image onto a grid of its own, of the same size, scaled by itself.
+
+        Steps are for the scan alone; so is the range of ``file``, for which its own values stand.
+        """
+        if self.dims == 2 and image.dims == 3:
+            raise ScanError(
+                f"{image.name}: the image {name} is a volume, and this detector works on pictures. "
+                "Name the volume in 'path', whose slices it takes, and the picture in 'further_...'."
+            )
+        scaling = "minmax" if self.preprocess.scaling == "file" else self.preprocess.scaling
+        alone = replace(self.preprocess, steps=(), scaling=scaling, colour="keep")
+        prepared = alone(image, image.dims, cache=False)
+        channels = dict(self.further or ()).get(name, len(prepared.image))
+        values = prepared.image
+        if channels == 1 and image.is_rgb:
+            values = values.mean(0, keepdims=True)
+        elif channels == 3 and len(values) == 1:  # a reader folds three equal colours into one
+            values = np.repeat(values, 3, axis=0)
+        if len(values) != channels:
+            raise ScanError(
+                f"{image.name}: the image {name} has {len(values)} channels, those of the training "
+                f"cases {channels}."
+            )
+        return replace(prepared, image=values, scan=image)
 
     def _kept(self, scan: Scan) -> Scan:
         """Return a scan without the channels that are filled in."""
@@ -220,21 +271,22 @@ class Sampling:
         mask = row.load_mask(row.load()) if self.lesions else None
         image, foreground = prepared.image, prepared.foreground
         beside = dict(prepared.companions)
+        further = {name: one.image for name, one in prepared.further.items()}
         if self.lesions:
             lesion = np.zeros(foreground.shape, bool) if mask is None else prepared.onward(mask)
             beside["lesion"] = lesion[None]
         if not self.slices(prepared):
-            return [Sample(image, foreground, 0.5, beside)]
+            return [Sample(image, foreground, 0.5, beside, further)]
         return [
             Sample(
                 image[..., k], foreground[..., k], position,
-                {name: array[..., k] for name, array in beside.items()},
+                {name: array[..., k] for name, array in beside.items()}, further,
             )
             for k, position in split_slices(prepared)
         ]  # fmt: skip
 
 
-BESIDE = "beside_"
+BESIDE, FURTHER = "beside_", "further_"
 
 
 def _packed(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
@@ -243,14 +295,17 @@ def _packed(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         name: np.stack([getattr(s, name) for s in samples])
         for name in ("image", "foreground", "position")
     }
-    return named | beside
+    return named | beside | {FURTHER + name: a for name, a in samples[0].further.items()}
 
 
 def _unpacked(arrays: Mapping[str, np.ndarray]) -> list[Sample]:
     beside = {k.removeprefix(BESIDE): a for k, a in arrays.items() if k.startswith(BESIDE)}
+    further = {k.removeprefix(FURTHER): a for k, a in arrays.items() if k.startswith(FURTHER)}
     named = zip(arrays["image"], arrays["foreground"], arrays["position"], strict=True)
     return [
-        Sample(image, foreground, float(position), {name: a[i] for name, a in beside.items()})
+        Sample(
+            image, foreground, float(position), {name: a[i] for name, a in beside.items()}, further
+        )
         for i, (image, foreground, position) in enumerate(named)
     ]
 

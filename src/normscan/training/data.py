@@ -79,6 +79,7 @@ class PreparedSet:
         scans: id of each scan.
         subjects: number of each scan's subject, counted as they come.
         context: neighbouring slices on each side that batches bring, see ``Batch.context``.
+        further: (number of scans, C, *its size) by name, memory-mapped: further images of a case.
         sizes: samples of each of the parts that were joined; empty for one part.
     """
 
@@ -95,6 +96,7 @@ class PreparedSet:
     subjects: list[int] = field(default_factory=list)
     context: int = 0
     sizes: tuple[int, ...] = ()
+    further: Mapping[str, np.ndarray | Stack] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,7 +136,7 @@ class PreparedSet:
         folder.mkdir(parents=True)
         rows = list(rows)
         index: dict[str, Any] = {"positions": [], "rows": [], "columns": [], "failures": []}
-        index |= {"labels": [], "scans": [], "subjects": [], "beside": {}}
+        index |= {"labels": [], "scans": [], "subjects": [], "beside": {}, "further": {}}
         drawn, numbers = part == "anomalous", dict[str, int]()
         shape: tuple[int, ...] | None = None
         with writing(folder), contextlib.ExitStack() as stack:
@@ -150,14 +152,20 @@ class PreparedSet:
                 if isinstance(samples, Exception):
                     index["failures"].append((row.scan, str(samples)))
                     continue
-                if shape is not None and samples[0][0].shape != shape:
-                    reason = (
-                        f"{row.scan}: prepared to {samples[0][0].shape}, the others to {shape}."
-                    )
+                own = {name: array.shape for name, array in samples[0].further.items()}
+                seen_so_far = (samples[0][0].shape, *own.items())
+                if shape is not None and seen_so_far != (shape, *index["further"].items()):
+                    others = [shape, *index["further"].items()]
+                    reason = f"{row.scan}: prepared to {seen_so_far}, the others to {others}."
                     index["failures"].append((row.scan, reason))
                     continue
-                shape = samples[0][0].shape
-                for image, foreground, position, beside in samples:
+                shape, index["further"] = samples[0][0].shape, own
+                for place, array in enumerate(samples[0].further.values()):
+                    name = f"further{place}"
+                    if name not in files:
+                        files[name] = stack.enter_context((folder / f"{name}.raw").open("wb"))
+                    files[name].write(np.ascontiguousarray(array, "<f4").tobytes())
+                for image, foreground, position, beside, _ in samples:
                     arrays = {"images": image, "foregrounds": foreground, **beside}
                     for name, array in arrays.items():
                         files[name].write(np.ascontiguousarray(array, TYPES[name]).tobytes())
@@ -199,6 +207,12 @@ class PreparedSet:
             index["scans"],
             index["subjects"],
             context,
+            further={
+                name: np.memmap(
+                    folder / f"further{place}.raw", "<f4", "r", shape=(len(index["scans"]), *size)
+                )
+                for place, (name, size) in enumerate(index.get("further", {}).items())
+            },
         )
 
     @classmethod
@@ -228,7 +242,11 @@ class PreparedSet:
             [n + int(start) for s, start in zip(sets, starts, strict=False) for n in s.subjects],
             sets[0].context,
             tuple(map(len, sets)),
-        )
+            {
+                name: Stack([s.further[name] for s in sets])
+                for name in sets[0].further if all(name in s.further for s in sets)
+            },
+        )  # fmt: skip
 
     def part_of(self, indices: np.ndarray) -> np.ndarray:
         """Which of the joined parts samples are from, counted from 0."""
@@ -257,6 +275,10 @@ class PreparedSet:
             subject=torch.tensor([self.subjects[r] for r in rows]) if self.subjects else None,
             part=torch.from_numpy(self.part_of(indices)),
             columns=[self.columns[r] for r in rows],
+            further={
+                name: torch.from_numpy(np.array(array[rows]))
+                for name, array in self.further.items()
+            },
         )
 
     def _context(self, indices: np.ndarray) -> torch.Tensor:
@@ -351,10 +373,11 @@ def check_companions(part: Cohort, name: str, needed: Sequence[str]) -> None:
         CohortError: says which column to fill.
     """
     for companion in needed:
-        if not any(companion in row.companions for row in part):
+        if not any(row.has(companion) for row in part):
             raise CohortError(
-                f"this method learns from the {companion} of {name} scans, and none of them has "
-                f"one. Fill the column '{companion}' of the cohort: {MEANINGS[companion]}."
+                f"this method learns from the {companion}{' images' * (companion == 'further')} of "
+                f"{name} scans, and none of them has one. Fill the column '{companion}' of the "
+                f"cohort: {MEANINGS[companion]}."
             )
 
 

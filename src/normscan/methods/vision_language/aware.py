@@ -24,7 +24,8 @@ from normscan.methods.vision_language.common import (
 )
 from normscan.methods.vision_language.wording import wording
 from normscan.networks.stable import CLIP_MEAN, colours
-from normscan.networks.towers import Tower, check_layers, ended
+from normscan.networks.tower_parts import ended
+from normscan.networks.towers import Tower, check_layers
 from normscan.registry import register
 from normscan.rng import Rng
 from normscan.signatures import Options

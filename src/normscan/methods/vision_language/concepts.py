@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.vision_language.common import ALONE, TINY, Language, language
 from normscan.methods.vision_language.wording import concepts_of, wording
-from normscan.networks.towers import Eye, Tower
+from normscan.networks.tower_parts import Eye
+from normscan.networks.towers import Tower
 from normscan.registry import register
 
 Score = Literal["mcm", "max_logit", "energy", "entropy", "variance"]

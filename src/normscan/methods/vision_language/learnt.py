@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from normscan.networks.towers import Tongue, Tower
+from normscan.networks.tower_parts import Tongue
+from normscan.networks.towers import Tower
 
 
 class LearntWords(nn.Module):

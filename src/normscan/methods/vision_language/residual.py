@@ -24,7 +24,8 @@ from normscan.methods.vision_language.common import (
     matched,
 )
 from normscan.methods.vision_language.wording import wording
-from normscan.networks.towers import Eye, Tower, check_layers
+from normscan.networks.tower_parts import Eye
+from normscan.networks.towers import Tower, check_layers
 from normscan.registry import register
 
 

@@ -21,7 +21,8 @@ from normscan.methods.vision_language.common import (
     stacked,
 )
 from normscan.methods.vision_language.wording import wording
-from normscan.networks.towers import Eye, Tower, check_layers, shape_of
+from normscan.networks.tower_parts import Eye
+from normscan.networks.towers import Tower, check_layers, shape_of
 from normscan.registry import register
 from normscan.signatures import Options
 
