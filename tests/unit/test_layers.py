@@ -13,12 +13,7 @@ from normscan.phantom.retina import DEPTH, make_retina
 from normscan.rng import Rng
 from normscan.scores.rays import DIRECTIONS, beyond, majority_of_rays
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def cast(binary: np.ndarray) -> np.ndarray:
