@@ -209,9 +209,7 @@ def draw(id: str, run: Path, table: Path, path: Path) -> None:
             image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(len(image))
         )
         made = plan.drawn(detector.method.eval(), batch, detector.arguments)[:, 0]
-        # As scans are shown: the first axis of a brain runs to the right, the second upwards.
-        turned = made if plan.cohort == "retina" else made.transpose(1, 2).flip(1)
-        above[plan.row] = list(turned.clamp(0, 1).numpy())
+        above[plan.row] = list(made.clamp(0, 1).numpy())
     figure = grid(pictures, detector.pixel_threshold, above)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=50, pil_kwargs={"quality": 80, "method": 6})
