@@ -12,7 +12,7 @@ from normscan.methods.adversarial.branched import descargan, spanned
 from normscan.methods.adversarial.cycles import cyclegan_ad, falling, judged
 from normscan.methods.adversarial.paired import metaad
 from normscan.methods.adversarial.simulated import steganomaly
-from normscan.networks.cyclegan import MirroredResidual, PatchJudge, Pool, ResidualTranslator
+from normscan.networks.cyclegan import PatchJudge, Pool, Residual, ResidualTranslator
 from normscan.networks.descargan import BranchedCritic, BranchedTranslator
 from normscan.networks.norms import OwnNorm2d
 from normscan.networks.spectral import SpectralUNet
@@ -75,7 +75,7 @@ def test_norms_of_single_images_are_batch_norms_of_batches_of_one():
 
 
 def test_mirrored_borders_are_reflections():
-    block = MirroredResidual(2)
+    block = Residual(2)
     conv = block.layers[0]
     x = torch.rand(1, 2, 6, 6)
     expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), conv.weight, conv.bias)
