@@ -210,9 +210,9 @@ def draw(id: str, run: Path, table: Path, path: Path) -> None:
         )
         made = plan.drawn(detector.method.eval(), batch, detector.arguments)[:, 0]
         above[plan.row] = list(made.clamp(0, 1).numpy())
-    figure = grid(pictures, detector.pixel_threshold, above)
+    figure = grid(pictures, detector.pixel_threshold, above, letters=15)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=50, pil_kwargs={"quality": 80, "method": 6})
+    figure.savefig(path, dpi=56, pil_kwargs={"quality": 80, "method": 6})
 
 
 def main() -> None:

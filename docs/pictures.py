@@ -40,7 +40,10 @@ CHROMIUM = [
 
 
 def grid(
-    pictures: Sequence[Picture], threshold: float | None, above: Mapping[str, Sequence[Any]] = {}
+    pictures: Sequence[Picture],
+    threshold: float | None,
+    above: Mapping[str, Sequence[Any]] = {},
+    letters: int = 9,
 ) -> Figure:
     """Scans side by side; below each its restoration, if there is one, and the map over it.
 
@@ -48,6 +51,7 @@ def grid(
         pictures: one a column.
         threshold: of pixels, which the colours of the maps hang on.
         above: further rows by name, images of their own in 0..1, that come first.
+        letters: points of the text.
     """
     scale = map_scale([p.map for p in pictures], threshold)
     restored = all(p.reconstruction is not None for p in pictures)
@@ -71,11 +75,11 @@ def grid(
         if picture.mask is not None and picture.mask.any():
             mask = upright(picture.mask, picture.affine)
             axes["anomaly map"][column].contour(mask, [0.5], colors="#2fd0e6", linewidths=1)
-        axes["scan"][column].set_title(picture.title, fontsize=9)
+        axes["scan"][column].set_title(picture.title, fontsize=letters)
     for name, row in axes.items():
         for axis in row:
             axis.set_axis_off()
-        row[0].text(-0.05, 0.5, name, rotation=90, va="center", ha="right", fontsize=9,
+        row[0].text(-0.05, 0.5, name, rotation=90, va="center", ha="right", fontsize=letters,
                     transform=row[0].transAxes)  # fmt: skip
     return figure
 
