@@ -16,10 +16,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -77,20 +77,36 @@ def job_of(card: Card, table: Path, work: Path, given: Mapping[str, Any]) -> Job
     return next(job for job in plan.jobs if job.method == card.id)
 
 
-def run(job: Job, work: Path) -> tuple[float, float, int]:
-    """Run a cell in a process of its own; return its CPU-seconds, peak MiB and exit status."""
+def measured(
+    command: Sequence[str], limit: int | None = None, log: IO[str] | None = None
+) -> tuple[float, float, int]:
+    """Run a command; return its CPU-seconds, peak MiB and exit status.
+
+    Args:
+        command: its words.
+        limit: CPU-seconds after which it is ended.
+        log: where its output goes; to the screen by default.
+    """
     import resource
 
-    settings = work / "job.json"
-    write_json(settings, asdict(job))
+    def bound() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+
     process = subprocess.Popen(
-        [sys.executable, "-m", "normscan.benchmark.cell", str(settings)],
-        stdin=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5)),
+        command, stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=bound,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, process.returncode
+
+
+def run(job: Job, work: Path) -> tuple[float, float, int]:
+    """Run a cell in a process of its own; return its CPU-seconds, peak MiB and exit status."""
+    settings = work / "job.json"
+    write_json(settings, asdict(job))
+    return measured([sys.executable, "-m", "normscan.benchmark.cell", str(settings)], LIMIT)
 
 
 def median_lesion(table: Path) -> str:

@@ -9,17 +9,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 import normscan as ns
+from normscan.display import window
 from normscan.phantom import PhantomConfig
 from normscan.phantom.config import RETINA_KINDS
 from normscan.phantom.retina import make_retina
 from normscan.report.figures import display_image, map_scale, overlay_levels, overlay_table, upright
+from normscan.report.picture import Picture
 
 IMAGES = Path(__file__).parent / "img"
 CHROMIUM = [
@@ -33,6 +37,51 @@ CHROMIUM = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def grid(
+    pictures: Sequence[Picture],
+    threshold: float | None,
+    above: Mapping[str, Sequence[Any]] = {},
+    letters: int = 9,
+) -> Figure:
+    """Scans side by side; below each its restoration, if there is one, and the map over it.
+
+    Args:
+        pictures: one a column.
+        threshold: of pixels, which the colours of the maps hang on.
+        above: further rows by name, images of their own in 0..1, that come first.
+        letters: points of the text.
+    """
+    scale = map_scale([p.map for p in pictures], threshold)
+    restored = all(p.reconstruction is not None for p in pictures)
+    names = [*above, "scan", *(["restoration"] if restored else []), "anomaly map"]
+    figure = Figure(figsize=(2 * len(pictures), 2.07 * len(names)), layout="constrained")
+    axes = dict(zip(names, figure.subplots(len(names), len(pictures), squeeze=False), strict=True))
+    for row, images in above.items():
+        for axis, image in zip(axes[row], images, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+    for column, picture in enumerate(pictures):
+        image = upright(picture.image, picture.affine)
+        limits = window(image)
+        base = display_image(image, limits)
+        shown = np.asarray(upright(picture.map, picture.affine), dtype=np.float64)
+        for row in ("scan", "anomaly map"):
+            axes[row][column].imshow(base, cmap="gray", vmin=0, vmax=255)
+        if restored:
+            image = display_image(upright(picture.reconstruction, picture.affine), limits)
+            axes["restoration"][column].imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes["anomaly map"][column].imshow(overlay_table()[overlay_levels(shown, scale)])
+        if picture.mask is not None and picture.mask.any():
+            mask = upright(picture.mask, picture.affine)
+            axes["anomaly map"][column].contour(mask, [0.5], colors="#2fd0e6", linewidths=1)
+        axes["scan"][column].set_title(picture.title, fontsize=letters)
+    for name, row in axes.items():
+        for axis in row:
+            axis.set_axis_off()
+        row[0].text(-0.05, 0.5, name, rotation=90, va="center", ha="right", fontsize=letters,
+                    transform=row[0].transAxes)  # fmt: skip
+    return figure
 
 
 def findings(demo: Path) -> None:
@@ -50,23 +99,7 @@ def findings(demo: Path) -> None:
         finding = detector.predict(scan, row.load_foreground(scan))
         title = f"{entry['kind']}, p = {finding.p_value:.2f}"
         pictures.append(finding.picture(row.load_mask(scan), 1, title))
-    scale = map_scale([p.map for p in pictures], detector.pixel_threshold)
-    figure = Figure(figsize=(2 * len(pictures), 6.2), layout="constrained")
-    axes = figure.subplots(3, len(pictures))
-    for column, picture in enumerate(pictures):
-        base = display_image(upright(picture.image, picture.affine))
-        shown = np.asarray(upright(picture.map, picture.affine), dtype=np.float64)
-        mask = upright(picture.mask, picture.affine)
-        restored = display_image(upright(picture.reconstruction, picture.affine))
-        for row, image in enumerate((base, restored, base)):
-            axes[row, column].imshow(image, cmap="gray", vmin=0, vmax=255)
-            axes[row, column].set_axis_off()
-        axes[2, column].imshow(overlay_table()[overlay_levels(shown, scale)])
-        axes[2, column].contour(mask, [0.5], colors="#2fd0e6", linewidths=1)
-        axes[0, column].set_title(picture.title, fontsize=9)
-    for row, name in enumerate(("scan", "restoration", "anomaly map")):
-        axes[row, 0].text(-0.05, 0.5, name, rotation=90, va="center", ha="right", fontsize=9,
-                          transform=axes[row, 0].transAxes)  # fmt: skip
+    figure = grid(pictures, detector.pixel_threshold)
     figure.savefig(IMAGES / "findings.png", dpi=110)
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from normscan.decide import Calibration
+from tests.support.batches import seed as seed
 from tests.toy import write_toy_cohort
 
 torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.support.batches import batch
 from torch import nn
 
 from normscan.errors import ArgumentError
@@ -7,24 +8,13 @@ from normscan.methods.adversarial.encoded import answered, ganomaly
 from normscan.methods.adversarial.search import anogan
 from normscan.methods.adversarial.translation import fixed_point_gan
 from normscan.methods.adversarial.variational import ano_vae_gan
-from normscan.methods.base import Batch
 from normscan.networks.autoencoder import PlaneNorm
 from normscan.networks.dcgan import Judge, Maker, initialise
 from normscan.objectives.descent import searched
 from normscan.objectives.losses import gradient_penalty
 from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-def batch(n: int = 4, size: int = 16, **more) -> Batch:
-    image = torch.rand(n, 1, size, size)
-    return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(n), **more)
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 @pytest.mark.parametrize("kernel", [4, 5])
@@ -82,7 +72,7 @@ def test_anogan_searches_its_own_error_down():
     method = anogan(size=16, width=4, latent=8, updates=30, search_lr=0.05).eval()
     few = anogan(size=16, width=4, latent=8, updates=0).eval()
     few.load_state_dict(method.state_dict())
-    some = batch()
+    some = batch(size=16)
     some.rng = Rng([1, 2, 3, 4])
     before = few.maps(some).score
     some.rng = Rng([1, 2, 3, 4])
@@ -92,10 +82,10 @@ def test_anogan_searches_its_own_error_down():
 def test_a_discriminator_that_has_won_begins_anew():
     method = ganomaly(size=16, width=4, latent=8).train()
     before = method.discriminator.last[0].weight.clone()
-    method.loss(batch(), "game", "discriminator")
+    method.loss(batch(size=16), "game", "discriminator")
     assert torch.equal(method.discriminator.last[0].weight, before)
     method.won.fill_(True)
-    method.loss(batch(), "game", "discriminator")
+    method.loss(batch(size=16), "game", "discriminator")
     assert not torch.equal(method.discriminator.last[0].weight, before) and not method.won
 
 
@@ -110,7 +100,7 @@ def test_what_adds_nothing_leaves_images_at_their_fixed_point():
     """Where nothing is added, moving and moving back are tanh and tanh of it."""
     method = fixed_point_gan(size=16, width=4, blocks=1, halvings=2)
     nn.init.zeros_(method.translator.layers[-1].weight)
-    some = batch(label=torch.tensor([0, 1, 1, 0]))
+    some = batch(size=16, label=torch.tensor([0, 1, 1, 0]))
     terms = method.loss(some, "translate", "translator")
     x = 2 * some.image - 1
     fixed = (torch.tanh(x) - x).abs().mean()

@@ -1,26 +1,16 @@
 import pytest
 import torch
 from skimage.metrics import structural_similarity
+from tests.support.batches import batch
 
 from normscan.methods.adversarial.one_class import cxr_gan_occ, dissimilarity
 from normscan.methods.adversarial.patched import brain_lesion_gan, chronic_infarct
-from normscan.methods.base import Batch
 from normscan.networks.dcgan import Judge, Maker
 from normscan.networks.patch import drawn_patches, patches_at, told_around
 from normscan.networks.unpadded import CodeDecoder, UnpaddedEncoder
 from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-def batch(n: int = 2, size: int = 32) -> Batch:
-    image = torch.rand(n, 1, size, size)
-    return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(n))
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def test_networks_with_a_kernel_of_three_take_odd_patches():
@@ -87,7 +77,7 @@ def test_rate_falls_to_nothing_in_the_last_passes():
 def test_patches_of_an_image_are_scored_one_by_one(method):
     side = 16 if method is brain_lesion_gan else 15
     made = method(size=32, side=side, width=4, latent=6, stride=1).eval()
-    some = batch()
+    some = batch(2)
     found = made.maps(some).map
     patch = (2 * some.image - 1)[1:, :, 20 - side // 2 :, 9 - side // 2 :][..., :side, :side]
     if method is brain_lesion_gan:

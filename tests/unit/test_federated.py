@@ -69,6 +69,14 @@ def test_all_trained_parameters_by_default_and_no_buffer():
     assert not any("running" in name for name in shared)
 
 
+@pytest.mark.parametrize("wrappers", [(), ("ensemble=2",)])
+def test_what_is_fitted_to_codes_of_its_own_scans_is_refused(wrappers):
+    """Also inside a wrapper, before anything is trained."""
+    arguments = {**card("implicit_field").arguments("tiny"), "dims": 2}
+    with pytest.raises(ArgumentError, match="implicit_field can't be federated: .* code for each"):
+        shared_parameters(wrap(card("implicit_field"), arguments, wrappers))
+
+
 def phases(*steps: int) -> list[Phase]:
     net = torch.nn.Linear(1, 1)
     return [Phase(str(i), [Player("n", [net], adam(1.0))], steps=n) for i, n in enumerate(steps)]
@@ -331,7 +339,9 @@ def test_methods_without_a_network_or_with_a_critic(flower, cohort: Cohort, tmp_
         federate("mean_image", cohort, tmp_path / "a", rounds=2, **small)
     with pytest.raises(ArgumentError, match="against each other"):
         federate("f_anogan", cohort, tmp_path / "b", rounds=2, **OPTIONS)
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    with pytest.raises(ArgumentError, match="none of which may leave it"):
+        federate("implicit_field", cohort, tmp_path / "c", rounds=2, **OPTIONS)
+    assert not any((tmp_path / name).exists() for name in "abc")
 
 
 def test_a_folder_is_not_overwritten(flower, run, cohort: Cohort):

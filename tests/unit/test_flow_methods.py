@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tests.support.batches import batch
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
@@ -11,19 +12,9 @@ from normscan.methods.flows.fibres import cflow, staged_cosine
 from normscan.methods.flows.restoring import ae_flow, enlarging
 from normscan.rng import Rng
 
+pytestmark = pytest.mark.usefixtures("seed")
+
 SMALL = {"backbone": "resnet18.tv_in1k", "weights": "random", "size": 32}
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-def batch(n: int = 2, size: int = 32) -> Batch:
-    image = torch.rand(n, 1, size, size)
-    return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(n))
 
 
 def test_the_rate_of_cflow():
@@ -59,7 +50,7 @@ def test_cflow_knows_the_largest_likelihood_and_where_a_vector_lies():
 
 def test_fastflow_maps_what_its_flows_lead_far_from_zero():
     method = fastflow(**SMALL, taps=("layer1", "layer2"), flow_steps=2).eval()
-    some = batch()
+    some = batch(2)
     by_hand = []
     for features, norm, flow in zip(
         method.backbone(some.image).values(), method.norms, method.flows, strict=True

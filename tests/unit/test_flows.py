@@ -17,6 +17,8 @@ from normscan.networks.flows import (
     surprise,
 )
 
+pytestmark = pytest.mark.usefixtures("seed")
+
 
 def stirred(flow: nn.Module) -> nn.Module:
     """The flow in double precision with weights far from those that it begins with."""
@@ -25,13 +27,6 @@ def stirred(flow: nn.Module) -> nn.Module:
         for p in flow.parameters():
             p += 0.5 * torch.randn(p.shape, generator=generator)
     return flow.double()
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
 
 
 def vectors() -> Flow:

@@ -20,12 +20,7 @@ from normscan.networks.implicit import (
 )
 from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 @pytest.mark.parametrize("levels", [2, 5])

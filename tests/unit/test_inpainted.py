@@ -11,12 +11,7 @@ from normscan.objectives.style import gram
 from normscan.registry import card
 from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 class Given:

@@ -2,25 +2,15 @@ import numpy as np
 import pytest
 import torch
 from skimage.draw import line
+from tests.support.batches import batch
 
 from normscan.errors import ArgumentError
 from normscan.methods.adversarial.holes import Holes, adversarial_inpainting, discounted
-from normscan.methods.base import Batch
 from normscan.networks.inpainting import GatedConv, Inpainter, hole_critic
 from normscan.rng import Rng
 from normscan.synthesis.strokes import _distance, brushed
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-def batch(n: int = 2, size: int = 32) -> Batch:
-    image = torch.rand(n, 1, size, size)
-    return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(n))
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def small(**options):
@@ -103,7 +93,7 @@ def test_the_critic_halves_five_times():
 
 def test_the_map_is_the_error_of_what_was_filled_in():
     method = small().eval()
-    some = batch()
+    some = batch(2)
     total = torch.zeros_like(some.image)
     with torch.no_grad():
         for hole in method.holes.masks(32):
@@ -118,7 +108,7 @@ def test_the_map_is_the_error_of_what_was_filled_in():
 def test_a_perfect_filling_costs_nothing_but_the_critic():
     method = small()
     method.network.forward = lambda x, hole: (x, x)
-    terms = method.loss(batch(), "inpaint", "network")
+    terms = method.loss(batch(2), "inpaint", "network")
     assert terms["image"] == 0 and terms["adversarial"] != 0
 
 

@@ -2,23 +2,19 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 
 from normscan.errors import ArgumentError
 from normscan.methods.adversarial.layers import octa_layers
 from normscan.methods.adversarial.uncertainty import seebock_epistemic
-from normscan.methods.base import Batch
+from normscan.methods.base import Batch, Method
 from normscan.networks.boundaries import ShapeModel, disagreement, first_rows, ordered_rows
 from normscan.phantom import PhantomConfig
-from normscan.phantom.retina import DEPTH, make_retina
+from normscan.phantom.retina import DEPTH, Retina, make_retina
 from normscan.rng import Rng
 from normscan.scores.rays import DIRECTIONS, beyond, majority_of_rays
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def cast(binary: np.ndarray) -> np.ndarray:
@@ -138,3 +134,52 @@ def test_uncertainty_is_the_variance_of_probabilities():
     found = method.maps(batch).map.mean()
     kept, dropped = torch.tensor([1 / 0.75, 0.0]).softmax(0)[0], 0.5
     torch.testing.assert_close(found, 0.75 * 0.25 * (kept - dropped) ** 2, rtol=0.1, atol=0)
+
+
+def retinas(numbers: range, kind: str | None = None) -> tuple[Batch, list[Retina]]:
+    """Simulated retinas of 64 pixels, with the labels of their layers and what was simulated."""
+    config = PhantomConfig(anatomy="retina", size=(64, 64))
+    made = [make_retina(config, number, kind) for number in numbers]
+    image = torch.stack([torch.from_numpy(r.image)[None].float() for r in made])
+    batch = Batch(image, torch.ones_like(image).bool(), Rng(0), torch.zeros(len(made)))
+    batch.structures = torch.stack([torch.from_numpy(r.layers)[None].float() for r in made])
+    return batch, made
+
+
+def trained(method: Method) -> Method:
+    """A hundred updates on 12 healthy simulated retinas, 4 in each."""
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
+    parts = [retinas(range(first, first + 4))[0] for first in (0, 4, 8)]
+    for step in range(100):
+        optimizer.zero_grad()
+        sum(method.loss(parts[step % 3], "", "network").values()).backward()
+        optimizer.step()
+    return method.eval()
+
+
+def told_apart(method: Method, kind: str) -> float:
+    """AUROC of the map for the pixels of simulated lesions."""
+    batch, made = retinas(range(40, 44), kind)
+    masks = np.stack([r.mask for r in made])
+    return roc_auc_score(masks.ravel(), method.maps(batch).map.numpy().ravel())
+
+
+def test_layers_of_unseen_retinas_lie_where_they_were_simulated():
+    method = trained(octa_layers(size=64, width=6, depth=3, boundaries=8, components=4))
+    batch, made = retinas(range(30, 34))
+    true = np.stack([r.boundaries for r in made]) / DEPTH * 64 - 0.5
+    found = ordered_rows(method.chances(batch.image)).detach().numpy()
+    flat = np.abs(true.mean((0, 2), keepdims=True) - true).mean()
+    assert np.abs(found - true).mean() < min(1.0, 0.6 * flat)
+    method.fit([retinas(range(12))[0]])
+    assert told_apart(method, "fluid") > 0.75
+
+
+def test_labels_of_unseen_retinas_are_those_that_were_simulated():
+    method = trained(seebock_epistemic(size=64, width=6, depth=3, classes=9, passes=8))
+    batch, made = retinas(range(30, 34))
+    found = method.segment(batch.image).argmax(1).numpy()
+    true = np.stack([r.layers for r in made])
+    most = np.bincount(true.ravel()).max() / true.size
+    assert (found == true).mean() > max(0.85, most)
+    assert told_apart(method, "fluid") > 0.75

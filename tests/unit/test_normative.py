@@ -141,6 +141,14 @@ def test_frechet_distance_is_the_one_with_a_matrix_square_root(rows):
         frechet_distance(a, b[:, :3])
 
 
+def test_frechet_distance_is_that_of_monai():
+    fid = pytest.importorskip("monai.metrics.fid")
+    rng = np.random.default_rng(8)
+    a, b = rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 1, rng.normal(size=(50, 6))
+    theirs = fid.FIDMetric()(torch.from_numpy(a), torch.from_numpy(b))
+    assert frechet_distance(a, b) == pytest.approx(float(theirs), rel=1e-4)
+
+
 def test_rqi_ranks_the_compared_methods_between_0_and_1():
     rng = np.random.default_rng(6)
     scans = [rng.random((1, 16, 16)) for _ in range(12)]

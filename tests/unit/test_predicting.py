@@ -7,12 +7,7 @@ from normscan.methods.base import Batch
 from normscan.networks.predicting import AttentiveCritic, SkipTranslator
 from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def volume(n: int = 2, channels: int = 2, size: int = 16) -> Batch:

@@ -12,12 +12,7 @@ from normscan.networks.pyramid_flow import (
     pairs,
 )
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def stirred(levels: int = 3, over: str = "channels") -> PyramidFlow:

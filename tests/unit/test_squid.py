@@ -16,12 +16,7 @@ from normscan.networks.squid import cut, joined, shortcut
 from normscan.rng import Rng
 from normscan.synthesis.augment import shifted
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def test_the_strongest_weights_against_sorting():

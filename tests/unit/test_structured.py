@@ -1,27 +1,16 @@
 import pytest
 import torch
+from tests.support.batches import batch
 from torch import nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.adversarial.sparse import activation_map, sparse_gan
 from normscan.methods.adversarial.structured import p_net, steps_down
-from normscan.methods.base import Batch
 from normscan.networks.memory import PlaceMemory
 from normscan.networks.structured import TextureNet
-from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-def batch(n: int = 4, size: int = 32, **more) -> Batch:
-    image = torch.rand(n, 1, size, size)
-    return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(n), **more)
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def small(**options):

@@ -20,12 +20,7 @@ from normscan.networks.stylegan import (
 from normscan.registry import card
 from normscan.rng import Rng
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def small(**changes):

@@ -3,6 +3,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 import torch
+from tests.support.batches import batch
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,25 +12,14 @@ from normscan.methods.adversarial.branched import descargan, spanned
 from normscan.methods.adversarial.cycles import cyclegan_ad, falling, judged
 from normscan.methods.adversarial.paired import metaad
 from normscan.methods.adversarial.simulated import steganomaly
-from normscan.methods.base import Batch
-from normscan.networks.cyclegan import MirroredResidual, PatchJudge, Pool, ResidualTranslator
+from normscan.networks.cyclegan import PatchJudge, Pool, Residual, ResidualTranslator
 from normscan.networks.descargan import BranchedCritic, BranchedTranslator
 from normscan.networks.norms import OwnNorm2d
 from normscan.networks.spectral import SpectralUNet
 from normscan.rng import Rng
 from normscan.synthesis.noise import poisson, raised
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-def batch(n: int = 4, size: int = 16, **more) -> Batch:
-    image = torch.rand(n, 1, size, size)
-    return Batch(image, torch.ones_like(image, dtype=torch.bool), Rng(0), torch.zeros(n), **more)
+pytestmark = pytest.mark.usefixtures("seed")
 
 
 def test_a_pool_takes_in_what_comes_and_then_exchanges_half():
@@ -85,7 +75,7 @@ def test_norms_of_single_images_are_batch_norms_of_batches_of_one():
 
 
 def test_mirrored_borders_are_reflections():
-    block = MirroredResidual(2)
+    block = Residual(2)
     conv = block.layers[0]
     x = torch.rand(1, 2, 6, 6)
     expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), conv.weight, conv.bias)
@@ -185,7 +175,7 @@ def test_terms_of_both_paths():
     """Where translators change nothing, the terms are the differences of the images."""
     method = metaad(dims=2, size=16, width=4, multipliers=(1, 2), blocks=1, cycle=2.0)
     method.translators = nn.ModuleList([nn.Identity(), nn.Identity()])
-    some = batch(target=torch.rand(4, 1, 16, 16))
+    some = batch(size=16, target=torch.rand(4, 1, 16, 16))
     terms = method.loss(some, "translate", "translators")
     apart = 2 * (some.image - some.target).abs().mean()
     torch.testing.assert_close(terms["paired from image"], apart)

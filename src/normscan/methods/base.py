@@ -293,7 +293,11 @@ class Method(nn.Module):
         return {}
 
     def shared(self) -> Sequence[nn.Module] | None:
-        """What leaves a site in federated training; None for everything that is learnt."""
+        """What leaves a site in federated training; None for everything that is learnt.
+
+        Raises:
+            ArgumentError: the mean of what several sites learnt would be no fit; the message says why.
+        """
         return None
 
     def load_weights(self, state: dict[str, Tensor]) -> None:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from normscan.networks.together import gathered
 
 
-def _normed(conv: nn.Module, channels: int) -> list[nn.Module]:
-    return [conv, nn.InstanceNorm2d(channels), nn.ReLU()]
+def normed(conv: nn.Module, channels: int, affine: bool = False) -> list[nn.Module]:
+    """A convolution, instance norm by the statistics of each image, also at test, and ReLU."""
+    return [conv, nn.InstanceNorm2d(channels, affine=affine), nn.ReLU()]
 
 
-class MirroredResidual(nn.Module):
-    """Two 3x3 convolutions with mirrored borders and instance norm beside the identity.
+class Residual(nn.Module):
+    """Two 3x3 convolutions with instance norm beside the identity.
 
     Args:
         channels: of the input and the output.
         dropout: share of the features that are dropped between both.
+        borders: what lies beyond the border, ``reflect`` for mirrored features or ``zeros``.
+        affine: the norms learn scale and shift, in place of the convolutions' bias.
     """
 
-    def __init__(self, channels: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        dropout: float = 0.0,
+        borders: Literal["reflect", "zeros"] = "reflect",
+        affine: bool = False,
+    ) -> None:
         super().__init__()
         first, second = (
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect") for _ in range(2)
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=borders, bias=not affine)
+            for _ in range(2)
         )
         between = [nn.Dropout(dropout)] if dropout else []
         self.layers = nn.Sequential(
-            *_normed(first, channels), *between, second, nn.InstanceNorm2d(channels)
-        )
+            *normed(first, channels, affine), *between, second,
+            nn.InstanceNorm2d(channels, affine=affine),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         changed: Tensor = x + self.layers(x)
@@ -51,12 +64,12 @@ class ResidualTranslator(nn.Module):
         def wide(a: int, b: int) -> nn.Conv2d:
             return nn.Conv2d(a, b, 7, padding=3, padding_mode="reflect")
 
-        parts = _normed(wide(channels, width), width)
+        parts = normed(wide(channels, width), width)
         for a in (width, 2 * width):
-            parts += _normed(nn.Conv2d(a, 2 * a, 3, 2, 1), 2 * a)
-        parts += [MirroredResidual(4 * width, dropout) for _ in range(blocks)]
+            parts += normed(nn.Conv2d(a, 2 * a, 3, 2, 1), 2 * a)
+        parts += [Residual(4 * width, dropout) for _ in range(blocks)]
         for a in (4 * width, 2 * width):
-            parts += _normed(nn.ConvTranspose2d(a, a // 2, 3, 2, 1, output_padding=1), a // 2)
+            parts += normed(nn.ConvTranspose2d(a, a // 2, 3, 2, 1, output_padding=1), a // 2)
         self.layers = nn.Sequential(*parts, wide(width, channels), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:

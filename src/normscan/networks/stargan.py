@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
-
-
-def _normed(conv: nn.Module, channels: int) -> list[nn.Module]:
-    # By the statistics of each image, also at test.
-    return [conv, nn.InstanceNorm2d(channels, affine=True), nn.ReLU()]
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions with instance norm beside the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        conv = [nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)]
-        self.layers = nn.Sequential(
-            *_normed(conv[0], channels), conv[1], nn.InstanceNorm2d(channels, affine=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        changed: Tensor = x + self.layers(x)
-        return changed
+from normscan.networks.cyclegan import Residual, normed
 
 
 class Translator(nn.Module):
@@ -42,12 +24,13 @@ class Translator(nn.Module):
 
     def __init__(self, channels: int, domains: int, width: int, blocks: int) -> None:
         super().__init__()
-        parts = _normed(nn.Conv2d(channels + domains, width, 7, padding=3, bias=False), width)
+        learnt = partial(normed, affine=True)
+        parts = learnt(nn.Conv2d(channels + domains, width, 7, padding=3, bias=False), width)
         for a in (width, 2 * width):
-            parts += _normed(nn.Conv2d(a, 2 * a, 4, 2, 1, bias=False), 2 * a)
-        parts += [Residual(4 * width) for _ in range(blocks)]
+            parts += learnt(nn.Conv2d(a, 2 * a, 4, 2, 1, bias=False), 2 * a)
+        parts += [Residual(4 * width, borders="zeros", affine=True) for _ in range(blocks)]
         for a in (4 * width, 2 * width):
-            parts += _normed(nn.ConvTranspose2d(a, a // 2, 4, 2, 1, bias=False), a // 2)
+            parts += learnt(nn.ConvTranspose2d(a, a // 2, 4, 2, 1, bias=False), a // 2)
         self.layers = nn.Sequential(*parts, nn.Conv2d(width, channels, 7, padding=3, bias=False))
 
     def forward(self, x: Tensor, domain: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from normscan.methods.adversarial.cycles import ANOMALOUS, mean_of
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.descargan import BranchedCritic, BranchedTranslator
@@ -144,6 +145,7 @@ class Branched(Method):
         "size": 32, "width": 6, "critic_width": 8, "halvings": 4, "batch_size": 4, "steps": 130,
         "turns": 1, "lr": 3e-3, "flips": False,
     },
+    options=rounds(lr=1e-4, batch_size=10, epochs=500),
 )  # fmt: skip
 def descargan(
     dims: int = 2,
@@ -160,10 +162,7 @@ def descargan(
     noise: float = 0.05,
     flips: bool = True,
     turns: int = 5,
-    lr: float = 1e-4,
-    batch_size: int = 10,
-    epochs: int = 500,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Translation to healthy and to diseased by branches of one network, from labels only (DeScarGAN).
 
@@ -199,20 +198,16 @@ def descargan(
         noise: most that is added to images, which run from -1 to 1.
         flips: mirror images along both axes at random in training.
         turns: updates of the critic for each one of the translator.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
         epochs: passes over the training images, counted in the critic's updates.
         steps: updates of the translator instead of ``epochs``.
     """
     translator = BranchedTranslator(channels, width)
     critic = BranchedCritic(channels, size, critic_width, halvings)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
     players = [
         Player("critic", [critic], optimizer, turns=turns, clip=10.0),
         Player("translator", [translator], optimizer, clip=10.0),
     ]
-    phase = Phase(
-        "translate", players, steps, epochs, batch_size, batches=turns, part="healthy+labelled"
-    )
+    phase = played("translate", players, training, batches=turns, part="healthy+labelled")
     weights = BranchWeights(cycle, identity, answers, classes, penalty)
     return Branched(translator, critic, weights, noise, flips, phase)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Unpack, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from normscan.errors import ArgumentError
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import squared
 from normscan.networks.cyclegan import PatchJudge, Pool, ResidualTranslator, begin
 from normscan.registry import register
+from normscan.signatures import Options
 
 ANOMALOUS = 1
 SMALLEST = 24  # pixels of which a judge sees more than one patch
@@ -126,6 +129,75 @@ class Cycle(Method):
         )
 
 
+class Translation(Rounds):
+    """The arguments of ``translation``."""
+
+    width: int
+    blocks: int
+    cycle: float
+    pool: int
+    constant: float
+
+
+translation = (
+    Options(
+        get_type_hints(Translation),
+        {"width": 64, "blocks": 9, "cycle": 10.0, "pool": 50, "constant": 0.1},
+        {
+            "width": "channels of the first convolution.",
+            "blocks": "residual blocks of a translator.",
+            "cycle": "weight of the way back.",
+            "pool": "earlier translations that are kept for each judge.",
+            "constant": "share of the training after which the rate begins to fall.",
+        },
+    )
+    | rounds(batch_size=16, epochs=50)
+    | Options({}, {}, {"batch_size": "images of each domain in an update."})
+)
+
+
+def cycled(
+    make: Callable[..., Cycle], shape: tuple[int, int], part: str, training: Translation, *,
+    identity: float = 0.0, dropout: float = 0.0,
+) -> Cycle:  # fmt: skip
+    """Build a method of two players, translators first.
+
+    Args:
+        make: the method of its networks, pools, weights and phase.
+        shape: channels and size of the images.
+        part: of the cohort, both domains.
+        training: the shared arguments.
+        identity: weight of what stays in its own domain.
+        dropout: share of the features that are dropped in a residual block.
+
+    Raises:
+        ArgumentError: images of a size that the networks don't fit.
+    """
+    (channels, size), width = shape, training["width"]
+    if size % 4 or size < SMALLEST:
+        raise ArgumentError(
+            f"size={size} doesn't fit these networks: give a multiple of 4, {SMALLEST} or more."
+        )
+    translators: list[nn.Module] = [
+        ResidualTranslator(channels, width, training["blocks"], dropout) for _ in range(2)
+    ]
+    judges: list[nn.Module] = [PatchJudge(channels, width) for _ in range(2)]
+    pools = [Pool((channels, size, size), training["pool"]) for _ in range(2)]
+    for network in (*translators, *judges):
+        begin(network)
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
+    rhythm = partial(falling, constant=training["constant"])
+    players = [
+        Player("translators", translators, optimizer, schedule=rhythm),
+        Player("judges", [*judges, *pools], optimizer, schedule=rhythm),
+    ]
+    phase = played(
+        "translate", players, training, batch_size=2 * training["batch_size"], part=part,
+        balanced=True,
+    )  # fmt: skip
+    return make(translators, judges, pools, CycleWeights(training["cycle"], identity), phase)
+
+
 @register(
     "cyclegan_ad",
     paper="Bougaham 2025",
@@ -142,21 +214,14 @@ class Cycle(Method):
     tiny={
         "size": 32, "width": 6, "blocks": 1, "pool": 4, "batch_size": 4, "steps": 100, "lr": 3e-3,
     },
+    options=translation,
 )  # fmt: skip
 def cyclegan_ad(
     dims: int = 2,
     channels: int = 1,
     size: int = 256,
-    width: int = 64,
-    blocks: int = 9,
-    cycle: float = 10.0,
     identity: float = 5.0,
-    pool: int = 50,
-    constant: float = 0.1,
-    lr: float = 2e-4,
-    batch_size: int = 16,
-    epochs: int = 50,
-    steps: int | None = None,
+    **training: Unpack[Translation],
 ) -> Method:
     """CycleGAN between healthy and anomalous images; the map is what translation to healthy changes.
 
@@ -185,61 +250,6 @@ def cyclegan_ad(
     Args:
         dims: spatial axes, 2.
         size: pixels along each axis, a multiple of 4.
-        blocks: residual blocks of a translator.
-        cycle: weight of the way back.
         identity: weight of what stays in its own domain.
-        pool: earlier translations that are kept for each judge.
-        constant: share of the training after which the rate begins to fall.
-        lr: learning rate of Adam, for all players.
-        batch_size: images of each domain in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
-    return cycled(
-        Cycle, [ResidualTranslator(channels, width, blocks) for _ in range(2)],
-        [PatchJudge(channels, width) for _ in range(2)],
-        [Pool((channels, size, size), pool) for _ in range(2)],
-        CycleWeights(cycle, identity),
-        Timing(lr, constant, 2 * batch_size, steps, epochs, "healthy+labelled"),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Rate, share of it that stays, images in an update, length, and where they come from."""
-
-    lr: float
-    constant: float
-    batch_size: int
-    steps: int | None
-    epochs: int
-    part: str
-
-
-def cycled(
-    make: Callable[..., Cycle], translators: list[nn.Module], judges: list[nn.Module],
-    pools: list[Pool], weights: CycleWeights, timing: Timing,
-) -> Cycle:  # fmt: skip
-    """A method of both players, translators first.
-
-    Raises:
-        ArgumentError: images of a size that the networks don't fit.
-    """
-    size = pools[0].images.shape[-1]
-    if size % 4 or size < SMALLEST:
-        raise ArgumentError(
-            f"size={size} doesn't fit these networks: give a multiple of 4, {SMALLEST} or more."
-        )
-    for network in (*translators, *judges):
-        begin(network)
-    optimizer = adam(timing.lr, betas=(0.5, 0.999))
-    rhythm = partial(falling, constant=timing.constant)
-    players = [
-        Player("translators", translators, optimizer, schedule=rhythm),
-        Player("judges", [*judges, *pools], optimizer, schedule=rhythm),
-    ]
-    phase = Phase(
-        "translate", players, timing.steps, timing.epochs, timing.batch_size, part=timing.part,
-        balanced=True,
-    )  # fmt: skip
-    return make(translators, judges, pools, weights, phase)
+    return cycled(Cycle, (channels, size), "healthy+labelled", training, identity=identity)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normscan.methods.adversarial.game import Coded, coded, played
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.dcgan import Judge, Maker, initialise
@@ -24,6 +26,11 @@ class Weights:
     adversarial: float
     image: float
     code: float
+
+    @classmethod
+    def of(cls, given: Coded) -> Weights:
+        """Those among the shared arguments."""
+        return cls(given["adversarial"], given["image"], given["code"])
 
 
 def answered(logits: Tensor, answer: float) -> Tensor:
@@ -115,6 +122,7 @@ class TwiceEncoded(Recoded):
     # What lies above 1 could not be restored by a tanh.
     preprocess={"scaling": "percentile", "limit": 1.0},
     tiny={"size": 32, "width": 12, "latent": 32, "batch_size": 8, "steps": 120, "lr": 2e-3},
+    options=coded(epochs=15),
 )
 def ganomaly(
     dims: int = 2,
@@ -122,13 +130,7 @@ def ganomaly(
     size: int = 32,
     width: int = 64,
     latent: int = 100,
-    adversarial: float = 1.0,
-    image: float = 50.0,
-    code: float = 1.0,
-    lr: float = 2e-4,
-    batch_size: int = 64,
-    epochs: int = 15,
-    steps: int | None = None,
+    **training: Unpack[Coded],
 ) -> Method:
     """Autoencoder whose restorations are encoded again; the score is how far the codes are apart.
 
@@ -152,22 +154,14 @@ def ganomaly(
     Args:
         size: pixels along each axis, 4 times a power of two.
         adversarial: weight of the discriminator's features.
-        image: weight of the restoration.
-        code: weight of the codes.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     judge = lambda outputs: Judge(dims, channels, size, outputs, width)  # noqa: E731
     encoder, second, discriminator = judge(latent), judge(latent), judge(1)
     decoder = Maker(dims, channels, size, latent, width)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
     players = [
         Player("discriminator", [discriminator], optimizer),
         Player("generator", [encoder, decoder, second], optimizer),
     ]
-    phase = Phase("game", players, steps, epochs, batch_size)
-    return TwiceEncoded(
-        encoder, decoder, second, discriminator, Weights(adversarial, image, code), phase
-    )
+    phase = played("game", players, training)
+    return TwiceEncoded(encoder, decoder, second, discriminator, Weights.of(training), phase)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from scipy.ndimage import distance_transform_edt
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.inpainting import Inpainter, hole_critic
@@ -123,6 +125,7 @@ class Inpainting(Method):
         "size": 32, "width": 4, "critic_width": 2, "hole": 8, "step": 8, "batch_size": 8,
         "steps": 60, "lr": 5e-3,
     },
+    options=rounds(lr=1e-3, batch_size=32, epochs=50),
 )  # fmt: skip
 def adversarial_inpainting(
     dims: int = 2,
@@ -136,10 +139,7 @@ def adversarial_inpainting(
     adversarial: float = 0.5,
     gamma: float = 0.99,
     decay: float = 0.96,
-    lr: float = 1e-3,
-    batch_size: int = 32,
-    epochs: int = 50,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Holes slid over a slice and filled with healthy tissue by an adversarial network.
 
@@ -172,10 +172,6 @@ def adversarial_inpainting(
         adversarial: weight of the critic.
         gamma: what is left of the error for each pixel into a hole.
         decay: factor of the rate after each pass.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     if hole % step or hole > size:
         raise ArgumentError(
@@ -183,12 +179,12 @@ def adversarial_inpainting(
             "it, so that each pixel lies in as many holes."
         )
     network, critic = Inpainter(channels, size, width), hole_critic(channels, critic_width)
-    optimizer = adam(lr, betas=(0.5, 0.999), weight_decay=1e-6)
-    rate = lambda at, all: decay ** int(at / all * epochs)  # noqa: E731
+    optimizer = adam(training["lr"], betas=(0.5, 0.999), weight_decay=1e-6)
+    rate = lambda at, all: decay ** int(at / all * training["epochs"])  # noqa: E731
     players = [
         Player("critic", [critic], optimizer, schedule=rate),
         Player("network", [network], optimizer, schedule=rate),
     ]
-    phase = Phase("inpaint", players, steps, epochs, batch_size)
+    phase = played("inpaint", players, training)
     weights = Weights(image, adversarial, gamma)
     return Inpainting(network, critic, Holes(hole, step), weights, phase)

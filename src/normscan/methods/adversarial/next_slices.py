@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import squared
 from normscan.networks.predicting import AttentiveCritic, SkipTranslator
@@ -90,6 +93,7 @@ class NextSlices(Method):
         "size": 32, "width": 6, "turns": 1, "batch_size": 8, "steps": 120, "lr": 2e-3,
         "attention": 1,
     },
+    options=rounds,
 )  # fmt: skip
 def madgan(
     dims: int = 2,
@@ -99,10 +103,7 @@ def madgan(
     attention: int = 3,
     error: float = 100.0,
     turns: int = 1,
-    lr: float = 2e-4,
-    batch_size: int = 64,
-    epochs: int = 100,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Prediction of the next three slices from three, by a GAN with self-attention (MADGAN).
 
@@ -126,7 +127,6 @@ def madgan(
         attention: levels with self-attention in either network.
         error: weight of the absolute error.
         turns: updates of the critic for each one of the network.
-        lr: learning rate of Adam, for both players.
         batch_size: threes of slices in an update.
         epochs: passes over the training slices.
         steps: updates of the network instead of ``epochs``.
@@ -134,10 +134,10 @@ def madgan(
     planes = SLICES * channels
     network = SkipTranslator(planes, planes, size, width, attention)
     critic = AttentiveCritic(planes, size, width, attention)
-    optimizer = adam(lr, betas=(0.5, 0.9))
+    optimizer = adam(training["lr"], betas=(0.5, 0.9))
     players = [
         Player("critic", [critic], optimizer, turns),
         Player("network", [network], optimizer),
     ]
-    phase = Phase("predict", players, steps, epochs, batch_size, batches=turns)
+    phase = played("predict", players, training, batches=turns)
     return NextSlices(network, critic, error, phase)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from normscan.methods.adversarial.encoded import Recoded
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.blocks import doublings
@@ -92,6 +94,7 @@ class OneClassGAN(Recoded):
     tiny={
         "size": 32, "width": 8, "latent": 32, "batch_size": 8, "steps": 130, "turns": 1, "lr": 1e-3,
     },
+    options=rounds(lr=1e-4, batch_size=16, epochs=650),
 )  # fmt: skip
 def cxr_gan_occ(
     dims: int = 2,
@@ -104,11 +107,8 @@ def cxr_gan_occ(
     similarity: float = 20.0,
     penalty: float = 10.0,
     turns: int = 5,
-    lr: float = 1e-4,
-    batch_size: int = 16,
-    epochs: int = 650,
     decayed: int = 100,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Autoencoder of chest radiographs against a critic, scored by image and code.
 
@@ -137,24 +137,21 @@ def cxr_gan_occ(
         similarity: weight of the structural similarity.
         penalty: weight of the critic's gradient penalty.
         turns: updates of the critic for each one of the others.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
         decayed: the last passes of ``epochs``, in which the rate falls to 0.
         steps: updates of the autoencoder instead of ``epochs``.
     """
     encoder, second = (UnpaddedEncoder(channels, size, latent, width) for _ in range(2))
     decoder = CodeDecoder(channels, size, latent, width)
     critic = PatchCritic(channels, size, width, doublings(size, SMALLEST) + 2)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
 
     def rate(step: int, steps: int) -> float:
-        return min(1.0, (1 - step / steps) * epochs / max(decayed, 1))
+        return min(1.0, (1 - step / steps) * training["epochs"] / max(decayed, 1))
 
     players = [
         Player("critic", [critic], optimizer, turns, schedule=rate),
         Player("autoencoder", [encoder, decoder, second], optimizer, schedule=rate),
     ]
-    phase = Phase("game", players, steps, epochs, batch_size, batches=turns)
+    phase = played("game", players, training, batches=turns)
     weights = Weights(code, image, similarity, penalty)
     return OneClassGAN(encoder, decoder, second, critic, weights, phase)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from normscan.methods.adversarial.encoded import TwiceEncoded, Weights
+from normscan.methods.adversarial.game import Coded, Rounds, coded, played, rounds
 from normscan.methods.adversarial.search import Game
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.networks.dcgan import Judge, Maker, initialise
@@ -73,6 +74,7 @@ class Doubted(Method):
         "size": 32, "side": 16, "width": 8, "latent": 16, "stride": 4, "batch_size": 8, "count": 4,
         "steps": 300, "lr": 1e-3,
     },
+    options=rounds(batch_size=8, epochs=20),
 )  # fmt: skip
 def brain_lesion_gan(
     dims: int = 2,
@@ -83,10 +85,7 @@ def brain_lesion_gan(
     latent: int = 100,
     stride: int = 2,
     count: int = 8,
-    lr: float = 2e-4,
-    batch_size: int = 8,
-    epochs: int = 20,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Discriminator of a generator of healthy patches, slid over the brain.
 
@@ -108,19 +107,15 @@ def brain_lesion_gan(
         side: of a patch in pixels, 4 times a power of two.
         stride: pixels between the middles of patches at test.
         count: patches that an image gives to an update.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     generator = Maker(dims, channels, side, latent, width)
     discriminator = Judge(dims, channels, side, 1, width)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
     players = [
         Player("discriminator", [discriminator], optimizer),
         Player("generator", [generator], optimizer),
     ]
-    phase = Phase("gan", players, steps, epochs, batch_size)
+    phase = played("gan", players, training)
     return Doubted(generator, discriminator, latent, Patches(side, count, stride), phase)
 
 
@@ -164,6 +159,7 @@ class TwiceEncodedPatches(TwiceEncoded):
         "size": 32, "width": 8, "latent": 16, "stride": 3, "batch_size": 8, "count": 8,
         "steps": 120, "lr": 2e-3,
     },
+    options=coded(batch_size=16, epochs=50),
 )  # fmt: skip
 def chronic_infarct(
     dims: int = 2,
@@ -174,13 +170,7 @@ def chronic_infarct(
     latent: int = 100,
     stride: int = 1,
     count: int = 16,
-    adversarial: float = 1.0,
-    image: float = 50.0,
-    code: float = 1.0,
-    lr: float = 2e-4,
-    batch_size: int = 16,
-    epochs: int = 50,
-    steps: int | None = None,
+    **training: Unpack[Coded],
 ) -> Method:
     """Autoencoder of small patches whose restorations are encoded again, pixel by pixel.
 
@@ -204,23 +194,17 @@ def chronic_infarct(
         stride: pixels between the middles of patches at test.
         count: patches that an image gives to an update.
         adversarial: weight of the discriminator's features.
-        image: weight of the restoration.
-        code: weight of the codes.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     judge = lambda outputs: Judge(dims, channels, side, outputs, width, 3)  # noqa: E731
     encoder, second, discriminator = judge(latent), judge(latent), judge(1)
     decoder = Maker(dims, channels, side, latent, width, 3)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
     players = [
         Player("discriminator", [discriminator], optimizer),
         Player("generator", [encoder, decoder, second], optimizer),
     ]
-    phase = Phase("game", players, steps, epochs, batch_size)
+    phase = played("game", players, training)
     return TwiceEncodedPatches(
-        encoder, decoder, second, discriminator, Weights(adversarial, image, code), phase,
+        encoder, decoder, second, discriminator, Weights.of(training), phase,
         patches=Patches(side, count, stride),
     )  # fmt: skip

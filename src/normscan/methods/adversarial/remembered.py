@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from normscan.methods.adversarial.encoded import answered
+from normscan.methods.adversarial.game import Coded, coded, played
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.blocks import doublings
@@ -92,6 +94,7 @@ class RememberingGAN(Method):
         "size": 32, "width": 8, "slots": 40, "batch_size": 8, "steps": 300,
         "lr": 3e-3,
     },
+    options=coded(lr=1e-4, batch_size=16, epochs=60),
 )  # fmt: skip
 def memory_gan_oct(
     dims: int = 2,
@@ -100,14 +103,8 @@ def memory_gan_oct(
     width: int = 64,
     slots: int = 2000,
     shrink: float = 1.0,
-    image: float = 50.0,
-    adversarial: float = 1.0,
-    code: float = 1.0,
     entropy: float = 2e-4,
-    lr: float = 1e-4,
-    batch_size: int = 16,
-    epochs: int = 60,
-    steps: int | None = None,
+    **training: Unpack[Coded],
 ) -> Method:
     """Adversarial autoencoder with a memory of healthy codes, for retinal scans.
 
@@ -130,14 +127,8 @@ def memory_gan_oct(
         slots: vectors in the memory.
         shrink: times the mean weight, up to which a vector isn't used. Gong et al. give 1 to 3, but
             cosines are so alike at first that from 2 on none would be used.
-        image: weight of the restoration.
-        adversarial: weight of the discriminator.
         code: weight of what the memory changes of a code.
         entropy: weight of the entropy of the memory's weights.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     doublings(size, CELL)  # refuses what doesn't fit
     widths = [width * 2**i for i in range(doublings(CELL, 1))]
@@ -145,11 +136,11 @@ def memory_gan_oct(
     decoder = nn.Sequential(*upwards(dims, [*widths[::-1], channels]))
     memory = PlaceMemory(slots, widths[-1], shrink / slots, cosine=True)
     discriminator = Judge(dims, channels, size, 1, width)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
     players = [
         Player("discriminator", [discriminator], optimizer),
         Player("generator", [encoder, memory, decoder], optimizer),
     ]
-    phase = Phase("game", players, steps, epochs, batch_size)
-    weights = Weights(image, adversarial, code, entropy)
+    phase = played("game", players, training)
+    weights = Weights(training["image"], training["adversarial"], training["code"], entropy)
     return RememberingGAN(encoder, memory, decoder, discriminator, weights, phase)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from normscan.methods.adversarial.encoded import answered
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.dcgan import Judge, Maker, initialise
@@ -111,6 +113,7 @@ class AnoGAN(Method):
         "size": 16, "width": 8, "latent": 16, "batch_size": 8, "steps": 150, "lr": 2e-3,
         "updates": 20, "search_lr": 0.1,
     },
+    options=rounds(batch_size=128, epochs=20),
 )  # fmt: skip
 def anogan(
     dims: int = 2,
@@ -122,10 +125,7 @@ def anogan(
     updates: int = 500,
     search_lr: float = 1e-3,
     turns: int = 1,
-    lr: float = 2e-4,
-    batch_size: int = 128,
-    epochs: int = 20,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Search for the most similar image of a healthy generator (AnoGAN).
 
@@ -151,17 +151,14 @@ def anogan(
         updates: steps of the search.
         search_lr: learning rate of Adam in the search.
         turns: updates of the generator for each one of the discriminator.
-        lr: learning rate of Adam, for both players.
-        batch_size: images in an update.
-        epochs: passes over the training images.
         steps: updates of the discriminator instead of ``epochs``.
     """
     generator = Maker(dims, channels, size, latent, width, kernel=5)
     discriminator = Judge(dims, channels, size, 1, width, kernel=5)
-    optimizer = adam(lr, betas=(0.5, 0.999))
+    optimizer = adam(training["lr"], betas=(0.5, 0.999))
     players = [
         Player("discriminator", [discriminator], optimizer),
         Player("generator", [generator], optimizer, turns=turns),
     ]
-    phase = Phase("gan", players, steps, epochs, batch_size)
+    phase = played("gan", players, training)
     return AnoGAN(generator, discriminator, latent, Search(updates, search_lr, share), phase)

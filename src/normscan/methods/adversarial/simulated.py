@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from normscan.methods.adversarial.cycles import Cycle, CycleWeights, Timing, cycled
+from normscan.methods.adversarial.cycles import Cycle, Translation, cycled, translation
 from normscan.methods.autoencoders.plain import BAUR_POSTPROCESS, BAUR_RANGE
 from normscan.methods.base import Batch, Maps, Method
 from normscan.methods.reconstruction import positive
-from normscan.networks.cyclegan import PatchJudge, Pool, ResidualTranslator
 from normscan.registry import register
 from normscan.synthesis.blur import smooth
 
@@ -62,22 +61,15 @@ class Filtered(Cycle):
         "size": 32, "width": 6, "blocks": 1, "pool": 4, "batch_size": 4, "steps": 100, "lr": 3e-3,
         "postprocess": (),
     },
+    options=translation(constant=0.5, batch_size=4, epochs=100),
 )  # fmt: skip
 def steganomaly(
     dims: int = 2,
     channels: int = 1,
     size: int = 128,
-    width: int = 64,
-    blocks: int = 9,
     sigma: float = 1.0,
-    cycle: float = 10.0,
     dropout: float = 0.0,
-    pool: int = 50,
-    constant: float = 0.5,
-    lr: float = 2e-4,
-    batch_size: int = 4,
-    epochs: int = 100,
-    steps: int | None = None,
+    **training: Unpack[Translation],
 ) -> Method:
     """CycleGAN through simulated images, filtered so that nothing can hide in them (SteGANomaly).
 
@@ -100,21 +92,10 @@ def steganomaly(
     Args:
         dims: spatial axes, 2.
         size: pixels along each axis, a multiple of 4.
-        blocks: residual blocks of a translator.
         sigma: deviation of the filter in pixels; 0 for a plain CycleGAN.
-        cycle: weight of the way back.
         dropout: share of the features that are dropped in each residual block in training.
-        pool: earlier translations that are kept for each judge.
-        constant: share of the training after which the rate begins to fall.
-        lr: learning rate of Adam, for all players.
-        batch_size: images of each domain in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     return cycled(
-        partial(Filtered, sigma=sigma),
-        [ResidualTranslator(channels, width, blocks, dropout) for _ in range(2)],
-        [PatchJudge(channels, width) for _ in range(2)],
-        [Pool((channels, size, size), pool) for _ in range(2)], CycleWeights(cycle, 0.0),
-        Timing(lr, constant, 2 * batch_size, steps, epochs, "healthy+auxiliary"),
+        partial(Filtered, sigma=sigma), (channels, size), "healthy+auxiliary", training,
+        dropout=dropout,
     )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.methods.adversarial.encoded import Recoded, answered
+from normscan.methods.adversarial.game import Coded, coded, played
 from normscan.methods.adversarial.structured import Rates
 from normscan.methods.base import Batch, Maps, Method, Phase
 from normscan.networks.dcgan import initialise
@@ -101,21 +103,16 @@ class SparseGAN(Recoded):
         "size": 64, "width": 4, "steps": 60, "batch_size": 8, "lr": 3e-3,
         "decays": (180, 180, 180, 180),
     },
+    options=coded(image=100.0, lr=1e-3, batch_size=8, epochs=180),
 )  # fmt: skip
 def sparse_gan(
     dims: int = 2,
     channels: int = 1,
     size: int = 224,
     width: int = 64,
-    image: float = 100.0,
-    adversarial: float = 1.0,
-    code: float = 1.0,
     sparsity: float = 0.1,
     decays: tuple[int, int, int, int] = (20, 40, 80, 120),
-    lr: float = 1e-3,
-    batch_size: int = 8,
-    epochs: int = 180,
-    steps: int | None = None,
+    **training: Unpack[Coded],
 ) -> Method:
     """Adversarial autoencoder with a sparse code, scored in that code (Sparse-GAN).
 
@@ -136,15 +133,10 @@ def sparse_gan(
     Args:
         size: pixels along each axis, a multiple of 16.
         width: channels of the first level.
-        image: weight of the restoration.
-        adversarial: weight of the discriminator.
         code: weight of the distance of the codes.
         sparsity: weight of the code's mean.
         decays: passes at which the rates fall, in parts of ``epochs`` where there are steps.
         lr: learning rate of Adam; the discriminator's is a tenth of it.
-        batch_size: images in an update.
-        epochs: passes over the training images.
-        steps: updates of each player instead of ``epochs``.
     """
     check_size(size)
     encoder = SparseEncoder(channels, width)
@@ -152,8 +144,8 @@ def sparse_gan(
     decoder = Upward(wide, [0] * 4, [8 * width, 4 * width, 2 * width, width], channels)
     judge = PatchDiscriminator(2, channels, width)
     initialise(judge)
-    player = Rates(lr, epochs, decays).player
+    player = Rates(training["lr"], training["epochs"], decays).player
     players = [player("judge", judge), player("generator", encoder, decoder)]
-    phase = Phase("game", players, steps, epochs, batch_size)
-    weights = Weights(image, adversarial, code, sparsity)
+    phase = played("game", players, training)
+    weights = Weights(training["image"], training["adversarial"], training["code"], sparsity)
     return SparseGAN(encoder, decoder, judge, weights, phase)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from normscan.errors import ArgumentError
 from normscan.methods.adversarial.encoded import answered
+from normscan.methods.adversarial.game import Rounds, played, rounds
 from normscan.methods.base import Batch, Maps, Method, Phase, Player, Use, adam
 from normscan.methods.reconstruction import absolute
 from normscan.networks.dcgan import initialise
@@ -183,6 +185,7 @@ class Rates:
         "size": 32, "width": 6, "classes": 4, "structure_steps": 30, "steps": 60, "batch_size": 8,
         "lr": 3e-3, "decays": (800, 800, 800, 800),
     },
+    options=rounds(lr=1e-3, batch_size=8, epochs=800),
 )  # fmt: skip
 def p_net(
     dims: int = 2,
@@ -196,11 +199,8 @@ def p_net(
     adaptation: float = 1e-4,
     share: float = 0.8,
     decays: tuple[int, int, int, int] = (20, 40, 80, 120),
-    lr: float = 1e-3,
-    batch_size: int = 8,
-    epochs: int = 800,
     structure_steps: int | None = None,
-    steps: int | None = None,
+    **training: Unpack[Rounds],
 ) -> Method:
     """Restoration of healthy images from their structures and their texture (P-Net).
 
@@ -248,19 +248,16 @@ def p_net(
     judges = PatchDiscriminator(2, channels, width), PatchDiscriminator(2, classes, width)
     for judge in judges:
         initialise(judge)
-    player = Rates(lr, epochs, decays).player
+    player = Rates(training["lr"], training["epochs"], decays).player
     known = [player("structure", structures)]
     if adaptation:
         known = [player("structure_judge", judges[1]), *known]
     phases = [
-        Phase(
-            "structure", known, structure_steps, epochs, 2 * batch_size,
-            part="healthy+auxiliary", balanced=True,
+        played(
+            "structure", known, training, steps=structure_steps, part="healthy+auxiliary",
+            batch_size=2 * training["batch_size"], balanced=True,
         ),
-        Phase(
-            "texture", [player("judge", judges[0]), player("texture", texture)], steps, epochs,
-            batch_size,
-        ),
+        played("texture", [player("judge", judges[0]), player("texture", texture)], training),
     ]  # fmt: skip
     weights = Weights(image, adversarial, structure, adaptation)
     return StructureTexture(structures, texture, classes, weights, judges, share, phases)

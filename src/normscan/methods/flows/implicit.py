@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,14 @@ class ImplicitField(Method):
             self.codes.weight.data = stored.to(self.codes.weight).clone()
         super().load_weights(state)
 
-    def shared(self) -> Sequence[nn.Module]:
-        return [self.field]
+    def shared(self) -> NoReturn:
+        """Refuse: a mean of fields is the field of no site's codes and grey levels."""
+        raise ArgumentError(
+            "implicit_field can't be federated: its network is fitted together with a code for each "
+            "of a site's own scans and with the grey levels of that site alone, none of which may "
+            "leave it, so the mean of several sites' networks fits the scans of none. Train it at "
+            "each site by itself."
+        )
 
     def labels(self, image: Tensor, flat: Tensor) -> Tensor:
         """Grey levels (B, C, P) at places (B, P) of images, smoothed by the most common one."""
