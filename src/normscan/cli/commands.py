@@ -22,6 +22,8 @@ from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.export import export as export
 from normscan.cli.federated import federate as federate
+from normscan.cli.hub import pull as pull
+from normscan.cli.hub import push as push
 from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions

@@ -35,6 +35,8 @@ COMMANDS = {
     "regions": "healthy scores of anatomical regions: normscan regions RUN --cohort C",
     "update": "let new healthy scans join a trained detector: normscan update RUN --cohort C",
     "export": "a detector as one file for others: normscan export RUN --to onnx",
+    "push": "a detector into a repository of a Hugging Face hub: normscan push RUN OWNER/NAME",
+    "pull": "a detector from one, checked: normscan pull OWNER/NAME --out FOLDER",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
@@ -76,6 +78,8 @@ POSITIONAL = {
     "calibrate": "run",
     "update": "run",
     "export": "run",
+    "push": "run",
+    "pull": "repo",
     "limits": "run",
     "regions": "run",
     "subgroups": "run",
@@ -267,8 +271,13 @@ def build_parser(
             "--config", action=ActionConfigFile, help="YAML file with these options"
         )
     if positional:
-        meanings = {"run": "run folder of the detector", "method": "id of the method"}
+        meanings = {
+            "run": "run folder of the detector", "method": "id of the method",
+            "repo": "OWNER/NAME or OWNER/NAME@REVISION",
+        }  # fmt: skip
         parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
+    if name == "push":
+        parser.add_argument("repo", help="OWNER/NAME or OWNER/NAME@BRANCH")
     if name == "compare":
         parser.add_argument("runs", nargs="+", help="run or evaluation folders of one cohort")
     if name in ("predict", "check"):
@@ -285,6 +294,8 @@ def build_parser(
     if name == "benchmark":
         parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
     skip = {positional, "scans", "runs", "progress"} - {None}
+    if name == "push":
+        skip |= {"repo"}
     if name == "benchmark":
         skip |= {"protocol"}
     if name in ("datasets", "node"):
