@@ -72,6 +72,7 @@ def fit(
     trim: int = 0,
     exclude: list[str] | None = None,
     threads: int | None = None,
+    logger: Literal["tensorboard", "mlflow", "wandb"] | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -119,12 +120,14 @@ def fit(
         exclude: a healthy scan to leave out and why, ID=REASON, which is recorded with the detector;
             given once for each, or a table with the columns scan and reason.
         threads: of the arithmetic; by default the cores that this process may use.
+        logger: tensorboard, mlflow or wandb, which gets what log.jsonl gets.
         arguments: of the method.
     """
     from torch import cuda
 
     from normscan.detector import Detector
     from normscan.detector.review import PAGE
+    from normscan.tracking import amounts, check_logger, tracked
     from normscan.training.fabric import check_machine
     from normscan.training.folder import DETECTOR, check_run, first_process
 
@@ -140,6 +143,7 @@ def fit(
     # Before any file of the cohort is opened.
     check_run(Path(out), resume)
     check_machine(device, devices, precision, nodes)
+    check_logger(logger)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
@@ -159,19 +163,23 @@ def fit(
                 f"preset {preset} is the article's size and may take days without a GPU; "
                 "--preset laptop takes minutes"
             )
-    detector.fit(
-        table,
-        out,
-        device=device,
-        devices=devices,
-        nodes=nodes,
-        precision=precision,
-        workers=workers,
-        resume=resume,
-        progress=True,
-        auxiliary=auxiliary,
-        exclude=exclude,
-    )
+    # Of several processes the first one logs.
+    with tracked(logger if first_process() else None, out) as tracker:
+        detector.fit(
+            table,
+            out,
+            device=device,
+            devices=devices,
+            nodes=nodes,
+            precision=precision,
+            workers=workers,
+            resume=resume,
+            progress=True,
+            auxiliary=auxiliary,
+            exclude=exclude,
+        )
+        if tracker is not None:
+            tracker.results(amounts(detector.training))
     if "calibration" not in detector.training:  # a helper process of several
         return
     seconds = detector.training["seconds"]["total"]
@@ -200,6 +208,7 @@ def evaluate(
     threads: int | None = None,
     convention: Literal["radiological", "neurological"] | None = None,
     compare: list[str] | None = None,
+    logger: Literal["tensorboard", "mlflow", "wandb"] | None = None,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -219,10 +228,14 @@ def evaluate(
             (neurological); radiological for scans from DICOM by default.
         compare: run folders of other detectors, which are evaluated on the same scans and set side
             by side with this one, with tests and pictures, in compare/ beside the report.
+        logger: tensorboard, mlflow or wandb, which gets the figures, in the run of fit where that
+            logged there, too.
     """
     from normscan import evaluation
     from normscan.detector import load
+    from normscan.tracking import check_logger, figures, tracked
 
+    check_logger(logger)
     use_threads(threads)
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
@@ -230,11 +243,14 @@ def evaluate(
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     beside = others(compare or [], folder, device)
-    results = evaluation.evaluate(
-        detector, table, folder, split=split, region=region, group=group,
-        baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
-        overwrite=overwrite, radiological=None if convention is None else convention == "radiological",
-    )  # fmt: skip
+    with tracked(logger, run) as tracker:
+        results = evaluation.evaluate(
+            detector, table, folder, split=split, region=region, group=group,
+            baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
+            overwrite=overwrite, radiological=None if convention is None else convention == "radiological",
+        )  # fmt: skip
+        if tracker is not None:
+            tracker.results(figures(results))
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
     print(evaluation.text_summary(results))
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
