@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from normscan.cli.assistant.commands import mcp as mcp
+from normscan.cli.assistant.commands import skill as skill
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.beside import others, set_beside
 from normscan.cli.calibrate import calibrate as calibrate

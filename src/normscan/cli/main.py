@@ -52,6 +52,8 @@ COMMANDS = {
     "tiles": "cut whole-slide images into tiles of tissue: normscan tiles SLIDE --out FOLDER",
     "datasets": "public data sets: list, show ID, prepare ID --root FOLDER, download ID",
     "node": "score what a PACS sends, results back: normscan node --config node.toml",
+    "mcp": "tools for an assistant, by the Model Context Protocol: normscan mcp --root FOLDER",
+    "skill": "what an assistant should know to use these commands",
     "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
     "demo": "the whole job on a simulated cohort",
 }
