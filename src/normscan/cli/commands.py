@@ -26,6 +26,7 @@ from normscan.cli.export import export as export
 from normscan.cli.federated import federate as federate
 from normscan.cli.hub import pull as pull
 from normscan.cli.hub import push as push
+from normscan.cli.mood import mood as mood
 from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions

@@ -40,6 +40,7 @@ COMMANDS = {
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
+    "mood": "a folder in, maps or numbers out: normscan mood pixel INPUT OUTPUT --run RUN",
     "limits": "the smallest and faintest lesion found: normscan limits RUN --cohort C",
     "pitfalls": "what a residual can't find: normscan pitfalls --cohort C --out FOLDER",
     "tasks": "list the kinds of artificial anomalies, with pictures",
@@ -289,6 +290,13 @@ def build_parser(
             "action", nargs="?", default="list", help="list, show, prepare, download"
         )
         parser.add_argument("id", nargs="?", help="id of the data set")
+    if name == "mood":
+        for argument, text in (
+            ("task", "pixel or sample"),
+            ("input", "folder of scans"),
+            ("output", "folder for results"),
+        ):
+            parser.add_argument(argument, help=text)
     if name == "node":
         parser.add_argument(
             "action", nargs="?", default="run", help="run, status, drift, purge, again"
@@ -298,6 +306,8 @@ def build_parser(
     skip = {positional, "scans", "runs", "progress"} - {None}
     if name == "push":
         skip |= {"repo"}
+    if name == "mood":
+        skip |= {"task", "input", "output"}
     if name == "benchmark":
         skip |= {"protocol"}
     if name in ("datasets", "node"):

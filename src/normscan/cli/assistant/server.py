@@ -45,7 +45,7 @@ class Tools:
         self._allowed, self._patience = allowed, patience
         self._jobs = Jobs(allowed.roots[0])
 
-    async def methods(self, pattern: str = "*", regime: str = "") -> list[dict[str, Any]]:
+    async def methods(self, pattern: str = "*", regime: str = "") -> dict[str, Any]:
         """List methods: id, family, regime (what they learn from), dimensions, presets, summary.
 
         pattern filters ids, such as dae*; regime is one of healthy, healthy+unlabelled,
@@ -53,11 +53,12 @@ class Tools:
         """
         shown = ("family", "regime", "dims", "presets", "summary")
         entries = registry.index()["methods"]
-        return [
+        found = [
             {"id": id} | {key: entry[key] for key in shown}
             for id, entry in entries.items()
             if fnmatch.fnmatch(id, pattern) and regime in ("", entry["regime"])
         ]
+        return {"methods": found}
 
     async def describe_cohort(self, cohort: str) -> dict[str, Any]:
         """Say what is in a table or folder of scans: counts by split, sizes, channels, copies, bad files."""
