@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 from normscan import registry
 from normscan.cli.assistant.allowed import Allowed, files_of
 from normscan.cli.assistant.jobs import Job, Jobs
 from normscan.cohort import CohortRow
-from normscan.errors import ArgumentError, nearest
+from normscan.errors import ArgumentError, NormscanError, nearest
 from normscan.identity import names_are_kept, pseudonym, unnamed
 from normscan.io.values import read_json
 from normscan.version import __version__
@@ -222,9 +224,10 @@ class Tools:
         return job
 
     async def _answer(self, job: Job) -> dict[str, Any]:
-        """Wait for a command that is quick, or forget it."""
+        """Wait for a command that leaves nothing; what it said is not the state of its folder."""
         told = await self._settled(job)
-        self._jobs.known.pop(job.folder, None) if told["state"] != "running" else None
+        if told["state"] == "finished":
+            self._jobs.known.pop(job.folder, None)
         return told
 
     async def _settled(self, job: Job, seconds: float | None = None) -> dict[str, Any]:
@@ -234,7 +237,9 @@ class Tools:
             await anyio.sleep(0.1)
         told = job.state()
         if told["state"] == "failed":
-            raise ArgumentError(told["said"] or f"the command ended with {told['code']}.")
+            self._jobs.known.pop(job.folder, None)
+            said = told["said"].rpartition("normscan: error: ")[2]
+            raise ArgumentError(said or f"the command ended with {told['code']}.")
         return told
 
     def _keep(self, folder: Path, names: Mapping[str, str]) -> None:
@@ -289,6 +294,19 @@ def _names(flags: str) -> list[str]:
     return [flag.lstrip("-") for flag in flags.split()]
 
 
+def _explained(tool: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Hand the message of an error of ours to the assistant; of others it learns that there was one."""
+
+    @functools.wraps(tool)
+    async def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return await tool(*arguments, **named)
+        except NormscanError as error:
+            raise ToolError(str(error)) from error
+
+    return call
+
+
 def serve(roots: Iterable[str], patience: float = PATIENCE) -> None:
     """Serve the tools over standard input and output until the client goes.
 
@@ -297,9 +315,11 @@ def serve(roots: Iterable[str], patience: float = PATIENCE) -> None:
         patience: seconds that a call waits for a command.
     """
     tools = Tools(Allowed(roots), patience)
-    server = MCPServer("normscan", version=__version__, instructions=INSTRUCTIONS)
+    server = MCPServer(
+        "normscan", version=__version__, instructions=INSTRUCTIONS, log_level="ERROR"
+    )
     for name in TOOLS:
-        server.add_tool(getattr(tools, name))
+        server.add_tool(_explained(getattr(tools, name)))
     server.run("stdio")
 
 
