@@ -17,7 +17,6 @@ from normscan import registry
 from normscan.cli.assistant.allowed import Allowed
 from normscan.cli.main import COMMANDS, main
 from normscan.errors import ArgumentError
-from normscan.identity import pseudonym
 
 SKILL = Path(__file__).parents[2] / "src" / "normscan" / "cli" / "assistant" / "SKILL.md"
 
@@ -223,7 +222,3 @@ def test_without_the_package_the_command_says_so(root, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "normscan.cli.assistant.server", raising=False)
     assert main(["mcp", "--root", str(root)]) == 2
     assert "pip install 'normscan[mcp]'" in capsys.readouterr().err
-
-
-def test_pseudonyms_are_those_of_detectors():
-    assert re.fullmatch("[0-9a-f]{12}", pseudonym("scan x", 12))

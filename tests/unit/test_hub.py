@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -221,6 +220,13 @@ def test_who_may_not_is_told(server, run, tmp_path, monkeypatch, capsys):
         pull("clinic/nothing", tmp_path / "run", 10**9)
 
 
+def test_a_command_wants_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", f"hf:{REPO}", "scan.npy"]) == 2
+    assert f"normscan pull {REPO} --out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["brains", "a/b/c", "../b", "a b/c", "https://x/y", "/"])
 def test_a_name_of_no_repository(text):
     assert Place.of("hf:a/b@v1") == Place("a/b", "v1")
@@ -248,7 +254,3 @@ def test_offline_is_said_at_once(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and "can't be reached" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
-
-
-def test_the_library_is_the_one_that_is_asked_for():
-    assert tuple(map(int, huggingface_hub.__version__.split(".")[:2])) >= (0, 27)

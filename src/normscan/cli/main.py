@@ -191,6 +191,9 @@ def run(name: str, arguments: list[str]) -> int | None:
         return fail(f"{error} See {parser.prog} --help.")
     values = parser.parse_args(given)
     options = {k: v for k, v in vars(values).items() if card is None or k != "config"}
+    if str(options.get("run", "")).startswith("hf:"):
+        place = options["run"].removeprefix("hf:")
+        return fail(f"fetch it first: normscan pull {place} --out FOLDER, then name that folder.")
     if card is not None:
         if options["preset"] != _preset(arguments):
             return fail(
