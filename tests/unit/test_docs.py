@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    + [ROOT / "src" / "normscan" / "cli" / "assistant" / "SKILL.md"]
     + [p for p in DOCS.rglob("*.md") if DOCS / "methods" not in p.parents]
 )
 CARDS = load_all()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from normscan.cli.assistant.commands import mcp as mcp
+from normscan.cli.assistant.commands import skill as skill
 from normscan.cli.benchmark import benchmark as benchmark
 from normscan.cli.beside import others, set_beside
 from normscan.cli.calibrate import calibrate as calibrate
@@ -23,6 +25,9 @@ from normscan.cli.datasets import datasets as datasets
 from normscan.cli.diagnostics import pitfalls as pitfalls
 from normscan.cli.export import export as export
 from normscan.cli.federated import federate as federate
+from normscan.cli.hub import pull as pull
+from normscan.cli.hub import push as push
+from normscan.cli.mood import mood as mood
 from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions
@@ -73,6 +78,7 @@ def fit(
     trim: int = 0,
     exclude: list[str] | None = None,
     threads: int | None = None,
+    logger: Literal["tensorboard", "mlflow", "wandb"] | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> None:
     """Train a method on the healthy scans of a cohort.
@@ -121,12 +127,14 @@ def fit(
         exclude: a healthy scan to leave out and why, ID=REASON, which is recorded with the detector;
             given once for each, or a table with the columns scan and reason.
         threads: of the arithmetic; by default the cores that this process may use.
+        logger: tensorboard, mlflow or wandb, which gets what log.jsonl gets.
         arguments: of the method.
     """
     from torch import cuda
 
     from normscan.detector import Detector
     from normscan.detector.review import PAGE
+    from normscan.tracking import amounts, check_logger, tracked
     from normscan.training.fabric import check_machine
     from normscan.training.folder import DETECTOR, check_run, first_process
 
@@ -142,6 +150,7 @@ def fit(
     # Before any file of the cohort is opened.
     check_run(Path(out), resume)
     check_machine(device, devices, precision, nodes, strategy)
+    check_logger(logger)
     finished = resume and (Path(out) / DETECTOR).exists()
     table = None
     if cohort is not None:
@@ -161,20 +170,24 @@ def fit(
                 f"preset {preset} is the article's size and may take days without a GPU; "
                 "--preset laptop takes minutes"
             )
-    detector.fit(
-        table,
-        out,
-        device=device,
-        devices=devices,
-        nodes=nodes,
-        precision=precision,
-        strategy=strategy,
-        workers=workers,
-        resume=resume,
-        progress=True,
-        auxiliary=auxiliary,
-        exclude=exclude,
-    )
+    # Of several processes the first one logs.
+    with tracked(logger if first_process() else None, out) as tracker:
+        detector.fit(
+            table,
+            out,
+            device=device,
+            devices=devices,
+            nodes=nodes,
+            precision=precision,
+            strategy=strategy,
+            workers=workers,
+            resume=resume,
+            progress=True,
+            auxiliary=auxiliary,
+            exclude=exclude,
+        )
+        if tracker is not None:
+            tracker.results(amounts(detector.training))
     if "calibration" not in detector.training:  # a helper process of several
         return
     seconds = detector.training["seconds"]["total"]
@@ -203,6 +216,7 @@ def evaluate(
     threads: int | None = None,
     convention: Literal["radiological", "neurological"] | None = None,
     compare: list[str] | None = None,
+    logger: Literal["tensorboard", "mlflow", "wandb"] | None = None,
 ) -> None:
     """Metrics with intervals and a report page of a trained detector on a cohort.
 
@@ -222,10 +236,14 @@ def evaluate(
             (neurological); radiological for scans from DICOM by default.
         compare: run folders of other detectors, which are evaluated on the same scans and set side
             by side with this one, with tests and pictures, in compare/ beside the report.
+        logger: tensorboard, mlflow or wandb, which gets the figures, in the run of fit where that
+            logged there, too.
     """
     from normscan import evaluation
     from normscan.detector import load
+    from normscan.tracking import check_logger, figures, tracked
 
+    check_logger(logger)
     use_threads(threads)
     detector = load(run, device)
     table = detector.read_cohort(cohort, root)
@@ -233,11 +251,14 @@ def evaluate(
         print(f"note: {note}", file=sys.stderr)
     folder = Path(out) if out else Path(run) / "evaluation"
     beside = others(compare or [], folder, device)
-    results = evaluation.evaluate(
-        detector, table, folder, split=split, region=region, group=group,
-        baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
-        overwrite=overwrite, radiological=None if convention is None else convention == "radiological",
-    )  # fmt: skip
+    with tracked(logger, run) as tracker:
+        results = evaluation.evaluate(
+            detector, table, folder, split=split, region=region, group=group,
+            baselines=evaluation.BASELINES if baselines else (), command=command_line(), progress=True,
+            overwrite=overwrite, radiological=None if convention is None else convention == "radiological",
+        )  # fmt: skip
+        if tracker is not None:
+            tracker.results(figures(results))
     print(f"{detector.card.id} on {Path(cohort).stem}, split {split}")
     print(evaluation.text_summary(results))
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")

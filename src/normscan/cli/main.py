@@ -37,9 +37,12 @@ COMMANDS = {
     "update": "let new healthy scans join a trained detector: normscan update RUN --cohort C",
     "merge": "what the detectors of several sites know, in one: normscan merge RUN RUN --out MERGED",
     "export": "a detector as one file for others: normscan export RUN --to onnx",
+    "push": "a detector into a repository of a Hugging Face hub: normscan push RUN OWNER/NAME",
+    "pull": "a detector from one, checked: normscan pull OWNER/NAME --out FOLDER",
     "compare": "test evaluated detectors against each other: normscan compare RUN RUN...",
     "subgroups": "an evaluation by site, sex, age: normscan subgroups RUN --column site",
     "benchmark": "compare methods under a protocol: normscan benchmark PROTOCOL --methods a,b",
+    "mood": "a folder in, maps or numbers out: normscan mood pixel INPUT OUTPUT --run RUN",
     "limits": "the smallest and faintest lesion found: normscan limits RUN --cohort C",
     "pitfalls": "what a residual can't find: normscan pitfalls --cohort C --out FOLDER",
     "tasks": "list the kinds of artificial anomalies, with pictures",
@@ -52,6 +55,8 @@ COMMANDS = {
     "tiles": "cut whole-slide images into tiles of tissue: normscan tiles SLIDE --out FOLDER",
     "datasets": "public data sets: list, show ID, prepare ID --root FOLDER, download ID",
     "node": "score what a PACS sends, results back: normscan node --config node.toml",
+    "mcp": "tools for an assistant, by the Model Context Protocol: normscan mcp --root FOLDER",
+    "skill": "what an assistant should know to use these commands",
     "phantom": "simulate a cohort with lesions: normscan phantom --out FOLDER",
     "demo": "the whole job on a simulated cohort",
 }
@@ -78,6 +83,8 @@ POSITIONAL = {
     "calibrate": "run",
     "update": "run",
     "export": "run",
+    "push": "run",
+    "pull": "repo",
     "limits": "run",
     "regions": "run",
     "subgroups": "run",
@@ -190,6 +197,9 @@ def run(name: str, arguments: list[str]) -> int | None:
         return fail(f"{error} See {parser.prog} --help.")
     values = parser.parse_args(given)
     options = {k: v for k, v in vars(values).items() if card is None or k != "config"}
+    if str(options.get("run", "")).startswith("hf:"):
+        place = options["run"].removeprefix("hf:")
+        return fail(f"fetch it first: normscan pull {place} --out FOLDER, then name that folder.")
     if card is not None:
         if options["preset"] != _preset(arguments):
             return fail(
@@ -273,8 +283,13 @@ def build_parser(
             "--config", action=ActionConfigFile, help="YAML file with these options"
         )
     if positional:
-        meanings = {"run": "run folder of the detector", "method": "id of the method"}
+        meanings = {
+            "run": "run folder of the detector", "method": "id of the method",
+            "repo": "OWNER/NAME or OWNER/NAME@REVISION",
+        }  # fmt: skip
         parser.add_argument(positional, help=meanings.get(positional, "table or folder"))
+    if name == "push":
+        parser.add_argument("repo", help="OWNER/NAME or OWNER/NAME@BRANCH")
     if name in ("compare", "merge"):
         meant = "run or evaluation folders of one cohort" if name == "compare" else "run folders"
         parser.add_argument("runs", nargs="+", help=meant)
@@ -285,6 +300,13 @@ def build_parser(
             "action", nargs="?", default="list", help="list, show, prepare, download"
         )
         parser.add_argument("id", nargs="?", help="id of the data set")
+    if name == "mood":
+        for argument, text in (
+            ("task", "pixel or sample"),
+            ("input", "folder of scans"),
+            ("output", "folder for results"),
+        ):
+            parser.add_argument(argument, help=text)
     if name == "node":
         parser.add_argument(
             "action", nargs="?", default="run", help="run, status, drift, purge, again"
@@ -292,6 +314,10 @@ def build_parser(
     if name == "benchmark":
         parser.add_argument("protocol", nargs="?", default="list", help="protocol, or list")
     skip = {positional, "scans", "runs", "progress"} - {None}
+    if name == "push":
+        skip |= {"repo"}
+    if name == "mood":
+        skip |= {"task", "input", "output"}
     if name == "benchmark":
         skip |= {"protocol"}
     if name in ("datasets", "node"):

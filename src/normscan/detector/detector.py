@@ -436,12 +436,14 @@ def load(
 
     Args:
         folder: with ``detector.json`` and ``model.safetensors``; or an ``.onnx`` file of ``normscan
-            export``, which is run by onnxruntime, on the processor and without torch.
+            export``, which is run by onnxruntime, on the processor and without torch; or
+            ``hf:owner/name``, a repository of a Hugging Face hub, ``hf:owner/name@revision`` one at
+            a branch, tag or commit.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the arithmetic of an exported file; None for onnxruntime's own choice.
 
     Raises:
-        OutputError: no detector there, an unfinished or a damaged one.
+        OutputError: no detector there, an unfinished or a damaged one; a hub that can't be reached.
     """
     detector = object.__new__(Detector)
     if Path(folder).suffix == ".onnx":
@@ -449,7 +451,10 @@ def load(
             raise ArgumentError(f"device '{device}': an exported graph runs on the cpu.")
         detector._begin(read_exported(Path(folder), threads))
         return detector
-    from normscan.detector.storage import read_state
+    from normscan.detector.storage import bounds, read_state
+    from normscan.io import hub
 
+    if str(folder).startswith(hub.SCHEME):
+        folder = hub.fetch(hub.Place.of(str(folder)), bounds())
     detector._begin(read_state(Path(folder), device))
     return detector

@@ -34,6 +34,13 @@ from normscan.wrappers import wrap
 
 FORMAT = 1
 PLACES = "places.safetensors"  # healthy mean and deviation at each place, where a score needs them
+FILES = (DETECTOR, WEIGHTS, PLACES, "card.md", DIVISION)  # that a detector may consist of
+MOST = 8 * 10**9  # bytes of weights from elsewhere, unless more is asked for
+
+
+def bounds(most: int = MOST) -> dict[str, int]:
+    """Return the most bytes that each file of a detector from elsewhere may have, by name."""
+    return {name: most if name.endswith(".safetensors") else 256 * 10**6 for name in FILES}
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from normscan.errors import OutputError
 from normscan.io.values import read_json, write_json
+from normscan.tracking import STATE as TRACKING
 
 DETECTOR = "detector.json"
 WEIGHTS = "model.safetensors"
@@ -23,7 +24,7 @@ FOLDS = "folds"  # of a cross-calibrated detector; each has a folder
 MAPS = "maps"  # of healthy scans, until a reduction is settled
 MEMBER = "member.safetensors"  # a finished fold
 PLAN = "plan.json"  # what the healthy scans settled before training, and why
-BEGUN = (CONFIG, DIVISION, PLAN)  # written before anything is trained
+BEGUN = (CONFIG, DIVISION, PLAN, TRACKING)  # written before anything is trained
 
 
 def claim_folder(folder: Path, configuration: dict[str, Any], resume: bool) -> None:

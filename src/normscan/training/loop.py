@@ -19,6 +19,7 @@ from normscan.errors import ArgumentError, NormscanError
 from normscan.io.atomic import writing
 from normscan.methods.base import Batch, Batches, Method, Phase, Player
 from normscan.rng import Rng, derive_seed, seeded
+from normscan.tracking import record
 from normscan.training.checkpoint import cpu_state, load_state, save_state, whole
 from normscan.training.data import Draws, PreparedSet
 from normscan.training.folder import CHECKPOINT, LOG
@@ -299,6 +300,7 @@ class Trainer:
             path = self.folder / LOG
             with writing(path), path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            record(self.folder, line)
         return "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
 
     def _trim_log(self, phase: int, step: int) -> None:

@@ -1,0 +1,3 @@
+#!/bin/sh
+# A number for each scan of a folder, in NAME.txt.
+exec normscan mood sample "$1" "$2" --run "${DETECTORS:-/workspace/detectors}/brain"
