@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first of each kind")
     parser.add_argument("--kinds", nargs="+", help="of the table; all by default")
     parser.add_argument("--only", nargs=2, metavar=("KIND", "SEED"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mutations.md")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "mutations.md"
+    )
     options = parser.parse_args()
     from tests.support import mutations as M
 
@@ -76,7 +78,9 @@ def write(out: Path, lines: list[list[str]], odd: list[str]) -> None:
     head = ["kind", "files", *OUTCOMES, "CPU s"]
     total = ["together", *(str(sum(int(row[i]) for row in lines)) for i in range(1, len(head)))]
     rows = [head, ["---"] * len(head), *lines, total]
-    text = "# Files that were changed at random\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in rows)
+    text = "# Files that were changed at random\n\n" + "\n".join(
+        f"| {' | '.join(r)} |" for r in rows
+    )
     text += "\n\n" + "".join(f"- {line}\n" for line in odd) if odd else "\n"
     out.write_text(f"{text}\nCommand: `{' '.join(['python', *sys.argv])}`\n", encoding="utf-8")
 
@@ -116,6 +120,7 @@ def _batch(kind: object, seeds: range, work: Path, writer: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
     for seed in seeds:
         place = work / str(seed)
+        shutil.rmtree(place, ignore_errors=True)  # of one that was ended
         place.mkdir()
         # The system's own handlers end the process, whatever code it is in.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)

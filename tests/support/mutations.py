@@ -84,7 +84,9 @@ def of_bytes(data: bytes, rng: random.Random) -> bytes:
         case 4:
             order, kind = rng.choice("<>"), rng.choice("BHIQfd")
             if kind in "fd":
-                value: Any = rng.choice(FLOATS if kind == "d" else [f for f in FLOATS if f != 1e308])
+                value: Any = rng.choice(
+                    FLOATS if kind == "d" else [f for f in FLOATS if f != 1e308]
+                )
             else:
                 value = rng.choice(EDGES) % 256 ** struct.calcsize(kind)
             new = struct.pack(order + kind, value)
@@ -115,7 +117,9 @@ def of_png(data: bytes, rng: random.Random) -> bytes:
             one[1] = zlib.compress(of_bytes(zlib.decompress(one[1]), rng))
         case _:
             one[1] = of_bytes(one[1], rng)
-    parts = [struct.pack(">I", len(b)) + a + b + struct.pack(">I", zlib.crc32(a + b)) for a, b in chunks]
+    parts = [
+        struct.pack(">I", len(b)) + a + b + struct.pack(">I", zlib.crc32(a + b)) for a, b in chunks
+    ]
     return data[:8] + b"".join(parts)
 
 
@@ -135,11 +139,15 @@ def of_zip(data: bytes, rng: random.Random) -> bytes:
         case 1:
             members.append(list(one))
         case 2:
-            one[0] = rng.choice(["../x", "/x", "a/" * 50 + "x", "", "x\0y", "x" * 300, "C:\\x", "."])
+            one[0] = rng.choice(
+                ["../x", "/x", "a/" * 50 + "x", "", "x\0y", "x" * 300, "C:\\x", "."]
+            )
         case _:
             one[1] = of_bytes(one[1], rng)
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as packed:
+    with zipfile.ZipFile(
+        made, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    ) as packed:
         for name, content in members:
             packed.writestr(zipfile.ZipInfo(name), content)
     return made.getvalue()
@@ -147,8 +155,9 @@ def of_zip(data: bytes, rng: random.Random) -> bytes:
 
 # ---------------------------------------------------------------- changes of words and values
 
-WORDS = ["", "0", "-1", "1e999", "nan", "inf", "-0", "9" * 30, "true", "null", "../x", "/dev/zero", "x" * 5000,
-         "=1+1", "'", '"', "[", "{", "\\", "\x1b[31m", "é", "🧠", "\0", "a\tb", "1,2", "#slice=1"]  # fmt: skip
+WORDS = ["", "0", "-1", "1e999", "nan", "inf", "-0", "9" * 30, "true", "null", "../x", "/dev/zero",
+         "x" * 5000, "=1+1", "'", '"', "[", "{", "\\", "\x1b[31m", "é", "🧠", "\0", "a\tb", "1,2",
+         "#slice=1"]  # fmt: skip
 TOKEN = re.compile(r"[^\s,;=\"\[\]{}:]+")
 
 
@@ -170,8 +179,9 @@ def of_text(data: bytes, rng: random.Random) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-VALUES: list[Any] = [None, True, 0, -1, 1, 2, 0.5, -0.5, 1e-300, 1e300, float("nan"), float("inf"), 2**31, 2**53,
-                     10**30, "", "x", "../x", "x" * 20_000, [], {}, [[]], [0] * 5000, {"a": 1}]  # fmt: skip
+VALUES: list[Any] = [None, True, 0, -1, 1, 2, 0.5, -0.5, 1e-300, 1e300, float("nan"), float("inf"), 2**31,
+                     2**53, 10**30, "", "x", "../x", "x" * 20_000, [], {}, [[]], [0] * 5000,
+                     {"a": 1}]  # fmt: skip
 
 
 def of_values(value: Any, rng: random.Random) -> Any:
@@ -198,7 +208,13 @@ def of_values(value: Any, rng: random.Random) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in list(pairs):
         yield value, key
         yield from _places(inner)
@@ -232,7 +248,7 @@ def mutated(kind: Kind, seed: int) -> tuple[str, bytes]:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         try:
             data = rng.choice(WAYS.get(name.rpartition(".")[2], (of_bytes,)))(data, rng)
-        except (ValueError, struct.error, OSError, EOFError, RecursionError, zlib.error,
+        except (ValueError, IndexError, struct.error, OSError, EOFError, RecursionError, zlib.error,
                 zipfile.BadZipFile, NotImplementedError):  # fmt: skip
             data = of_bytes(data, rng)  # an earlier change left nothing to unpack
     return name, data
@@ -242,7 +258,8 @@ def outcome(kind: Kind, place: Path, seed: int) -> tuple[str, str]:
     """Read one changed file in an empty folder.
 
     Returns:
-        What came of it (``read``, ``one line``, ``long``: more than that, ``memory``) and, of the last two, more.
+        What came of it (``read``, ``one line``, ``long``: more than that, ``memory``) and, of the last
+        two, more.
     """
     name, data = mutated(kind, seed)
     (place / name).write_bytes(data)
@@ -325,7 +342,12 @@ def volumes(home: Path) -> list[tuple[str, bytes]]:
         np.save(home / "a.npy", values.astype(kind))
         np.savez_compressed(home / "a.npz", image=values.astype(kind), spacing=np.ones(3))
         image = sitk.GetImageFromArray(values.astype(kind))
-        for name, packed in (("a.nrrd", False), ("a.nrrd", True), ("a.mha", False), ("a.mha", True)):
+        for name, packed in (
+            ("a.nrrd", False),
+            ("a.nrrd", True),
+            ("a.mha", False),
+            ("a.mha", True),
+        ):
             sitk.WriteImage(image, str(home / name), packed)
             made.append((name, (home / name).read_bytes()))
         made += [(name, (home / name).read_bytes()) for name in ("a.npy", "a.npz")]
@@ -335,10 +357,21 @@ def volumes(home: Path) -> list[tuple[str, bytes]]:
     return [*made, ("a.nii", (home / "a.nii").read_bytes())]
 
 
+def stack() -> tuple[Any, np.ndarray]:
+    """Planes of a small series, and its values."""
+    values = np.random.default_rng(0).integers(0, 900, (3, 8, 8)).astype(float)
+    return G.make_planes(count=3, shape=(8, 8)), values
+
+
 def dicom(home: Path) -> list[tuple[str, bytes]]:
     """Single files: native and packed pixels, several frames, colour."""
-    planes, values = G.make_planes(count=3, shape=(8, 8)), np.random.default_rng(0).integers(0, 900, (3, 8, 8))
-    paths = [D.write_series(home / s, planes, values.astype(float), "CT", syntax=s)[0] for s in D.NATIVE]
+    planes, values = (
+        G.make_planes(count=3, shape=(8, 8)),
+        np.random.default_rng(0).integers(0, 900, (3, 8, 8)),
+    )
+    paths = [
+        D.write_series(home / s, planes, values.astype(float), "CT", syntax=s)[0] for s in D.NATIVE
+    ]
     paths += D.write_enhanced(home / "e", planes, values.astype(float), "MR")
     grey = (np.arange(32)[:, None] * 3 + np.arange(32)).astype("u1")
     for n, syntax in enumerate((*D.LOSSLESS, uid.JPEGBaseline8Bit)):
@@ -350,7 +383,10 @@ def dicom(home: Path) -> list[tuple[str, bytes]]:
 
 def zips(home: Path) -> list[tuple[str, bytes]]:
     """Archives of a series."""
-    planes, values = G.make_planes(count=3, shape=(8, 8)), np.random.default_rng(0).integers(0, 900, (3, 8, 8))
+    planes, values = (
+        G.make_planes(count=3, shape=(8, 8)),
+        np.random.default_rng(0).integers(0, 900, (3, 8, 8)),
+    )
     paths = D.write_series(home / "zipped", planes, values.astype(float), "MR")
     made = []
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -365,7 +401,9 @@ def zips(home: Path) -> list[tuple[str, bytes]]:
 def tables() -> list[tuple[str, bytes]]:
     """Cohorts, as comma and tab separated text."""
     head = "scan,subject,path,label,mask,foreground,split,site,age"
-    rows = [f"s{i},p{i},{i}.png,{i % 2},,,{('train', 'test')[i % 2]},one,{40 + i}" for i in range(10)]
+    rows = [
+        f"s{i},p{i},{i}.png,{i % 2},,,{('train', 'test')[i % 2]},one,{40 + i}" for i in range(10)
+    ]
     text = "\n".join([head, *rows]) + "\n"
     few = "path,label\n" + "\n".join(f'"{i}.png",{i % 2}' for i in range(8))
     return [("c.csv", text.encode()), ("c.tsv", text.replace(",", "\t").encode()), ("c.csv", few.encode()),
@@ -418,7 +456,10 @@ def nodes() -> list[tuple[str, bytes]]:
 def protocols() -> list[tuple[str, bytes]]:
     """Three of the shipped ones."""
     folder = Path(ns.__file__).parent / "benchmark" / "protocols"
-    return [(f"{name}.toml", (folder / f"{name}.toml").read_bytes()) for name in ("bmad", "local", "phantom")]
+    return [
+        (f"{name}.toml", (folder / f"{name}.toml").read_bytes())
+        for name in ("bmad", "local", "phantom")
+    ]
 
 
 def read_protocol(path: Path) -> None:
@@ -426,7 +467,9 @@ def read_protocol(path: Path) -> None:
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise NormscanError(" ".join(str(error).split())[:200]) from error  # nobody else's file comes so far
+        raise NormscanError(
+            " ".join(str(error).split())[:200]
+        ) from error  # nobody else's file comes so far
     parse(path.stem, {path.stem: raw}).text()
 
 

@@ -173,7 +173,9 @@ def read_state(folder: Path, device: str = "auto") -> State:
         if state.scan_threshold is None and not state.may_stay_open:
             raise ValueError("it has no scan threshold")
         method = read_method(state, folder)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:
+    except (
+        LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, ArgumentError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split()).rstrip(".")
         raise OutputError(f"{folder / DETECTOR} is damaged ({reason}). Train again.") from error
     chosen = "cuda" if torch.cuda.is_available() else "cpu"

@@ -65,6 +65,25 @@ class _Configuration(_Strict):
     replaces: bool = False
 
 
+class _Named(_Strict):
+    """A scan that was left out, or can't be scored, and why."""
+
+    scan: Short
+    reason: Short
+
+
+class _Joined(_Strict):
+    scans: Count
+    subjects: Count
+
+
+class _Pixels(_Strict):
+    """Scores of the map, rising, and the share of healthy pixels above each."""
+
+    shares: Annotated[list[Annotated[list[float], Field(min_length=2, max_length=2)]],
+                      Field(max_length=10**5)] = []  # fmt: skip
+
+
 class _Training(_Strict):
     """What was noted of the training; other keys are kept as they are."""
 
@@ -81,11 +100,12 @@ class _Training(_Strict):
     elsewhere: dict[str, Any] | None = None
     reduction: dict[str, Any] | None = None
     earlier: Records | dict[str, Any] | None = None
-    updates: Records = []
-    excluded: Records = []
+    updates: list[_Joined] = []
+    excluded: list[_Named] = []
     references: Records = []
     anomalies: dict[str, Any] | None = None
-    not_scored: Records = []
+    not_scored: list[_Named] = []
+    pixel_threshold: _Pixels | None = None
 
 
 class _Stored(_Strict):
