@@ -165,6 +165,10 @@ def read_state(folder: Path, device: str = "auto") -> State:
             false_components=setup.get("false_components"),
         )
         check_arguments(asked.card, setup["arguments"], len(about["channels"]))
+        if setup["arguments"]["size"] != (size := setup["patch"] or setup["preprocess"]["size"]):
+            raise ValueError(
+                f"its method works on {setup['arguments']['size']} pixels, not on {size}"
+            )
         state = asked.changed(
             **settled(about),
             division=division,

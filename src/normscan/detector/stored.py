@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from normscan.detector.ranges import LAST_SEED, check_ranges
 from normscan.errors import ArgumentError
 from normscan.io.values import plain, tupled
 from normscan.version import __version__
@@ -58,7 +59,7 @@ class _Configuration(_Strict):
     fpr: Rate
     pixel_fpr: Rate
     patch: Annotated[int, Field(ge=1, le=4096)] | None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED)]
     wrappers: Annotated[list[Name], Field(max_length=8)] = []
     calibration: _Calibration | None = None
     false_components: Annotated[float, Field(ge=0)] | None = None
@@ -191,6 +192,7 @@ def check_arguments(card: Card, arguments: Mapping[str, Any], channels: int) -> 
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not fits or (whole and abs(value) > MOST):
             raise ArgumentError(f"the argument {name} of {card.id} is {_shown(value)}")
+    check_ranges(card, arguments)
     for name, allowed in (("dims", card.dims), ("size", range(1, 4097))):
         value = arguments.get(name)
         if name in known and (value not in allowed or isinstance(value, bool)):
