@@ -25,6 +25,8 @@ from normscan.cli.federated import federate as federate
 from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions
+from normscan.cli.sign import sign as sign
+from normscan.cli.sign import verify as verify
 from normscan.cli.spelling import command_line
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups

@@ -20,6 +20,7 @@ from normscan.detector.exclude import Excluded, reasons_of
 from normscan.detector.filled import without as lacking
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import predict, predict_rows
+from normscan.detector.signed import check_trusted
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io import Given
@@ -427,7 +428,10 @@ def create(method: str, **options: Any) -> Detector:
 
 
 def load(
-    folder: str | os.PathLike[str], device: str = "auto", threads: int | None = None
+    folder: str | os.PathLike[str],
+    device: str = "auto",
+    threads: int | None = None,
+    trusted: Sequence[str | os.PathLike[str]] | None = None,
 ) -> Detector:
     """Load a detector from the folder that ``fit`` or ``save`` wrote, or from an exported file.
 
@@ -436,10 +440,13 @@ def load(
             export``, which is run by onnxruntime, on the processor and without torch.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the arithmetic of an exported file; None for onnxruntime's own choice.
+        trusted: public keys one of which must have signed it, files or folders of them; by default
+            those that ``NORMSCAN_TRUSTED`` names, and without any whoever made it is trusted.
 
     Raises:
-        OutputError: no detector there, an unfinished or a damaged one.
+        OutputError: no detector there, an unfinished or a damaged one, or none that is trusted.
     """
+    check_trusted(Path(folder), trusted)
     detector = object.__new__(Detector)
     if Path(folder).suffix == ".onnx":
         if device not in ("auto", "cpu"):

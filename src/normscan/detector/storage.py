@@ -15,6 +15,7 @@ from normscan.cohort import Division
 from normscan.cohort.anomalies import FewAnomalies
 from normscan.detector.allowance import Allowance
 from normscan.detector.described import calibration_of, settled
+from normscan.detector.signed import PLACES, check_trusted
 from normscan.detector.state import State, ask
 from normscan.detector.unnamed import hidden, shown
 from normscan.errors import ArgumentError, OutputError
@@ -33,7 +34,6 @@ from normscan.version import __version__
 from normscan.wrappers import wrap
 
 FORMAT = 1
-PLACES = "places.safetensors"  # healthy mean and deviation at each place, where a score needs them
 
 
 def versions() -> dict[str, str]:
@@ -197,6 +197,7 @@ def read_gate(folder: Path) -> Gate | None:
     Raises:
         OutputError: no detector there, an unfinished or a damaged one.
     """
+    check_trusted(folder)
     try:
         stored = read_detector(folder).get("gate")
         return None if stored is None else Gate.from_dict(stored)

@@ -89,7 +89,7 @@ class Scorer:
     def _load(self, folder: Path) -> Detector:
         from normscan.detector import load
 
-        return load(folder, self.config.device)
+        return load(folder, self.config.device, trusted=self.config.trusted or None)
 
     def take(self, job: Job) -> None:
         """Bring a claimed job to its results, give it back for another try, or fail it."""
