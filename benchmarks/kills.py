@@ -3,7 +3,8 @@
 A process is ended by SIGKILL just before it opens a file for writing, renames, removes or makes one
 within its folder, event by event; the same command (``fit`` with ``--resume``) then goes on. What it
 ends with must be what the run that nobody killed ended with: the same bits of weights and figures, and
-the same files. One method of each kind of training, and the commands that write folders.
+the same files. One method of each kind of training, and the commands that write folders; of a
+benchmark the command and, as ``worker``, the process of its first cell; of a node what scores.
 
 Writes benchmarks/results/kills.md. Without ``--most`` every event is tried, which takes an hour or
 more; a killed process is a fork, so that Python isn't started anew for each.
@@ -12,7 +13,9 @@ more; a killed process is a fork, so that Python isn't started anew for each.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -36,8 +39,23 @@ FITS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross-conformal": ("ae_dense", {**CROSS, "steps": 3, "reduction": "evidence"}),
     "auto": ("auto", CROSS),
 }
-COMMANDS = ("evaluate", "predict", "limits", "preprocess", "benchmark")
-TIMES = ("seconds", "stages", "date", "took")  # keys whose values no two runs share
+COMMANDS = ("evaluate", "predict", "limits", "preprocess", "benchmark", "worker", "node")
+WORKER = """
+import os, sys
+if "normscan.benchmark.cell" in sys.orig_argv and not os.path.exists(DIED):
+    sys.path.insert(0, HERE)
+    from kills import counted
+    counted(FOLDER, EVENT, DIED)
+"""
+"""What Python reads at the start of a cell's process: it is killed once, or counts its changes."""
+TIMES = (
+    "seconds",
+    "stages",
+    "date",
+    "took",
+    "memory_mib",
+    "memory",
+)  # keys whose values no two runs share
 
 
 def main() -> None:
@@ -92,7 +110,8 @@ def tried(kind: str, table: Path, work: Path, most: int | None) -> list[str]:
     work.mkdir(parents=True)
     run, what = prepared(kind, table, work)
     straight, count = work / "straight", work / "count"
-    ended = forked(lambda: run(straight, False), straight, None, count)
+    inner = kind == "worker"
+    ended = forked(lambda: run(straight, False), straight, None, count, count if inner else None)
     if ended != 0:
         return [kind, what, "", "", "", f"the run itself ended with {ended}"]
     events = int(count.read_text())
@@ -101,7 +120,9 @@ def tried(kind: str, table: Path, work: Path, most: int | None) -> list[str]:
     odd: list[str] = []
     for event in range(0, events, step):
         out = work / f"killed{event}"
-        if forked(lambda o=out: run(o, False), out, event, None) != -signal.SIGKILL:
+        died = work / f"died{event}"
+        ended = forked(lambda o=out: run(o, False), out, event, None, died if inner else None)
+        if ended != -signal.SIGKILL and not died.exists():
             continue
         killed += 1
         ended = forked(lambda o=out: run(o, o.exists()), out, None, None)
@@ -125,25 +146,70 @@ def prepared(kind: str, table: Path, work: Path) -> tuple[Callable[[Path, bool],
         method, options = FITS[kind]
         asked = ns.create(method, **{**TINY, **options})
         return lambda out, again: asked.fit(cohort, out, resume=again), method
+    if kind == "node":
+        return scoring(work), kind
     run = work / "run"
     if forked(
         lambda: ns.create("mean_image", **{**TINY, **SPLIT}).fit(cohort, run), run, None, None
     ):
         raise SystemExit("the detector for the commands could not be fitted.")
     scans = ["--cohort", str(table)]
+    cells = ["local", "--data", f"toy={table}", "--methods", "ae_dense", "--seeds", "1"]
     arguments = {
         "evaluate": lambda out: ["evaluate", run, *scans, "--baselines", "false"],
         "predict": lambda out: ["predict", run, *scans, *(["--overwrite"] if out.exists() else [])],
         "limits": lambda out: ["limits", run, *scans, "--count", "1", "--replicates", "0"],
         "preprocess": lambda out: ["preprocess", table, "--steps", "[percentile]"],
-        "benchmark": lambda out: [
-            "benchmark", "uninett", "--methods", "mean_image", "--workers", "1",
-        ],
-    }[kind]  # fmt: skip
-    return lambda out, again: command([*map(str, arguments(out)), "--out", str(out)]), kind
+        "benchmark": lambda out: ["benchmark", *cells, "--preset", "tiny", "--workers", "2"],
+    }["benchmark" if kind == "worker" else kind]
+
+    def begin(out: Path, again: bool) -> int:
+        more = ["--retry"] if again and kind == "worker" else []
+        return command([*map(str, arguments(out)), *more, "--out", str(out)])
+
+    return begin, kind
 
 
-def forked(run: Callable[[], Any], folder: Path, event: int | None, count: Path | None) -> int:
+def scoring(work: Path) -> Callable[[Path, bool], Any]:
+    """Return what lets a series arrive at a node and be scored, once more after a death."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import pydicom
+    from tests.support import node as N
+
+    from normscan.node.config import Config
+    from normscan.node.receive import recover, take
+    from normscan.node.score import Scorer
+    from normscan.node.store import Store
+
+    files, made = N.series(work / "sent", "patient"), N.make_detector(work / "heads")
+
+    def begin(out: Path, again: bool) -> int:
+        config = Config.read(N.write_config(work / "node", made))
+        store = Store(config.model_copy(update={"folder": out}))
+        store.queue.release()  # as a node does that starts
+        store.clear_making()
+        store.clear_incoming(0)
+        recover(store)
+        for path in files:
+            part, data = store.incoming / path.name, pydicom.dcmread(path)
+            part.write_bytes(path.read_bytes())
+            take(store, part, "CALLER", data.SeriesInstanceUID, data.SOPInstanceUID)
+        store.queue.db.execute("update jobs set due = 0 where stage = 'score'")
+        while (job := store.queue.claim("score", "score-1-a")) is not None:
+            Scorer(store).take(job)
+        (job,) = store.queue.jobs()
+        return 0 if (job.state, job.instances) == ("done", len(files)) else 3
+
+    return begin
+
+
+def forked(
+    run: Callable[[], Any],
+    folder: Path,
+    event: int | None,
+    count: Path | None,
+    inner: Path | None = None,
+) -> int:
     """Run in a process of its own; return its exit code, that of a signal negative.
 
     Args:
@@ -151,12 +217,16 @@ def forked(run: Callable[[], Any], folder: Path, event: int | None, count: Path 
         folder: whose changes count.
         event: the process is killed before this one.
         count: file for the number of changes.
+        inner: the process of the first cell is counted, or killed, instead; it writes this file.
     """
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
     with contextlib.suppress(BaseException):
+        if inner is not None:
+            begin_workers(folder, event, inner)
+            event = count = None
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
@@ -167,9 +237,27 @@ def forked(run: Callable[[], Any], folder: Path, event: int | None, count: Path 
     os._exit(code)
 
 
-def counted(folder: Path, event: int | None) -> list[int]:
-    """Count the changes within a folder from now on, and die before one of them."""
+def begin_workers(folder: Path, event: int | None, note: Path) -> None:
+    """Let the next process of a cell count its changes, or die before one of them."""
+    place = note.with_name(f"{note.name}.site")
+    place.mkdir(exist_ok=True)
+    values = {"HERE": str(Path(__file__).parent), "FOLDER": str(folder), "DIED": str(note)}
+    lines = [f"{name} = {value!r}" for name, value in {**values, "EVENT": event}.items()]
+    (place / "sitecustomize.py").write_text("\n".join(lines) + WORKER)
+    os.environ["PYTHONPATH"] = f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
+
+def counted(folder: Path | str, event: int | None, note: str = "") -> list[int]:
+    """Count the changes within a folder from now on, and die before one of them.
+
+    Args:
+        folder: whose changes count.
+        event: before which to die.
+        note: file for the number of changes, written at the end or before death.
+    """
     seen, place = [0], str(folder)
+    if note and event is None:
+        atexit.register(lambda: Path(note).write_text(str(seen[0])))
 
     def hook(name: str, arguments: tuple[Any, ...]) -> None:
         if name == "open":
@@ -186,6 +274,8 @@ def counted(folder: Path, event: int | None) -> list[int]:
             return
         if any(str(p).startswith(place) for p in paths if isinstance(p, str | os.PathLike)):
             if seen[0] == event:
+                if note:
+                    os.close(os.open(note, os.O_CREAT | os.O_WRONLY))
                 os.kill(os.getpid(), signal.SIGKILL)
             seen[0] += 1
 
@@ -196,7 +286,11 @@ def counted(folder: Path, event: int | None) -> list[int]:
 def difference(straight: Path, other: Path) -> str:
     """Return the first thing that two folders don't have alike, or an empty string."""
     files = [
-        {p.relative_to(f) for p in f.rglob("*") if p.is_file() and not p.name.startswith(".tmp-")}
+        {
+            p.relative_to(f)
+            for p in f.rglob("*")
+            if p.is_file() and not p.name.startswith((".tmp-", "queue.sqlite"))
+        }
         for f in (straight, other)
     ]
     if files[0] != files[1]:
@@ -205,6 +299,8 @@ def difference(straight: Path, other: Path) -> str:
         pair = [(folder / name).read_bytes() for folder in (straight, other)]
         if name.suffix in (".safetensors", ".npy", ".gz") and "checkpoint" not in name.name:
             alike = pair[0] == pair[1]
+        elif name.suffix == ".dcm":
+            alike = pixels_of(pair[0]) == pixels_of(pair[1])
         elif name.name in ("detector.json", "results.json", "limits.json") or (
             name.name.endswith("_finding.json")
         ):
@@ -214,6 +310,14 @@ def difference(straight: Path, other: Path) -> str:
         if not alike:
             return str(name)
     return ""
+
+
+def pixels_of(content: bytes) -> tuple[str, bytes]:
+    """Which object of DICOM it is, and its pixels; when it was made differs."""
+    import pydicom
+
+    data = pydicom.dcmread(io.BytesIO(content))
+    return str(data.SOPInstanceUID), bytes(data.get("PixelData", data.get("FloatPixelData", b"")))
 
 
 def timeless(value: Any) -> Any:

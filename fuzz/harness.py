@@ -1,9 +1,10 @@
-"""What both fuzz targets share: seeds on disk, one input as files, findings told apart and kept."""
+"""What the fuzz targets share: seeds on disk, one input as files, findings told apart and kept."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from normscan.errors import NormscanError
 SECRET = "SECRET"
 """Stands in every name and number of a patient in the seeds; no message may repeat it."""
 
-LIMITS = ("-timeout=10", "-rss_limit_mb=2048", "-max_len=8192", "-len_control=0")
+LIMITS = ("-timeout=10", "-rss_limit_mb=2048", "-len_control=0")
 Read = Callable[[Path, bytes], None]
 Mutate = Callable[[bytes, int, int], bytes]
 
@@ -60,11 +61,32 @@ def check(read: Read, place: Path, data: bytes) -> None:
             raise AssertionError(f"the message names the patient: {message}") from error
 
 
+def structured(change: Callable[[bytes, random.Random], bytes]) -> Mutate:
+    """Return what changes the content of an input, half of the time; the rest is libFuzzer's.
+
+    Args:
+        change: of the content behind the first byte.
+    """
+
+    def mutate(data: bytes, largest: int, seed: int) -> bytes:
+        rng = random.Random(seed)
+        if len(data) > 1 and rng.random() < 0.5:
+            try:
+                made = data[:1] + change(data[1:], rng)
+                return made if len(made) <= largest else data
+            except Exception:  # an earlier change left nothing of that structure
+                pass
+        return atheris.Mutate(data, largest)
+
+    return mutate
+
+
 def fuzz(
     name: str,
     reads: tuple[Read, ...],
     seeds: Iterable[tuple[int, bytes]],
     mutate: Mutate | None = None,
+    largest: int = 8192,
 ) -> None:
     """Run libFuzzer on ``reads``; the first byte of an input says by which of them it is read.
 
@@ -76,6 +98,7 @@ def fuzz(
         reads: functions of a path that is free to use and of the bytes; they write and read it.
         seeds: which of the functions, and the bytes.
         mutate: of an input, the most bytes and a seed; libFuzzer's own by default.
+        largest: bytes of an input.
     """
     here = Path(__file__).parent
     corpus = here / "corpus" / name
@@ -111,5 +134,9 @@ def fuzz(
     artifacts = f"-artifact_prefix={here / 'findings' / name}-"
     findings.folder.parent.mkdir(exist_ok=True)
     more = {} if mutate is None else {"custom_mutator": mutate}
-    atheris.Setup([sys.argv[0], *LIMITS, artifacts, *sys.argv[1:], *places], one, **more)
+    atheris.Setup(
+        [sys.argv[0], *LIMITS, f"-max_len={largest}", artifacts, *sys.argv[1:], *places],
+        one,
+        **more,
+    )
     atheris.Fuzz()

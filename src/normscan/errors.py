@@ -10,9 +10,20 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+LONGEST = 2000  # letters of a message
+
 
 class NormscanError(Exception):
-    """Base of every error that bad input can cause."""
+    """Base of every error that bad input can cause.
+
+    A message may repeat what a file says of itself: what a terminal can't show is escaped, and the
+    middle of a very long one left out; how to mend it stands at the end.
+    """
+
+    def __str__(self) -> str:
+        text = "\n".join(map(printable, super().__str__().split("\n")))
+        half = LONGEST // 2
+        return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class ScanError(NormscanError):

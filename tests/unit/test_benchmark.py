@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from normscan import registry
@@ -26,6 +27,7 @@ from normscan.datasets.recipe import _all
 from normscan.datasets.recipe import load as load_recipe
 from normscan.errors import ArgumentError, CohortError, OutputError
 from normscan.evaluation import METRICS
+from normscan.io.values import write_json
 from normscan.metrics import variants
 from normscan.preprocess.settings import build_preprocess
 
@@ -298,6 +300,33 @@ def test_a_cell_belongs_to_its_settings_and_data(tmp_path):
     assert len({first, job(fpr=0.1).digest("a"), job(1, fpr=0.05).digest("a")}) == 3
     table.write_text("path,label\nx,0\n")
     assert job(fpr=0.05).digest("a") != first
+
+
+@pytest.mark.parametrize("which", ["path", "mask"])
+def test_a_cell_belongs_to_the_images_that_its_table_names(toy, tmp_path, which):
+    """Other images, or other masks, of the same names make other cells."""
+    source = toy(2)
+    table = pd.read_csv(source, dtype=str, keep_default_na=False)
+    for column in ("path", "mask"):
+        for n, name in enumerate(table[column]):
+            if name:
+                (tmp_path / f"{column}{n}.npy").write_bytes((source.parent / name).read_bytes())
+                table.loc[n, column] = f"{column}{n}.npy"
+    table.to_csv(tmp_path / "c.csv", index=False)
+
+    def states():
+        data = Data.parse(f"a={tmp_path / 'c.csv'}")
+        plan = make_plan(
+            load("local"), ["mean_image"], tmp_path / "out", data, arguments={}, seeds=1
+        )
+        return plan.jobs[0], next(iter(plan.jobs[0].cells))
+
+    job, name = states()
+    write_json(Path(job.cells[name]) / "error.json", {"digest": job.digest(name)})
+    assert job.state(name) == states()[0].state(name) == "failed"
+    changed = tmp_path / next(n for n in reversed(list(table[which])) if n)
+    np.save(changed, 1 - np.load(changed))
+    assert states()[0].state(name) == "other"
 
 
 # ---------------------------------------------------------------------- ledger

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -118,6 +119,22 @@ def test_no_name_of_a_scan_travels_unless_asked_for(server, run):
     files = server.repos[REPO].files("main")[1]
     assert "division.csv" not in files, "what an earlier push sent is taken back"
     assert json.loads(files["detector.json"])["gate"] is None
+
+
+def test_a_signature_travels_with_what_it_signed(server, run, tmp_path, monkeypatch, capsys):
+    """The list of scans may stay at home; without the gate it is another detector."""
+    key, names = tmp_path / "k", {"SHA256SUMS", "SHA256SUMS.minisig"}
+    signed = shutil.copytree(run, tmp_path / "signed")
+    assert main(["sign", str(signed), "--key", str(key), "--make-key", "yes"]) == 0
+    monkeypatch.setenv("NORMSCAN_TRUSTED", f"{key}.pub")
+    assert main(["push", str(signed), REPO]) == 0
+    assert names <= set(server.repos[REPO].files("main")[1])
+    assert main(["pull", REPO, "--out", str(tmp_path / "pulled")]) == 0
+    assert ns.load(f"hf:{REPO}", "cpu").card.id == "mean_image"
+    assert main(["push", str(signed), REPO, "--gate", "no"]) == 0
+    assert not names & set(server.repos[REPO].files("main")[1])
+    assert main(["pull", REPO, "--out", str(tmp_path / "refused")]) == 2
+    assert "isn't signed" in capsys.readouterr().err and not (tmp_path / "refused").exists()
 
 
 def test_a_branch_and_a_commit(server, run, toy, tmp_path):

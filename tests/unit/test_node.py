@@ -194,6 +194,20 @@ def test_an_error_is_tried_three_times_without_its_words(make, tmp_path, caplog)
     assert (job.state, job.reason) == ("failed", "ZeroDivisionError")
 
 
+def test_half_made_results_of_a_process_that_died_go(make):
+    """Nobody else would ever delete them, and they show a patient."""
+    store = make()
+    for name in (".0a-score-17-ab", ".0b-score-171-ab", "0c"):
+        (store.folder / "results" / name).mkdir()
+    store.clear_making(17)
+    assert sorted(p.name for p in (store.folder / "results").iterdir()) == [
+        ".0b-score-171-ab",
+        "0c",
+    ]
+    store.clear_making()
+    assert [p.name for p in (store.folder / "results").iterdir()] == ["0c"]
+
+
 def test_an_archive_that_is_away_is_tried_again(make, tmp_path):
     port = N.free_port()
     store = make(port)

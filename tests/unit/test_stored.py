@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import normscan as ns
 from normscan import registry
+from normscan.detector.state import ask
 from normscan.detector.storage import read_state
 from normscan.detector.stored import check_arguments
 from normscan.errors import ArgumentError, OutputError
@@ -58,18 +59,20 @@ def tampered(stored, tmp_path):
 ARGUMENTS = {
     "dims": (9, 0, -1, 2.5, True, "2", None), "size": (0, 10**9, 2.5), "channels": (3,),
     "width": (10**7, -1, [8], INF, "8"), "depth": (400, {}), "noise_std": (NAN, INF, "0"),
+    "noise_resolution": (0, -4, 10**6), "batch_size": (0, 10**12), "steps": (-1, 10**12),
+    "lr": (-1e-3, INF),
 }  # fmt: skip
 CONFIGURATION = {
     "postprocess": (["median=999999999"], ["median=nan"], ["erode=1e12"], ["smooth=-1"],
                     ["hyperintense=7"], ["inner=0"], ["foreground"] * 1000, "foreground", [3]),
     "wrappers": (["ensemble=999999"], ["ensemble=nan"], ["flips"] * 50, [["flips"]]),
-    "patch": (0, 10**6, 8.5), "seed": ("0", 10**30, NAN), "fpr": (NAN, 0, 1, "0.1", True),
+    "patch": (0, 10**6, 8.5), "seed": ("0", 10**30, NAN, -1), "fpr": (NAN, 0, 1, "0.1", True),
     "reduction": ([1], "x" * 5000), "method": (3, "../../x"), "preset": ({}, "x"),
     "calibration": ({"kind": "cross", "folds": 10**9}, {"kind": "cross", "folds": NAN},
                     {"kind": "no"}, {"kind": "cross", "more": 1}),
 }  # fmt: skip
 PREPROCESS = {
-    "size": (0, 10**9), "spacing": (1e-12, NAN, -1), "limit": (NAN, 0), "steps": (["n4"] * 1000, 3),
+    "size": (0, 10**9, 64), "spacing": (1e-12, NAN, -1), "limit": (NAN, 0), "steps": (["n4"] * 1000, 3),
 }  # fmt: skip
 OTHER = {
     "format": (True, 1.0, "1", 2), "pixel_threshold": (NAN, INF, True, "1"), "channels": ([3], [], 3),
@@ -137,6 +140,35 @@ def test_arguments_of_every_preset_pass(id):
         check_arguments(card, given, arguments.get("channels", 1))
         with pytest.raises(ArgumentError):
             check_arguments(card, {**given, "another": 1}, 1)
+
+
+def test_what_cant_be_loaded_cant_be_asked_for():
+    for arguments in (
+        {"noise_resolution": 0},
+        {"batch_size": 10**12},
+        {"steps": 10**12},
+        {"lr": -1},
+    ):
+        with pytest.raises(ArgumentError, match=rf"{next(iter(arguments))} is "):
+            ns.create("dae", **arguments)
+    with pytest.raises(
+        ArgumentError, match="restoration_steps is 1000000; it must be 65536 or less"
+    ):
+        ns.create("vae_restoration", restoration_steps=10**6)
+    with pytest.raises(ArgumentError, match="seed is -1"):
+        ns.create("dae", seed=-1)
+    with pytest.raises(ArgumentError, match="size is 32, preprocess.size 64"):
+        ns.create("dae", size=32, preprocess={"size": 64})
+    follows = ns.create("dae", preprocess={"size": 64})
+    assert follows.arguments["size"] == follows.preprocess.size == 64
+
+
+def test_every_preset_can_be_asked_for():
+    """Whatever its numbers are, such as 0 references."""
+    for card in registry.load_all().values():
+        for preset in card.presets:
+            state = ask(card.id, preset=preset)
+            assert state.arguments["size"] == state.preprocess.size
 
 
 def test_values_of_the_chain_have_ranges():

@@ -45,6 +45,7 @@ class Job:
         dropped: arguments that the method doesn't have.
         command: to be recorded.
         anomalies: fields of ``FewAnomalies``; empty for none.
+        contents: hash of the files that a table names, by the table; see ``contents_of``.
     """
 
     method: str
@@ -61,6 +62,7 @@ class Job:
     dropped: list[str] = field(default_factory=list)
     command: str = ""
     anomalies: dict[str, Any] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
 
     def cohort(self, table: str) -> Cohort:
         """Read a table; the anomalies to learn from are drawn for every method, so all test alike.
@@ -79,7 +81,9 @@ class Job:
         """Return the hash of all that decides the figures of a cell."""
         config = [self.method, self.seed, self.detector, self.region, self.variants]
         config += [part for part in (self.features, self.anomalies) if part]
-        hashes = [_hash(Path(path).read_bytes()) for path in (self.table, self.tables[set_id])]
+        tables = (self.table, self.tables[set_id])
+        hashes = [_hash(Path(path).read_bytes()) for path in tables]
+        hashes += [self.contents[path] for path in tables if path in self.contents]
         return _hash(repr(plain([config, hashes])).encode())
 
     def state(self, set_id: str) -> str:
@@ -94,6 +98,15 @@ class Job:
                 results = folder / "evaluation" / "results.json"
                 return "done" if results.exists() else "open"
         return "open"
+
+
+def contents_of(table: str | Path) -> str:
+    """Return the hash of all files of a cohort, images and masks: a table alone doesn't tell them."""
+    from normscan.cohort import Cohort
+    from normscan.cohort.division import content_of
+
+    found = [content_of(row.called()) for row in Cohort.read(table)]
+    return _hash(repr(found).encode())
 
 
 def _hash(content: bytes) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from normscan import registry
-from normscan.benchmark.cell import Job
+from normscan.benchmark.cell import Job, contents_of
 from normscan.benchmark.data import Data, joined, local_sets, prepare_set
 from normscan.benchmark.protocol import Protocol, Set
 from normscan.benchmark.restorations import INDICES
@@ -105,6 +105,8 @@ def make_plan(
         except NormscanError as error:
             plan.missing[each.id] = str(error)
     for group, table in _groups(plan, tables, folder):
+        used = {str(path) for path in (table, *(tables[s.id] for s in group))}
+        contents = {path: contents_of(path) for path in used}
         for seed in range(count):
             for card in cards:
                 if seed and card.id in DETERMINISTIC:
@@ -121,7 +123,7 @@ def make_plan(
                     {id: str(path) for id, path in cells.items()},
                     {s.id: str(tables[s.id]) for s in group},
                     protocol.region, protocol.variants, network, device, dropped, command,
-                    vars(anomalies) if anomalies else {},
+                    vars(anomalies) if anomalies else {}, contents,
                 )  # fmt: skip
                 plan.jobs.append(job)
     return plan

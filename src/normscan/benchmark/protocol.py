@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from normscan.errors import ArgumentError, CohortError, nearest
+from normscan.io.values import inherited
 
 LEVELS = ("image", "pixel")
 
@@ -279,11 +280,9 @@ def parse(id: str, raw: dict[str, dict[str, Any]]) -> Protocol:
     Raises:
         CohortError: an unknown or missing field, or a wrong value; the message names it.
     """
-    table = dict(raw[id])
-    while parent := table.pop("inherits", ""):
-        table = {**raw[parent], **table}
+    table = inherited(id, raw, "protocol")
     try:
-        return Protocol(id=id, **table)
+        return Protocol(**table | {"id": id})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"

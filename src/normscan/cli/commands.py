@@ -31,6 +31,8 @@ from normscan.cli.mood import mood as mood
 from normscan.cli.node import node as node
 from normscan.cli.predict import predict as predict
 from normscan.cli.regions import regions as regions
+from normscan.cli.sign import sign as sign
+from normscan.cli.sign import verify as verify
 from normscan.cli.spelling import command_line
 from normscan.cli.statistics import compare as compare
 from normscan.cli.statistics import subgroups as subgroups

@@ -107,6 +107,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from normscan.errors import ArgumentError, CohortError, nearest
+from normscan.io.values import inherited
 
 Part = Literal["train", "val", "test", "extra", ""]
 
@@ -316,11 +317,9 @@ def parse(id: str, raw: dict[str, dict[str, Any]]) -> Recipe:
     Raises:
         CohortError: an unknown or missing field, or a wrong value; the message names it.
     """
-    table = dict(raw[id])
-    while parent := table.pop("inherits", ""):
-        table = {**raw[parent], "section": raw[id]["section"], **table}
+    table = inherited(id, raw, "recipe") | {"section": raw[id]["section"]}
     try:
-        return Recipe(id=id, **table)
+        return Recipe(**table | {"id": id})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

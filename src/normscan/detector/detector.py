@@ -20,6 +20,7 @@ from normscan.detector.exclude import Excluded, reasons_of
 from normscan.detector.filled import without as lacking
 from normscan.detector.finding import Finding
 from normscan.detector.prediction import Companions, predict, predict_rows
+from normscan.detector.signed import check_trusted
 from normscan.detector.state import State, ask
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.progress import Progress
@@ -430,7 +431,10 @@ def create(method: str, **options: Any) -> Detector:
 
 
 def load(
-    folder: str | os.PathLike[str], device: str = "auto", threads: int | None = None
+    folder: str | os.PathLike[str],
+    device: str = "auto",
+    threads: int | None = None,
+    trusted: Sequence[str | os.PathLike[str]] | None = None,
 ) -> Detector:
     """Load a detector from the folder that ``fit`` or ``save`` wrote, or from an exported file.
 
@@ -441,14 +445,18 @@ def load(
             a branch, tag or commit.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the arithmetic of an exported file; None for onnxruntime's own choice.
+        trusted: public keys one of which must have signed it, files or folders of them; by default
+            those that ``NORMSCAN_TRUSTED`` names, and without any whoever made it is trusted.
 
     Raises:
-        OutputError: no detector there, an unfinished or a damaged one; a hub that can't be reached.
+        OutputError: no detector there, an unfinished or a damaged one, or none that is trusted; a hub
+            that can't be reached.
     """
     detector = object.__new__(Detector)
     if Path(folder).suffix == ".onnx":
         if device not in ("auto", "cpu"):
             raise ArgumentError(f"device '{device}': an exported graph runs on the cpu.")
+        check_trusted(Path(folder), trusted)
         detector._begin(read_exported(Path(folder), threads))
         return detector
     from normscan.detector.storage import bounds, read_state
@@ -456,5 +464,6 @@ def load(
 
     if str(folder).startswith(hub.SCHEME):
         folder = hub.fetch(hub.Place.of(str(folder)), bounds())
+    check_trusted(Path(folder), trusted)
     detector._begin(read_state(Path(folder), device))
     return detector

@@ -15,6 +15,7 @@ from normscan.decide.groups import group_of
 from normscan.detector.filled import without
 from normscan.detector.healthy import Healthy, score_healthy, thresholded
 from normscan.detector.run import HEALTHY
+from normscan.detector.signed import check_trusted
 from normscan.detector.state import State
 from normscan.detector.storage import read_state, write_state
 from normscan.errors import ArgumentError, CohortError, OutputError, nearest
@@ -45,6 +46,7 @@ def calibrate_run(
         ArgumentError: no such channel.
     """
     check_new(out)
+    check_trusted(run)
     state = read_state(run, device)
     if lacking:
         state = without(state, lacking)

@@ -11,6 +11,7 @@ import torch
 from normscan.cohort import Division
 from normscan.detector.elsewhere import check_new, stored
 from normscan.detector.fitting import built
+from normscan.detector.signed import check_trusted
 from normscan.detector.state import State
 from normscan.detector.storage import read_state
 from normscan.detector.update import refusal, stale
@@ -27,12 +28,14 @@ def merge_runs(runs: Sequence[Path], out: Path, device: str = "cpu") -> State:
         device: that does it.
 
     Raises:
-        OutputError: ``out`` exists, or there is no detector in a run.
+        OutputError: ``out`` exists, or there is no detector in a run, or none that is trusted.
         ArgumentError: see ``merged``; fewer than two runs.
     """
     check_new(out)
     if len(runs) < 2:
         raise ArgumentError("name two runs or more to merge.")
+    for run in runs:
+        check_trusted(run)
     states = [read_state(run, device) for run in runs]
     return stored(merged(states, list(map(str, runs))), None, out)
 

@@ -14,6 +14,7 @@ from normscan.cohort.anomalies import learnt_from
 from normscan.cohort.division import AUXILIARY, CALIBRATION, content_of
 from normscan.decide import Calibration, ComponentThreshold, ScanThreshold
 from normscan.decide.calibration import SPLIT
+from normscan.detector.ranges import check_ranges, check_seed
 from normscan.errors import ArgumentError
 from normscan.io.values import plain
 from normscan.preprocess import Preprocess
@@ -331,25 +332,23 @@ def ask(
         ComponentThreshold(false_components)
     from normscan.wrappers import check_wrappers  # torch
 
+    if "size" in (arguments or {}) and prepared.size != values["size"]:
+        raise ArgumentError(
+            f"size is {values['size']}, preprocess.size {prepared.size}: a method works on what scans are "
+            "brought to. Give one of the two."
+        )
     around = check_wrappers(wrappers if wrappers is not None else chosen.get("wrappers", ()))
-    if patch is not None:
-        if not 1 <= patch <= prepared.size:
-            most = f"1..{prepared.size}, the size that scans are brought to"
-            raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
-        values["size"] = patch
-    for name, value in values.items():
-        rate = name in ("lr", "learning_rate") or name.startswith("lr_") or name.endswith("_lr")
-        if rate and isinstance(value, int | float) and not 0 <= value < float("inf"):
-            raise ArgumentError(f"{name} is {value}; a learning rate is 0 or more.")
+    if patch is not None and not 1 <= patch <= prepared.size:
+        most = f"1..{prepared.size}, the size that scans are brought to"
+        raise ArgumentError(f"patch is {patch}; it must lie in {most} (preprocess.size).")
+    values["size"] = patch or prepared.size
+    check_ranges(card, values)
+    check_seed(seed)
     if values.get("dims") and values["dims"] not in card.dims:
         axes = " or ".join(map(str, card.dims))
         raise ArgumentError(
             f"method '{method}' works on {axes} spatial axes, not dims={values['dims']}."
         )
-    for name, least in (("batch_size", 1), ("steps", 0), ("epochs", 0), ("shots", 1)):
-        count = values.get(name)
-        if isinstance(count, int) and count < least:
-            raise ArgumentError(f"{name} is {count}; it must be {least} or more.")
     return State(
         card, preset, values, prepared, chain, reduction, fpr, pixel_fpr, patch, seed, around,
         calibration, cache, gate, false_components, replaces,

@@ -15,6 +15,7 @@ from normscan.cohort import Division
 from normscan.cohort.anomalies import FewAnomalies
 from normscan.detector.allowance import Allowance
 from normscan.detector.described import calibration_of, settled
+from normscan.detector.signed import PLACES, SIGNATURE, check_trusted
 from normscan.detector.state import State, ask
 from normscan.detector.unnamed import hidden, shown
 from normscan.errors import ArgumentError, OutputError
@@ -33,8 +34,14 @@ from normscan.version import __version__
 from normscan.wrappers import wrap
 
 FORMAT = 1
-PLACES = "places.safetensors"  # healthy mean and deviation at each place, where a score needs them
-FILES = (DETECTOR, WEIGHTS, PLACES, "card.md", DIVISION)  # that a detector may consist of
+FILES = (
+    DETECTOR,
+    WEIGHTS,
+    PLACES,
+    "card.md",
+    DIVISION,
+    *SIGNATURE,
+)  # that a detector may consist of
 MOST = 8 * 10**9  # bytes of weights from elsewhere, unless more is asked for
 
 
@@ -172,6 +179,10 @@ def read_state(folder: Path, device: str = "auto") -> State:
             false_components=setup.get("false_components"),
         )
         check_arguments(asked.card, setup["arguments"], len(about["channels"]))
+        if setup["arguments"]["size"] != (size := setup["patch"] or setup["preprocess"]["size"]):
+            raise ValueError(
+                f"its method works on {setup['arguments']['size']} pixels, not on {size}"
+            )
         state = asked.changed(
             **settled(about),
             division=division,
@@ -180,7 +191,9 @@ def read_state(folder: Path, device: str = "auto") -> State:
         if state.scan_threshold is None and not state.may_stay_open:
             raise ValueError("it has no scan threshold")
         method = read_method(state, folder)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArgumentError) as error:
+    except (
+        LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, ArgumentError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split()).rstrip(".")
         raise OutputError(f"{folder / DETECTOR} is damaged ({reason}). Train again.") from error
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,6 +211,7 @@ def read_gate(folder: Path) -> Gate | None:
     Raises:
         OutputError: no detector there, an unfinished or a damaged one.
     """
+    check_trusted(folder)
     try:
         stored = read_detector(folder).get("gate")
         return None if stored is None else Gate.from_dict(stored)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from normscan.detector.ranges import LAST_SEED, check_ranges
 from normscan.errors import ArgumentError
 from normscan.io.values import plain, tupled
 from normscan.version import __version__
@@ -58,11 +59,30 @@ class _Configuration(_Strict):
     fpr: Rate
     pixel_fpr: Rate
     patch: Annotated[int, Field(ge=1, le=4096)] | None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED)]
     wrappers: Annotated[list[Name], Field(max_length=8)] = []
     calibration: _Calibration | None = None
     false_components: Annotated[float, Field(ge=0)] | None = None
     replaces: bool = False
+
+
+class _Named(_Strict):
+    """A scan that was left out, or can't be scored, and why."""
+
+    scan: Short
+    reason: Short
+
+
+class _Joined(_Strict):
+    scans: Count
+    subjects: Count
+
+
+class _Pixels(_Strict):
+    """Scores of the map, rising, and the share of healthy pixels above each."""
+
+    shares: Annotated[list[Annotated[list[float], Field(min_length=2, max_length=2)]],
+                      Field(max_length=10**5)] = []  # fmt: skip
 
 
 class _Training(_Strict):
@@ -81,11 +101,12 @@ class _Training(_Strict):
     elsewhere: dict[str, Any] | None = None
     reduction: dict[str, Any] | None = None
     earlier: Records | dict[str, Any] | None = None
-    updates: Records = []
-    excluded: Records = []
+    updates: list[_Joined] = []
+    excluded: list[_Named] = []
     references: Records = []
     anomalies: dict[str, Any] | None = None
-    not_scored: Records = []
+    not_scored: list[_Named] = []
+    pixel_threshold: _Pixels | None = None
 
 
 class _Stored(_Strict):
@@ -171,6 +192,7 @@ def check_arguments(card: Card, arguments: Mapping[str, Any], channels: int) -> 
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not fits or (whole and abs(value) > MOST):
             raise ArgumentError(f"the argument {name} of {card.id} is {_shown(value)}")
+    check_ranges(card, arguments)
     for name, allowed in (("dims", card.dims), ("size", range(1, 4097))):
         value = arguments.get(name)
         if name in known and (value not in allowed or isinstance(value, bool)):

@@ -10,6 +10,7 @@ from normscan.cohort import Cohort, Division
 from normscan.detector.elsewhere import Rates, apart, calibrated, check_new, stored
 from normscan.detector.fitting import built, checked
 from normscan.detector.healthy import Healthy
+from normscan.detector.signed import check_trusted
 from normscan.detector.state import State
 from normscan.detector.storage import read_state
 from normscan.errors import ArgumentError, CohortError
@@ -38,6 +39,7 @@ def update_run(
         OutputError: ``out`` exists, or there is no detector in ``run``.
     """
     check_new(out)
+    check_trusted(run)
     return stored(*updated(read_state(run, device), cohort, workers, bar), out)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from normscan.detector import Detector, load
 from normscan.detector.elsewhere import check_new
+from normscan.detector.signed import SIGNATURE, check_files, check_trusted
 from normscan.detector.storage import FILES, bounds, read_state, write_state
 from normscan.errors import OutputError
 from normscan.identity import names_are_kept
@@ -83,10 +84,24 @@ def staged(detector: Detector, run: Path, place: Place, about: About) -> Iterato
         write_state(detector if about.gate else detector.changed(gate=None), folder)
         if not names_are_kept():
             (folder / DIVISION).unlink(missing_ok=True)
+        _take_signature(run, folder)
         card = (folder / "card.md").read_text(encoding="utf-8")
         text = model_card(detector, card, results_of(detector, run), place, about)
         (folder / README).write_text(text, encoding="utf-8")
         yield folder
+
+
+def _take_signature(run: Path, folder: Path) -> None:
+    """Let the signature travel where what it signed is what travels."""
+    if not all((run / name).is_file() for name in SIGNATURE):
+        return
+    for name in SIGNATURE:
+        shutil.copyfile(run / name, folder / name)
+    try:
+        check_files(folder)
+    except OutputError:  # without names or the gate it is another detector
+        for name in SIGNATURE:
+            (folder / name).unlink()
 
 
 def pull(repo: str, out: str | os.PathLike[str], most: int) -> Path:
@@ -99,7 +114,7 @@ def pull(repo: str, out: str | os.PathLike[str], most: int) -> Path:
 
     Raises:
         OutputError: ``out`` exists; no such repository, no network; a file of another kind or too
-            large; no detector there, or one that is damaged.
+            large; no detector there, one that is damaged, or none that is trusted.
     """
     out = Path(out)
     check_new(out)
@@ -111,6 +126,7 @@ def pull(repo: str, out: str | os.PathLike[str], most: int) -> Path:
         for name in FILES:
             if (fetched / name).is_file():
                 shutil.copyfile(fetched / name, folder / name)
+        check_trusted(folder)
         read_state(folder, "cpu")
         os.replace(folder, out)
     return out

@@ -24,9 +24,9 @@ SCHEME = "hf:"
 SECONDS = 10  # until a hub that says nothing counts as away
 # What lies in many repositories and is never fetched.
 BESIDE = frozenset(
-    {".md", ".txt", ".json", ".csv", ".safetensors", ".png", ".jpg", ".jpeg", ".svg"}
+    {".md", ".txt", ".json", ".csv", ".safetensors", ".minisig", ".png", ".jpg", ".jpeg", ".svg"}
 )
-PLAIN = frozenset({".gitattributes", ".gitignore", "LICENSE", "NOTICE"})
+PLAIN = frozenset({".gitattributes", ".gitignore", "LICENSE", "NOTICE", "SHA256SUMS"})
 _REPO = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 

@@ -14,6 +14,7 @@ from normscan.errors import ScanError
 LABELS, DRAWING, PROBABILITIES = "label map", "drawing", "probability map"
 
 LARGEST_LABEL = 31
+MOST_LABELS = 2**24  # whole numbers that float32 holds exactly
 """Whole numbers up to here are labels without a second look (1 = oedema, 2 = core, ...); above, the
 greys of a drawing with smooth borders are told from labels by their neighbours."""
 
@@ -104,11 +105,16 @@ def mask_rule(
         lossy: it was a JPEG, whose compression leaves traces in the background.
 
     Raises:
-        ScanError: negative values, values that are neither labels nor probabilities.
+        ScanError: negative or immense values, values that are neither labels nor probabilities.
     """
     low, high = float(values.min()), float(values.max())
     if low < -NEARLY * max(1.0, high):
         raise ScanError(f"{path}: a mask with negative values. Save 0 outside and 1 inside.")
+    if high > MOST_LABELS:
+        raise ScanError(
+            f"{path}: is no mask: values up to {high:.4g}, of which the largest that can be told apart "
+            f"is {MOST_LABELS}. Save 0 outside and 1 inside."
+        )
     if high < 0.5:  # nothing, or a probability map of nothing
         return MaskRule(PROBABILITIES if high > NEARLY else LABELS, min(threshold, 0.5))
     if lossy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -276,8 +277,9 @@ def content_hash(path: PathLike) -> str:
     """
     file, chosen = split_address(path)
     try:
-        file.stat()
-        if file.is_dir() or ({"series", "repetition"} & set(chosen) and is_dicom(file)):
+        if not (stat.S_ISREG(mode := file.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise ScanError(f"{path}: is no file but a device, pipe or socket. Name a file.")
+        if stat.S_ISDIR(mode) or ({"series", "repetition"} & set(chosen) and is_dicom(file)):
             from normscan.io.dicom import hash_dicom
 
             digest = hash_dicom(file, **_selected(file, chosen))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from normscan.errors import CohortError
 from normscan.io.atomic import atomic_path
 
 
@@ -51,3 +53,26 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is there whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def inherited(id: str, raw: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return a table with what it lacks from the one that its ``inherits`` names, and so on.
+
+    Args:
+        id: of the table.
+        raw: all tables by id.
+        what: they are, for messages.
+
+    Raises:
+        CohortError: a name that is no table's, or tables that inherit from each other.
+    """
+    table, seen = dict(raw[id]), [id]
+    while parent := table.pop("inherits", ""):
+        if parent in seen or not isinstance(raw.get(str(parent)), Mapping):
+            why = (
+                "inherits from itself" if parent in seen else f"inherits '{parent}', which is none"
+            )
+            raise CohortError(f"{what} {id}: {why}. Name another.")
+        seen.append(parent)
+        table = {**raw[parent], **table}
+    return table

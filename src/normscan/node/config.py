@@ -304,6 +304,8 @@ class Config(Part):
         map: ``float32`` or ``uint16`` parametric maps.
         segments: ``binary``, or ``labelmap`` for archives that know it.
         page: also send the page about the finding as Encapsulated PDF.
+        trusted: public keys (.pub files of minisign's, or folders of them); a detector that none of
+            them signed isn't loaded. Any is by default.
         scanners: names of scanners by their eight hexadecimal digits.
     """
 
@@ -327,6 +329,7 @@ class Config(Part):
     map: Literal["float32", "uint16"] = "float32"
     segments: Literal["binary", "labelmap"] = "binary"
     page: bool = False
+    trusted: list[File] = []
     scanners: dict[str, str] = {}
 
     @model_validator(mode="after")

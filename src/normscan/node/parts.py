@@ -106,12 +106,14 @@ def _all(path: str, store: Store, stop: Stop, names: list[str]) -> None:
     def died(child: Child) -> None:
         assert child.process is not None
         store.queue.release(child.process.pid)
+        store.clear_making(child.process.pid)
         store.queue.count("restarted", child.name.split()[0])
         if child.name == "receive":  # senders need time to go on with what they began
             store.queue.postpone(store.config.quiet)
 
     with alone(store.folder):
         store.queue.release()  # of the processes of a node that was killed
+        store.clear_making()
         store.note("started", parts=list(commands))
         supervise(commands, stop, died)
         store.note("stopped")

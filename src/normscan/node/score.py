@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -88,7 +89,7 @@ class Scorer:
     def _load(self, folder: Path) -> Detector:
         from normscan.detector import load
 
-        return load(folder, self.config.device)
+        return load(folder, self.config.device, trusted=self.config.trusted or None)
 
     def take(self, job: Job) -> None:
         """Bring a claimed job to its results, give it back for another try, or fail it."""
@@ -130,11 +131,13 @@ class Scorer:
             self.queue.db.execute("update jobs set bytes = bytes + ? where id = ?", (size, job.id))
             self._count(outcome, job, stage)
             drifted = self._watch(outcome, job)
+            # Rather twice in the audit log, after a death at this point, than never.
+            for sentence in drifted:
+                self.store.note("drift", job.key, said=sentence)
+            self.store.note("scored", job.key, source=job.source, outcome=outcome.name,
+                            tries=job.tries, reason=outcome.reason, parts=outcome.parts)  # fmt: skip
         for sentence in drifted:
             log.warning(sentence)
-            self.store.note("drift", job.key, said=sentence)
-        self.store.note("scored", job.key, source=job.source, outcome=outcome.name,
-                        tries=job.tries, reason=outcome.reason, parts=outcome.parts)  # fmt: skip
         log.info("job %s: %s %s", job.key, outcome.name, outcome.reason)
 
     def _supersede(self, job: Job, folder: Path) -> list[dict[str, Any]]:
@@ -177,13 +180,11 @@ class Scorer:
         return said
 
     def _fail(self, job: Job, reason: str) -> None:
-        try:
-            self.queue.advance(job, "end", outcome="failed", reason=reason)
-        except LeaseLostError:
-            return
-        self.queue.count_end(job, "failed")
-        self.store.note("failed", job.key, source=job.source, tries=TRIES, reason=reason)
-        log.error("job %s failed: %s", job.key, reason)
+        with suppress(LeaseLostError), self.queue.transaction():
+            if self.queue.advance_within(job, "end", outcome="failed", reason=reason):
+                self.queue.count_end(job, "failed")
+                self.store.note("failed", job.key, source=job.source, tries=TRIES, reason=reason)
+                log.error("job %s failed: %s", job.key, reason)
 
     # --------------------------------------------------------------------- one job
 

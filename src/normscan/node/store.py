@@ -100,6 +100,12 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def clear_making(self, process: int | None = None) -> None:
+        """Delete the half-made results of a process that is gone, or of all."""
+        like = ".*" if process is None else f".*-{process}-*"
+        for folder in (self.folder / "results").glob(like):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def publish(self, folder: Path, job: Job) -> int:
         """Put results in their place, durably; return their bytes."""
         size = 0

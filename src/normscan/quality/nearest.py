@@ -257,7 +257,10 @@ class Nearest:
             TypeError: a part of another type.
         """
         views = {str(k): int(v) for k, v in state["views"].items()}
-        rows = [np.array(row.split(), dtype=np.int32) for row in state["vectors"]]
+        try:
+            rows = [np.array(row.split(), dtype=np.int32) for row in state["vectors"]]
+        except OverflowError as error:
+            raise ValueError(f"a vector of the nearest scans: {error}") from error
         found = cls(
             views,
             np.stack(rows),

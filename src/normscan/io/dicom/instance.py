@@ -86,6 +86,7 @@ class Instance:
         frame_of_reference: its UID, or an empty string.
         lossy: whether values were lost in compression.
         note: what is to be known of the spacing.
+        burnt: Burned In Annotation, ``YES``, ``NO`` or an empty string.
         scales: per frame how stored numbers become values.
         grid: of a mosaic, whose frames are tiles of one picture, how many lie in a row; else 1.
     """
@@ -114,6 +115,7 @@ class Instance:
     frame_of_reference: str = ""
     lossy: bool = False
     note: str = ""
+    burnt: str = ""
     scales: tuple[Scale, ...] = ()
     grid: int = 1
 
@@ -177,6 +179,7 @@ def _facts(source: Source, data: Dataset, pixel_bytes: int | None) -> Instance:
         "subject": pseudonym(patient) if patient else "",
         "modality": (text(data, "Modality") or "OT")[:16].upper(),
         "secondary": sop_class.startswith(_SECONDARY),
+        "burnt": text(data, "BurnedInAnnotation")[:16].upper(),
         "localiser": "LOCALIZER" in words(fetch(data, "ImageType")),
         "frame_of_reference": text(data, "FrameOfReferenceUID"),
     }

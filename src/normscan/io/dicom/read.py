@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from normscan.errors import ScanError
+from normscan.io.burnt import text_rows
 from normscan.io.dicom.geometry import lay_out
 from normscan.io.dicom.grouping import SeriesInfo, choose, find_series
 from normscan.io.dicom.header import bare, clean
@@ -27,6 +28,8 @@ from normscan.io.memory import check_memory
 from normscan.scan import RASTER_AFFINE, Scan
 from normscan.series import LPS_TO_RAS, Layout, Series, from_planes
 
+# Whose makers write on their pictures.
+WRITTEN_ON = ("US", "IVUS", "ES", "XC", "OP", "GM", "RF", "XA", "SC", "OT")
 AIR = -1000.0  # Hounsfield units
 
 
@@ -76,6 +79,8 @@ def read_dicom(
     notes = [*info.notes, *_notes(planes, layout), *([first.file.note] if first.file.note else [])]
     if inverted:
         notes.append("MONOCHROME1: turned over, so that higher is brighter.")
+    burnt = _burnt(planes, stack)
+    notes += burnt
     data, fill = stack, pictures
     found = _series(info, planes, layout, notes, headers, shown, inverted)
     if layout is not None:
@@ -88,6 +93,8 @@ def read_dicom(
     extra: dict[str, Any] = {"dicom": {"inverted": inverted, "series": info.label}}
     if first.file.spacings is not None:
         extra["spacing_known"] = True
+    if burnt:
+        extra["notes"] = tuple(burnt)
     source = Path(where) if isinstance(path, str | os.PathLike) else planes[0].file.source.path
     return Scan(
         data[:1] if len(names) == 1 else data,
@@ -254,6 +261,24 @@ def _notes(planes: list[Plane], layout: Layout | None) -> list[str]:
     if layout is not None and not layout.regular:
         notes.append(_resampling(layout))
     return notes
+
+
+def _burnt(planes: list[Plane], stack: np.ndarray) -> list[str]:
+    """Say where names may stand in the pixels: by the header, and by the look of what wasn't scanned."""
+    file = planes[0].file
+    said = {plane.file.burnt for plane in planes}
+    if "YES" in said:
+        return [
+            "Burned In Annotation is YES: names may stand in the pixels, and in what shows them."
+        ]
+    if not file.secondary and file.modality not in WRITTEN_ON:
+        return []
+    rows = max(text_rows(picture) for picture in (stack[0], stack[-1])[: len(stack)])
+    if not rows:
+        return []
+    lines = f"{rows} line{'s' * (rows > 1)} near a border look{'s' * (rows == 1)}"
+    belied = ", though Burned In Annotation is NO" if "NO" in said else ""
+    return [f"{lines} like text{belied}: names may stand in the pixels, and in what shows them."]
 
 
 def _resampling(layout: Layout) -> str:
