@@ -46,17 +46,16 @@ def sharded(method: Method, index: int, fabric: Fabric) -> tuple[Method, Phase]:
             "--strategy ddp."
         )
         raise alike(fabric, error)
-    parted = copy.deepcopy(method).to(fabric.device)
-    phase = parted.phases()[index]
     trainable = {name for name, p in method.named_parameters() if p.requires_grad}
     mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
-    for name, p in parted.named_parameters():
-        p.requires_grad_(name in trainable)
     try:
-        for module in phase.players[0].modules:
-            for unit in units(module):
-                fully_shard(unit, mesh=mesh)
-    except (AssertionError, RuntimeError, ValueError) as cause:
+        parted = copy.deepcopy(method).to(fabric.device)
+        phase = parted.phases()[index]
+        for name, p in parted.named_parameters():
+            p.requires_grad_(name in trainable)
+        for unit in dict.fromkeys(u for m in phase.players[0].modules for u in units(m)):
+            fully_shard(unit, mesh=mesh)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as cause:
         reason = " ".join(str(cause).split())[:200]
         error = ArgumentError(
             f"this method can't be parted by fsdp ({reason}). Use --strategy ddp."
