@@ -128,11 +128,17 @@ class Sharing:
             raise alike(self.fabric, error)
 
     def batch(self, size: int) -> None:
-        """Refuse a batch that leaves a process without a sample.
+        """Refuse a method that can't be shared, and a batch that leaves a process without a sample.
 
         Raises:
-            ArgumentError: it is smaller than the number of processes.
+            ArgumentError: so it is; says why.
         """
+        why = next((m.alone for m in self.method.modules() if hasattr(m, "alone")), None)
+        if self.several and why is not None:
+            error = ArgumentError(
+                f"several processes can't train this method: {why}. Use --devices 1."
+            )
+            raise alike(self.fabric, error)
         if size < self.fabric.world_size:
             error = ArgumentError(
                 f"batch_size is {size}, and {self.fabric.world_size} processes share a batch: each needs "
