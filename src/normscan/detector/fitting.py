@@ -103,7 +103,9 @@ def _begin_everywhere(
             problem = error
     if fabric.broadcast(problem is not None):
         raise problem or SystemExit(1)  # the first process says what is wrong, the others end
-    return begun if fabric.is_global_zero else join(asked, folder)
+    taken = begun if fabric.is_global_zero else join(asked, folder)
+    fabric.broadcast(True)  # a first process that fails at once would remove what the others read
+    return taken
 
 
 def begin(

@@ -68,6 +68,8 @@ class WeightStandardizedConv(nn.Module):
     The deviation is the sample's, as in released codes. Reflection padding keeps the size.
     """
 
+    one_unit = True  # for fsdp: it reads the parameters of its layer itself
+
     def __init__(self, dims: int, channels_in: int, channels_out: int, kernel: int = 3) -> None:
         super().__init__()
         self.conv = layer(

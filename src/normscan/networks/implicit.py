@@ -80,6 +80,8 @@ class Codes(nn.Module):
         largest: Euclidean norm to which a code is cut when it is used.
     """
 
+    alone = "it learns a code for each sample as the samples come"  # not in several processes
+
     def __init__(self, latent: int, largest: float = 1.0) -> None:
         super().__init__()
         self.largest = largest

@@ -180,6 +180,11 @@ def _explained(device: str, devices: int, precision: str) -> Iterator[None]:
         raise
 
 
+def alike(fabric: Fabric, error: NormscanError) -> BaseException:
+    """Return what a process raises where all meet the same error: the first says it, the others end."""
+    return error if fabric.is_global_zero else SystemExit(1)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Say what it means that another process of the training is gone.

@@ -196,7 +196,7 @@ class Trainer:
                 optimizer = optimizers[player.name]
                 optimizer.zero_grad()
                 self.sharing.begin()
-                with seeded(seed), fabric.autocast(), explained():
+                with seeded(seed), fabric.autocast(), explained(fabric):
                     losses = self.method.loss(batch, phase.name, player.name)
                     total = torch.stack([v.float() for v in losses.values()]).sum()
                 self._check(phase, step, player, losses)

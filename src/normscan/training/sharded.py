@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from normscan.errors import ArgumentError
 from normscan.methods.base import Method, Phase
 from normscan.training.checkpoint import whole
+from normscan.training.fabric import alike
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,31 +41,33 @@ def sharded(method: Method, index: int, fabric: Fabric) -> tuple[Method, Phase]:
     phase = method.phases()[index]
     if len(phase.players) > 1:
         names = ", ".join(p.name for p in phase.players)
-        raise ArgumentError(
+        error = ArgumentError(
             f"phase '{phase.name}' trains {names} against each other; fsdp trains one at a time. Use "
             "--strategy ddp."
         )
-    parted = copy.deepcopy(method).to(fabric.device)
-    phase = parted.phases()[index]
+        raise alike(fabric, error)
     trainable = {name for name, p in method.named_parameters() if p.requires_grad}
     mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
-    for name, p in parted.named_parameters():
-        p.requires_grad_(name in trainable)
     try:
-        for module in phase.players[0].modules:
-            for unit in units(module):
-                fully_shard(unit, mesh=mesh)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArgumentError(
+        parted = copy.deepcopy(method).to(fabric.device)
+        phase = parted.phases()[index]
+        for name, p in parted.named_parameters():
+            p.requires_grad_(name in trainable)
+        for unit in dict.fromkeys(u for m in phase.players[0].modules for u in units(m)):
+            fully_shard(unit, mesh=mesh)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        error = ArgumentError(
             f"this method can't be parted by fsdp ({reason}). Use --strategy ddp."
-        ) from error
+        )
+        raise alike(fabric, error) from cause
     return parted, phase
 
 
 def units(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost modules that hold parameters of their own."""
-    if next(module.parameters(recurse=False), None) is not None:
+    """Yield the outermost modules that hold parameters of their own, or read those of their parts."""
+    own = next(module.parameters(recurse=False), None)
+    if own is not None or getattr(module, "one_unit", False):
         yield module
         return
     for child in module.children():
@@ -100,14 +103,15 @@ def parted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(fabric: Fabric) -> Iterator[None]:
     """Say what it means that a method reads parameters past the layer that holds them."""
     try:
         yield
-    except RuntimeError as error:
-        if "DTensor" not in str(error):
+    except RuntimeError as cause:
+        if "DTensor" not in str(cause):
             raise
-        raise ArgumentError(
+        error = ArgumentError(
             "this method reads parameters past the layer that holds them, so fsdp can't put them "
             "together in time. Use --strategy ddp."
-        ) from error
+        )
+        raise alike(fabric, error) from cause

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from normscan.errors import ArgumentError, NormscanError
 from normscan.methods.base import Method
 from normscan.rng import Rng, derive_seed
+from normscan.training.fabric import alike
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -117,27 +118,33 @@ class Sharing:
         sums = torch.tensor([checksum(state[name]) for name in names], dtype=torch.int64)
         every = self.fabric.all_gather(sums.to(self.fabric.device)).reshape(-1, len(names))  # type: ignore[union-attr]
         apart = [n for n, same in zip(names, (every == every[:1]).all(0), strict=True) if not same]
-        if apart and not self.fabric.is_global_zero:
-            raise SystemExit(1)  # the first process says it
         if apart:
-            raise NormscanError(
+            error = NormscanError(
                 f"the processes came apart: each holds its own '{apart[0]}'"
                 + (f" and {len(apart) - 1} more" if apart[1:] else "")
                 + ", so no checkpoint would let all of them go on. Train this method in one process "
                 "(--devices 1)."
             )
+            raise alike(self.fabric, error)
 
     def batch(self, size: int) -> None:
-        """Refuse a batch that leaves a process without a sample.
+        """Refuse a method that can't be shared, and a batch that leaves a process without a sample.
 
         Raises:
-            ArgumentError: it is smaller than the number of processes.
+            ArgumentError: so it is; says why.
         """
+        why = next((m.alone for m in self.method.modules() if hasattr(m, "alone")), None)
+        if self.several and why is not None:
+            error = ArgumentError(
+                f"several processes can't train this method: {why}. Use --devices 1."
+            )
+            raise alike(self.fabric, error)
         if size < self.fabric.world_size:
-            raise ArgumentError(
+            error = ArgumentError(
                 f"batch_size is {size}, and {self.fabric.world_size} processes share a batch: each needs "
                 "a sample. Raise it, or take fewer processes."
             )
+            raise alike(self.fabric, error)
 
     def due(self, wanted: bool) -> bool:
         """Whether the first process wants something; clocks differ, and all must do it together."""
