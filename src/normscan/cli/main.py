@@ -7,6 +7,7 @@ answers at once.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -125,6 +126,10 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"normscan {__version__}")
         return 0
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries end the process over it, with words of their own
+        return fail("the working directory was removed. Go to one that is there: cd.")
     name = arguments[0]
     if name not in COMMANDS:
         meant = SYNONYMS.get(name.lower())
