@@ -7,11 +7,11 @@ answers at once.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from normscan.cli.outlet import outlets
@@ -127,7 +127,7 @@ def _main(arguments: list[str]) -> int:
         print(f"normscan {__version__}")
         return 0
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError:  # libraries end the process over it, with words of their own
         return fail("the working directory was removed. Go to one that is there: cd.")
     name = arguments[0]
