@@ -121,7 +121,9 @@ def about_files(reason: str, called: Mapping[Path, str]) -> str:
 
 
 def unnamed(record: Any, names: Mapping[str, str]) -> Any:
-    """Return plain values with other names for scans wherever a value is a name.
+    """Return plain values with other names for scans, where a whole value is a name.
+
+    A name inside of a sentence stays: who writes sentences about scans replaces it there.
 
     Args:
         record: dictionaries, lists, texts.

@@ -8,6 +8,7 @@ import json
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from tests.support import dicom_planes as G
 
 import normscan as ns
 from normscan import identity
+from normscan.benchmark.cell import run_job
 from normscan.cli.main import main
 from normscan.cohort.dicom import dicom_rows
 from normscan.identity import pseudonym, secret_path, without_folders
@@ -173,3 +175,64 @@ def test_results_name_no_file_and_no_folder(planted, tmp_path, monkeypatch):
             content = file.read_bytes()
             found = [p for p in ("ZZFILE", "ZZFOLDER", str(tmp_path)) if p.encode() in content]
             assert not found, (name, file.name, found)
+
+
+def found_in(folder, names):
+    """Which names stand in which files of a folder, in their content or in what they are called."""
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    return [
+        (str(file.relative_to(folder)), name)
+        for file in files
+        for name in names
+        if name.encode() in file.read_bytes() or name in str(file.relative_to(folder))
+    ]
+
+
+def test_what_is_made_of_results_names_no_file_and_no_folder(
+    planted, tmp_path, monkeypatch, capsys
+):
+    """Comparisons, groups, exports; scans keep the names that the user's table gives them."""
+    home = tmp_path / "ZZFOLDER"
+    options = ["--size", "32", "--calibration", "split", "--fpr", "0.2", "--gate", "false"]
+    for name in ("mean_image", "image_statistics"):
+        run = home / name
+        assert main(["fit", name, "--cohort", str(planted), "--out", str(run), *options]) == 0
+        command = ["evaluate", str(run), "--cohort", str(planted), "--baselines", "false"]
+        assert main([*command, "--out", str(home / f"e-{name}")]) in (0, 1)
+    evaluated = [str(home / f"e-{name}") for name in ("mean_image", "image_statistics")]
+    made = tmp_path / "made"
+    commands = [
+        ["compare", *evaluated, "--out", str(made / "compare")],
+        ["subgroups", evaluated[0], "--column", "label"],
+        ["export", str(home / "mean_image"), "--to", "monai", "--out", str(made / "monai")],
+        ["export", str(home / "mean_image"), "--to", "onnx", "--out", str(made / "a.onnx")],
+    ]
+    capsys.readouterr()
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["normscan", *command])
+        assert main(command) == 0, command
+    assert "ZZF" not in capsys.readouterr().out
+    for place in (made, Path(evaluated[0])):
+        assert found_in(place, ("ZZFILE", "ZZFOLDER", str(tmp_path))) == []
+    for name in ("monai", "a.onnx"):  # which travel to others
+        place = made / name if (made / name).is_dir() else made
+        found = [f for f, _ in found_in(place, PLANTED) if name in f or place.name == name]
+        assert not found
+
+
+def test_tables_of_a_benchmark_name_no_file_and_no_folder(planted, tmp_path, monkeypatch):
+    """``sets``, ``cells`` and ``logs`` are its workshop, which knows its images by their paths."""
+    out = tmp_path / "ZZFOLDER" / "benchmark"
+    command = ["benchmark", "local", "--data", f"toy={planted}", "--methods", "image_statistics"]
+    command += ["--seeds", "1", "--preset", "tiny", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["normscan", *command])
+    monkeypatch.setattr("normscan.benchmark.runner._in_processes", in_here)
+    assert main(command) == 0
+    found = found_in(out, (*PLANTED, str(tmp_path)))
+    assert {Path(name).parts[0] for name, _ in found} <= {"sets", "cells", "models", "logs"}
+    assert (out / "ranking.json").is_file()
+
+
+def in_here(jobs, logs, workers, threads, bar):
+    for job in jobs:
+        run_job(job)

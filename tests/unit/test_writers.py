@@ -239,3 +239,12 @@ def test_limits_go_on_with_the_same_images_only(fitted, tmp_path):
     np.save(file, np.load(cohort.root / table.loc[chosen, "path"].iloc[0]) + 0.5)
     table.loc[table.index[chosen][0], "path"] = str(file)
     assert scan_source(ns.Cohort(table, cohort.root), "test", 0).about != before
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
+    """MKL ends the process over it, with words of its own."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["methods"]) == 2
+    assert "the working directory was removed" in capsys.readouterr().err

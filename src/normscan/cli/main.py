@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from normscan.cli.outlet import outlets
@@ -136,6 +137,10 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"normscan {__version__}")
         return 0
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # libraries end the process over it, with words of their own
+        return fail("the working directory was removed. Go to one that is there: cd.")
     name = arguments[0]
     if name not in COMMANDS:
         meant = SYNONYMS.get(name.lower())

@@ -32,6 +32,16 @@ def hidden(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
     return changed
 
 
+def nameless(division: Division) -> Division:
+    """Return a division that may travel: it knows scans by their content, under pseudonyms."""
+    if names_are_kept():
+        return division
+    names = _pseudonyms(division)
+    return Division(
+        [m._replace(scan=names[m.scan], subject=names[m.subject]) for m in division.members]
+    )
+
+
 def shown(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
     """Undo ``hidden`` where the division lies beside it and the user's secret is the same."""
     if division is None:

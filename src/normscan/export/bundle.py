@@ -8,9 +8,11 @@ from typing import Any
 
 from normscan.detector import Detector
 from normscan.detector.storage import write_state
+from normscan.detector.unnamed import nameless
 from normscan.errors import ArgumentError, NormscanError, OutputError
 from normscan.io.lock import one_writer
 from normscan.io.values import write_json
+from normscan.training.folder import DIVISION
 from normscan.version import __version__
 
 INFERENCE: dict[str, Any] = {
@@ -43,6 +45,8 @@ def write_bundle(detector: Detector, folder: Path) -> None:
     for place in (folder / "configs", folder / "docs", stored):
         place.mkdir(parents=True, exist_ok=True)
     write_state(detector, stored)
+    if detector.division is not None:
+        nameless(detector.division).write(stored / DIVISION)
     (folder / "docs" / "README.md").write_bytes((stored / "card.md").read_bytes())
     write_json(folder / "configs" / "inference.json", INFERENCE)
     write_json(folder / "configs" / "metadata.json", metadata(detector))

@@ -40,7 +40,7 @@ def text_rows(picture: np.ndarray) -> int:
     grey = (grey - low) / (high - low)
     strokes = grey - ndimage.grey_opening(grey, (_STROKE, _STROKE)) > CONTRAST
     found, _ = ndimage.label(strokes, np.ones((3, 3)))
-    boxes = []
+    boxes: list[tuple[int, ...]] = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(found), 1):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if _LOW <= height <= _HIGH and width <= 1.6 * height:
