@@ -42,6 +42,7 @@ from normscan.errors import ArgumentError, CohortError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
+ALONE = "Of a case the image in 'path' is taken"
 IN_MEMORY = "The table"  # how messages call one without a file
 
 
@@ -324,7 +325,7 @@ class Cohort:
         """Return the cohort without further images: a case is the image in ``path`` alone."""
         if not self.further:
             return self
-        said = f"Of a case the image in 'path' is taken, without {', '.join(self.further)}."
+        said = f"{ALONE}, without {', '.join(self.further)}."
         return self._with(
             self.table.drop(columns=[FURTHER + name for name in self.further]), [said]
         )
