@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from tests.support.pairs import write_pairs
 from tests.support.regimes import registered
 
 from normscan.cli.main import main
+from normscan.io import read_scan
 
 SETTINGS = ["--preprocess", '{"scaling": "none", "crop": "none"}', "--gate=false"]
 
@@ -90,3 +94,59 @@ def test_sentences_alone_and_with_references(toy, tmp_path: Path, capsys):
         stored = json.loads((run / "detector.json").read_text())
         names.append({r["scan"] for r in stored["training"]["references"]})
     assert len(names[0]) == 4 and names[0] == names[1] != names[2]
+
+
+def hashed(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def known_by_content(stored: dict) -> set[str]:
+    """Hashes of the references of a stored detector, whose names may be those of people."""
+    return {r["sha256"][0] for r in stored["training"]["references"]}
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+def test_nothing_but_references(shots: int, toy, tmp_path: Path, capsys):
+    """So many healthy scans and no more: a map, stored names, and no threshold of them."""
+    table = pd.read_csv(toy(2), keep_default_na=False)
+    few = table[table["split"] == "train"].head(shots)[["scan", "subject", "path", "label"]]
+    few["path"] = [str(toy(2).parent / path) for path in few["path"]]
+    few.to_csv(tmp_path / "few.csv", index=False)
+    run, scan = tmp_path / "run", str(toy(2).parent / "test100_c0.npy")
+    tower = ["--tower", "tiny", "--weights", "random", "--size", "32", "--layer", "3"]
+    fit = ["fit", "winclip_plus", *tower, *SETTINGS, "--shots", str(shots), "--out", str(run)]
+    assert main([*fit, "--cohort", str(tmp_path / "few.csv")]) == 0
+    assert "the decision is left open" in capsys.readouterr().out
+    stored = json.loads((run / "detector.json").read_text())
+    assert known_by_content(stored) == {hashed(path) for path in few["path"]}
+    assert stored["scan_threshold"] is None and stored["pixel_threshold"] is None
+    assert main(["predict", str(run), scan, "--out", str(tmp_path / "found")]) == 0
+    found = read_scan(tmp_path / "found" / "test100_c0_map.tif").data
+    assert np.isfinite(found).all() and found.std() > 0
+
+
+def test_a_threshold_of_references_is_of_other_healthy_scans(toy, tmp_path: Path, capsys):
+    """A split of train alone: four are drawn by the seed, the other subjects set the threshold."""
+    table = pd.read_csv(toy(2), keep_default_na=False)
+    table = table[table["split"].isin(["train", "test"])]
+    table["path"] = [str(toy(2).parent / path) for path in table["path"]]
+    table = table.drop(columns=["mask"])
+    tower = ["--tower", "tiny", "--weights", "random", "--size", "32", "--layer", "3"]
+    names = {}
+    for kept in (24, 4):
+        train = table["split"].eq("train").cumsum().le(kept) & table["split"].eq("train")
+        path, run = tmp_path / f"{kept}.csv", tmp_path / f"run{kept}"
+        table[train | table["split"].eq("test")].to_csv(path, index=False)
+        fit = ["fit", "winclip_plus", *tower, *SETTINGS, "--shots", "4", "--cohort", str(path)]
+        assert main([*fit, "--out", str(run), "--seed", "3"]) == 0
+        stored = json.loads((run / "detector.json").read_text())
+        names[kept] = known_by_content(stored)
+        division = pd.read_csv(run / "division.csv")
+        val = set(division["sha256"][division["split"] == "val"])
+        if kept == 24:
+            assert len(val) == 20 and not val & names[kept]
+            assert len(stored["scan_threshold"]["scores"]) == 20
+        else:
+            assert not val and stored["scan_threshold"] is None
+            assert names[kept] == {hashed(path) for path in table["path"][train]}
+    capsys.readouterr()

@@ -317,3 +317,18 @@ def test_by_the_command_line(table, tmp_path, capsys):
     assert (out / "p" / "test10_photo_map.tif").is_file()
     assert main(["predict", str(out), one, "--further", "[photo]", "--out", str(out / "q")])
     assert "NAME=FILE" in capsys.readouterr().err
+
+
+def test_wrappers_average_the_maps_of_further_images(table):
+    """Mirrored or not, and by two members: the photograph itself is never mirrored."""
+    cohort = Cohort.read(table)
+    detector = Detector("toy_alike", wrappers=["ensemble=2", "flips=1"], **OPTIONS).fit(cohort)
+    found = findings(detector, cohort.part("test"))
+    for row in cohort.part("test"):
+        photo, seen = row.load_further()["photo"].data[0], found[row.scan].further["photo"].map
+        assert seen.shape == SHAPE
+        # The toy's map is a constant and a thousandth of the photograph, whose noise is smoothed.
+        like = [
+            np.corrcoef(seen.ravel(), p.ravel())[0, 1] for p in (photo, photo[::-1], photo[:, ::-1])
+        ]
+        assert like[0] > 0.4 > 0.2 > max(like[1:])

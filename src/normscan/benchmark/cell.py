@@ -155,6 +155,7 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
     from normscan import evaluation
     from normscan.benchmark.measures import Watched
     from normscan.benchmark.restorations import RESTORATIONS, Restorations
+    from normscan.cohort.cohort import ALONE
     from normscan.detector import Detector
 
     folder = Path(job.cells[name])
@@ -164,6 +165,7 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
         training = cohort.part("train")
         healthy = training.select([row.label != 1 for row in training])
         restored = Restorations(detector, healthy, job.features, job.region)
+    alone = [f"{job.method}: {note}" for note in cohort.notes if note.startswith(ALONE)]
     watched = Watched(detector, job.region, job.variants, restored)
     results = evaluation.evaluate(
         cast(Detector, watched), cohort, folder / "evaluation",
@@ -191,7 +193,7 @@ def _evaluate(job: Job, name: str, detector: Any, progress: bool) -> None:
             "device": training["device"],
             "variants": values,
             "restorations": indices,
-            "notes": [n for n in (note, restored.note if restored else "") if n],
+            "notes": [n for n in (note, restored.note if restored else "", *alone) if n],
             "dropped": job.dropped,
             "job": asdict(job),
         },

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from normscan.cohort.archive import archive_table
 from normscan.cohort.division import AUXILIARY, Division
 from normscan.cohort.layouts import read_layout
 from normscan.cohort.row import CohortRow
+from normscan.cohort.shown import few
 from normscan.cohort.splits import (
     assign_splits,
     check_subjects,
@@ -26,7 +25,7 @@ from normscan.cohort.splits import (
     only_healthy_trains,
     shared_copy,
 )
-from normscan.cohort.summary import LABELS, CohortSummary, Progress, summarise
+from normscan.cohort.summary import CohortSummary, Progress, summarise
 from normscan.cohort.table import (
     COLUMNS,
     FURTHER,
@@ -38,12 +37,12 @@ from normscan.cohort.table import (
     read_table,
     write_table,
 )
-from normscan.display import Plane, planes
-from normscan.errors import ArgumentError, CohortError, ScanError, nearest
+from normscan.errors import ArgumentError, CohortError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ALONE = "Of a case the image in 'path' is taken"
 IN_MEMORY = "The table"  # how messages call one without a file
 
 
@@ -81,6 +80,7 @@ class Cohort:
         auxiliary: another cohort that some methods learn from besides, or None.
         anomalies: how the labelled anomalies in extra were drawn, or None.
         name: of the file or folder that it was read from, without its path; else empty.
+        drawn: parts of which the table said nothing, so that their scans were drawn here.
 
     Example:
         >>> cohort = Cohort.read("brain_mri/")  # doctest: +SKIP
@@ -90,6 +90,7 @@ class Cohort:
     """
 
     name = ""
+    drawn: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -232,8 +233,11 @@ class Cohort:
         notes = [*notes, *label_notes(table)]
         table = normalise(table, source)
         root = find_root(table, candidates, source)
+        given = set(table["split"])
         table, more = assign_splits(table, root, seed, fractions, source, division)
         cohort = cls._of(table, root, [*notes, *more])
+        if division is None and given <= {"", "train", "test", "extra"}:
+            cohort.drawn = ("val",) if given - {""} else ("val", "test")
         cohort.name = "" if source == IN_MEMORY else Path(os.path.abspath(source)).name
         return cohort
 
@@ -249,7 +253,7 @@ class Cohort:
         """Return the cohort with another table that is checked already."""
         cohort = self._of(table, self.root, [*self.notes, *notes])
         cohort.auxiliary, cohort.name = self.auxiliary, self.name
-        cohort.anomalies = self.anomalies
+        cohort.anomalies, cohort.drawn = self.anomalies, self.drawn
         return cohort
 
     def __len__(self) -> int:
@@ -285,7 +289,7 @@ class Cohort:
         }
         facts |= {split: count for split, count in counts.items() if count}
         return notebook.page(
-            f"Cohort {self.name}", facts, [(plane, None, name) for plane, name in self._few(4)]
+            f"Cohort {self.name}", facts, [(plane, None, name) for plane, name in few(self, 4)]
         )
 
     def show(self, n: int = 8) -> Any:
@@ -296,30 +300,10 @@ class Cohort:
         Raises:
             CohortError: none can be read.
         """
-        found = self._few(n)
+        found = few(self, n)
         if not found:
             raise CohortError(f"none of the first scans under {self.root} can be read.")
         return notebook.draw([plane for plane, _ in found], names=[name for _, name in found])
-
-    def _few(self, n: int) -> list[tuple[Plane, str]]:
-        """Return a plane of up to n scans, one of each label in turn, and their names."""
-        by_label: dict[int | None, list[CohortRow]] = {}
-        for row in self:
-            by_label.setdefault(row.label, []).append(row)
-        turn = [row for rows in zip_longest(*by_label.values()) for row in rows if row is not None]
-        found: list[tuple[Plane, str]] = []
-        for row in turn[: 2 * n]:
-            if len(found) == n:
-                break
-            with suppress(ScanError):
-                scan = row.load()
-                found.append(
-                    (
-                        planes(scan.data, scan.affine, rgb=scan.is_rgb)[0],
-                        f"{row.scan}: {LABELS[row.label]}",
-                    )
-                )
-        return found
 
     @property
     def has_masks(self) -> bool:
@@ -341,7 +325,7 @@ class Cohort:
         """Return the cohort without further images: a case is the image in ``path`` alone."""
         if not self.further:
             return self
-        said = f"Of a case the image in 'path' is taken, without {', '.join(self.further)}."
+        said = f"{ALONE}, without {', '.join(self.further)}."
         return self._with(
             self.table.drop(columns=[FURTHER + name for name in self.further]), [said]
         )
@@ -392,7 +376,7 @@ class Cohort:
         Raises:
             CohortError: it has fewer training subjects.
         """
-        return self._with(draw_references(self.table, self.root, count, seed))
+        return self._with(*draw_references(self.table, self.root, count, seed, self.drawn))
 
     def with_anomalies(self, count: int, seed: int = 0, seen: str = "") -> Cohort:
         """Return the cohort with labelled anomalies in extra; see ``draw_anomalies``.

@@ -174,27 +174,40 @@ def _hashes(paths: tuple[Path, ...]) -> tuple[str, ...] | None:
         return None  # the summary reports it, and so does the loop that reads it
 
 
-def draw_references(table: pd.DataFrame, root: Path, count: int, seed: int) -> pd.DataFrame:
+def draw_references(
+    table: pd.DataFrame, root: Path, count: int, seed: int, lent: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[str]]:
     """Return the table with so many training scans, each of another subject, drawn by a seed.
 
     The other subjects of train go to val, since nothing is learnt of them. Further scans of the
-    drawn subjects, and exact copies, belong to no part.
+    drawn subjects, and exact copies, belong to no part. Where train has too few, the healthy scans
+    of parts that nobody named may be references too: first the maps, then a threshold and a test.
 
     Args:
         table: a normalised table with splits.
         root: folder of its relative paths.
         count: of references, or 0.
         seed: of the draw.
+        lent: parts whose scans were drawn, in the order in which they are taken back.
+
+    Returns:
+        The table, and notes of what was taken back.
 
     Raises:
         CohortError: it has fewer training subjects.
     """
-    table = table.copy()
+    table, notes = table.copy(), []
     group = groups(table, root) if count else list(table["subject"])
-    rows: dict[str, list[str]] = {}
-    for name, scan, split in zip(group, table["scan"], table["split"], strict=True):
-        if split == "train":
-            rows.setdefault(name, []).append(scan)
+    rows = _in_train(table, group)
+    for part in lent:
+        if len(rows) < count:
+            back = (table["split"] == part) & (table["label"] == 0).fillna(False)
+            table.loc[back, "split"] = "train"
+            rows = _in_train(table, group)
+            if back.any():
+                notes.append(
+                    f"The {int(back.sum())} healthy scans drawn for {part} may be references."
+                )
     if len(rows) < count:
         raise CohortError(
             f"{count} healthy references were asked for (shots), and train has scans of "
@@ -208,7 +221,16 @@ def draw_references(table: pd.DataFrame, root: Path, count: int, seed: int) -> p
         split if split != "train" or scan in chosen else "" if name in drawn else "val"
         for name, scan, split in zip(group, table["scan"], table["split"], strict=True)
     ]
-    return table
+    return table, notes
+
+
+def _in_train(table: pd.DataFrame, group: Sequence[str]) -> dict[str, list[str]]:
+    """The scans of train, by the group of subjects that they are of."""
+    rows: dict[str, list[str]] = {}
+    for name, scan, split in zip(group, table["scan"], table["split"], strict=True):
+        if split == "train":
+            rows.setdefault(name, []).append(scan)
+    return rows
 
 
 def _divide(table: pd.DataFrame, root: Path, seed: int, fractions: list[float]) -> list[str]:

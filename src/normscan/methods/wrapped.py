@@ -64,13 +64,17 @@ def averaged(draws: Iterable[Maps]) -> tuple[Maps, Tensor | None]:
     means: dict[str, Tensor] = {}
     spread: Tensor | None = None
     n = 0
+    further: dict[str, Tensor] = {}
     for n, maps in enumerate(draws, start=1):
+        for name, image in maps.further.items():
+            before = further.get(name, torch.zeros_like(image))
+            further[name] = before + (image - before) / n
         for name, value in vars(maps).items():
-            if value is None:
+            if not isinstance(value, Tensor):
                 continue
             before = means.get(name, torch.zeros_like(value))
             step = value - before
             means[name] = before + step / n
             if name == "map":  # Welford 1962
                 spread = (0 if spread is None else spread) + step * (value - means[name])
-    return Maps(**means), None if spread is None else spread / max(1, n - 1)
+    return Maps(**means, further=further), None if spread is None else spread / max(1, n - 1)
