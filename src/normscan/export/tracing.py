@@ -96,7 +96,7 @@ class Traced(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return what each member finds, in the order of ``Signature.members``."""
-        given = dict(zip(self.inputs, tensors, strict=False))
+        given: dict[str, Any] = dict(zip(self.inputs, tensors, strict=False))
         rng = Handed(tensors[len(self.inputs) :])
         return self.found(Batch(rng=rng, columns=Unread(), **given))
 

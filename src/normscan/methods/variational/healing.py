@@ -159,8 +159,10 @@ class CodeHealing(Method):
                 restored = self.network.decode_samples(healed)
                 found.append(mask * absolute(x, restored))
                 restorations.append(restored)
-        average = [torch.stack(values).mean(0) for values in (found, surprise, restorations)]
-        return Maps(*average)
+        anomaly, score, restored = (
+            torch.stack(values).mean(0) for values in (found, surprise, restorations)
+        )
+        return Maps(anomaly, score, restored)
 
 
 def quantised_network(dims: int, channels: int, options: Quantised, deviation: float) -> nn.Module:
