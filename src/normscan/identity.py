@@ -97,7 +97,7 @@ def without_folders(text: str) -> str:
         return text
     if text.startswith(("{", "[")):
         with contextlib.suppress(ValueError):
-            return json.dumps(_each_text(json.loads(text), without_folders))
+            return json.dumps(each_text(json.loads(text), without_folders))
     parts = []
     for part in text.split(","):
         name, equals, value = part.rpartition("=")
@@ -129,13 +129,13 @@ def unnamed(record: Any, names: Mapping[str, str]) -> Any:
         record: dictionaries, lists, texts.
         names: old to new.
     """
-    return _each_text(record, lambda text: names.get(text, text))
+    return each_text(record, lambda text: names.get(text, text))
 
 
-def _each_text(record: Any, change: Callable[[str], str]) -> Any:
+def each_text(record: Any, change: Callable[[str], str]) -> Any:
     """Return plain values with each text among them changed; keys stay."""
     if isinstance(record, dict):
-        return {key: _each_text(value, change) for key, value in record.items()}
+        return {key: each_text(value, change) for key, value in record.items()}
     if isinstance(record, list | tuple):
-        return [_each_text(value, change) for value in record]
+        return [each_text(value, change) for value in record]
     return change(record) if isinstance(record, str) else record

@@ -108,7 +108,7 @@ class WandB:
 
         quiet = wandb.Settings(
             console="off", save_code=False, disable_git=True, disable_code=True, silent=True,
-            x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+            x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, host=EXPERIMENT,
         )  # fmt: skip
         self.id = id or uuid.uuid4().hex[:12]
         self._run = wandb.init(

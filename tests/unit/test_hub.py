@@ -137,6 +137,24 @@ def test_a_signature_travels_with_what_it_signed(server, run, tmp_path, monkeypa
     assert "isn't signed" in capsys.readouterr().err and not (tmp_path / "refused").exists()
 
 
+def test_names_that_a_run_kept_are_left_behind(server, run, tmp_path, capsys):
+    """Where the list that tells them was removed, nothing is sent."""
+    kept = tmp_path / "kept"
+    command = ["fit", "mean_image", "--cohort", str(run.parent / "cohort.csv"), "--out", str(kept)]
+    assert main([*command, "--calibration", "split", "--keep-names"]) == 0
+    assert b"ZZSCAN" in (kept / "detector.json").read_bytes()
+    assert main(["push", str(kept), REPO]) == 0
+    for name, content in server.repos[REPO].files("main")[1].items():
+        assert b"ZZS" not in content, name
+    (kept / "division.csv").unlink()
+    server.repos.clear()
+    assert main(["push", str(kept), REPO]) == 2
+    assert "was fitted with --keep-names" in capsys.readouterr().err and not server.repos
+    pulled = tmp_path / "pulled"
+    assert main(["push", str(run), REPO]) == 0 and pull(REPO, pulled, 10**9)
+    assert main(["push", str(pulled), f"{REPO}-again"]) == 0, "pseudonyms are no names"
+
+
 def test_a_branch_and_a_commit(server, run, toy, tmp_path):
     main(["push", str(run), REPO])
     first = server.repos[REPO].branches["main"]

@@ -49,6 +49,14 @@ def shown(about: dict[str, Any], division: Division | None) -> dict[str, Any]:
     return _replaced(about, {new: name for name, new in _pseudonyms(division).items()})
 
 
+def names_left(about: dict[str, Any]) -> bool:
+    """Whether a description, which ``hidden`` went over, still names scans: no division told it which."""
+    nearest = (about.get("gate") or {}).get("nearest") or {}
+    review = about["training"].get("healthy") or {}
+    names = [*nearest.get("names", ()), *filter(None, [review.get("sets_threshold")])]
+    return not all(re.fullmatch(r"scan-[0-9a-f]{12}", name) for name in names)
+
+
 def _named(record: Any) -> Iterator[str]:
     """Yield the scans that a record names by themselves: those of ``scan`` and ``left_out``."""
     if isinstance(record, list):

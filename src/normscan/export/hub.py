@@ -15,12 +15,13 @@ from normscan.detector import Detector, load
 from normscan.detector.elsewhere import check_new
 from normscan.detector.signed import SIGNATURE, check_files, check_trusted
 from normscan.detector.storage import FILES, bounds, read_state, write_state
+from normscan.detector.unnamed import names_left
 from normscan.errors import OutputError
 from normscan.identity import names_are_kept
 from normscan.io.hub import Place, fetch, send
 from normscan.io.values import read_json
 from normscan.report.summary import known, number
-from normscan.training.folder import DIVISION
+from normscan.training.folder import DETECTOR, DIVISION
 from normscan.version import __version__
 
 README = "README.md"  # what a hub shows, and reads in its first lines
@@ -84,6 +85,11 @@ def staged(detector: Detector, run: Path, place: Place, about: About) -> Iterato
         write_state(detector if about.gate else detector.changed(gate=None), folder)
         if not names_are_kept():
             (folder / DIVISION).unlink(missing_ok=True)
+            if names_left(read_json(folder / DETECTOR)):
+                raise OutputError(
+                    f"{run}: was fitted with --keep-names, and {DIVISION}, which tells names from the rest, "
+                    "is missing. Bring it back, or push with --keep-names."
+                )
         _take_signature(run, folder)
         card = (folder / "card.md").read_text(encoding="utf-8")
         text = model_card(detector, card, results_of(detector, run), place, about)

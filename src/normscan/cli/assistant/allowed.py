@@ -69,26 +69,35 @@ class Allowed:
         Raises:
             ArgumentError: one lies outside; it isn't named, as it may be anybody's.
         """
+        beside: dict[Path, dict[str, list[Path]]] = {}
         for file in files:
             base, _ = split_address(file)
-            for path in self._read(base):
+            for path in self._read(base, beside):
                 if not self._inside(Path(os.path.realpath(path))):
                     raise ArgumentError(
                         "a scan or what stands beside it lies outside of the folders that may be used."
                     )
 
-    def _read(self, path: Path) -> Iterator[Path]:
-        """All files that reading a path may open."""
+    def _read(self, path: Path, beside: dict[Path, dict[str, list[Path]]]) -> Iterator[Path]:
+        """All files that reading a path may open; folders are listed once."""
         yield path
         if path.is_dir():
             for folder, folders, files in os.walk(path):
                 yield from (Path(folder) / name for name in (*folders, *files))
-        elif path.parent.is_dir():
-            stem = path.name.partition(".")[0]
-            yield from (p for p in path.parent.glob("*") if p.name.partition(".")[0] == stem)
+            return
+        if path.parent not in beside:
+            listed: dict[str, list[Path]] = {}
+            for other in path.parent.glob("*"):
+                listed.setdefault(_stem(other), []).append(other)
+            beside[path.parent] = listed
+        yield from beside[path.parent].get(_stem(path), ())
 
     def _inside(self, path: Path) -> bool:
         return any(path.is_relative_to(root) for root in self.roots)
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
 def files_of(row: CohortRow) -> list[Path]:

@@ -21,7 +21,7 @@ from normscan.cli.assistant.allowed import Allowed, files_of
 from normscan.cli.assistant.jobs import Job, Jobs
 from normscan.cohort import CohortRow
 from normscan.errors import ArgumentError, NormscanError, nearest
-from normscan.identity import names_are_kept, pseudonym, unnamed
+from normscan.identity import each_text, names_are_kept, pseudonym, unnamed
 from normscan.io.values import read_json
 from normscan.version import __version__
 
@@ -218,7 +218,7 @@ class Tools:
                 told = json.loads(text)
             except ValueError:
                 told = {"scans": [json.loads(line) for line in text.splitlines()]}
-            return _each(told, lambda said: _renamed(said, names))
+            return each_text(told, lambda said: _renamed(said, names))
 
         job = self._jobs.start(command, folder, found, names)
         return job
@@ -269,14 +269,6 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
     for name in sorted((n for n in names if len(n) > 3 and n in text), key=len, reverse=True):
         text = text.replace(name, names[name])
     return text
-
-
-def _each(record: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(record, dict):
-        return {key: _each(value, change) for key, value in record.items()}
-    if isinstance(record, list):
-        return [_each(value, change) for value in record]
-    return change(record) if isinstance(record, str) else record
 
 
 def _plain(name: str, value: Any) -> str:
