@@ -158,6 +158,7 @@ def method_page(card: Card, cards: Mapping[str, Card]) -> str:
         articles.equations(card),
         articles.fitness(card),
         measured.example_text(card),
+        measured.generator_text(card),
         f"Related: {kin}." if kin else "",
         facts,
         f"```\nnormscan fit {card.id} --preset laptop --cohort COHORT --out RUN\n```",

@@ -170,7 +170,11 @@ def trained(id: str, table: Path, work: Path, weights: str | None) -> dict[str, 
         if status:
             raise SystemExit(f"{id}: {name} failed; see {log.name}")
     results = read_json(run / "evaluation" / "results.json")
-    found["metrics"] = {k: results["metrics"][k] for k in METRICS if k in results["metrics"]}
+    found["metrics"] = {
+        name: {part: round(results["metrics"][name][part], 4) for part in ("value", "low", "high")}
+        for name in METRICS
+        if name in results["metrics"]
+    }
     return found
 
 

@@ -14,6 +14,7 @@ from normscan.registry import Card
 
 DOCS = Path(__file__).resolve().parent
 EXAMPLES = DOCS / "img" / "methods"
+GENERATED = DOCS / "img" / "generators"
 RESULTS = DOCS.parent / "benchmarks" / "results"
 HEADING = re.compile(r"#+ ([\w-]+), image level")
 # Columns of the records that are passed on, and where `normscan benchmark` writes them.
@@ -102,4 +103,20 @@ def example_text(card: Card) -> str:
     return (
         f"![{alt}](../img/methods/{picture})\n\n{legend} with the outlines of the true lesion (blue) "
         f"and of what was found (dashed). *On the phantom:* {text}"
+    )
+
+
+def generator_text(card: Card) -> str:
+    """Return the picture that ``docs/generators.py`` drew of a generator, with what was trained."""
+    path = GENERATED / f"{card.id}.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    run = " ".join(["preset `laptop`", *(f"`{word}`" for word in found["arguments"])])
+    values = ", ".join(f"{name} {v['value']:.3g}" for name, v in found["metrics"].items())
+    return (
+        f"![What {card.id} makes after its laptop preset](../img/generators/{card.id}.webp)\n\n"
+        f"*What its generator makes:* {run} on simulated scans (`{found['cohort']}`), "
+        f"{found['fit']['cpu_seconds']:.0f} CPU-seconds: {values}. "
+        "[All generators](../explanation/generators.md)."
     )
