@@ -88,5 +88,7 @@ def _named(text: str) -> tuple[str, str]:
     """Return the name and the values of ``width=16,32``."""
     name, equals, values = text.partition("=")
     if not equals or not values:
-        raise ArgumentError(f"space: '{text}' isn't NAME=VALUES, such as width=16,32 or lr=1e-4..1e-2.")
+        raise ArgumentError(
+            f"space: '{text}' isn't NAME=VALUES, such as width=16,32 or lr=1e-4..1e-2."
+        )
     return name.strip().replace("-", "_"), values
