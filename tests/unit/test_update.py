@@ -91,7 +91,8 @@ def test_shrinking_is_undone():
     method = ImageStatistics(0.3)
     centred = torch.tensor(values - values.mean(0))
     method._shrink(torch.tensor(values.mean(0)), centred.T @ centred, 9)
-    np.testing.assert_allclose(method._scatter(9) / 8, np.cov(values.T), rtol=1e-9, atol=1e-12)
+    undone = method._scatter(method.precision, 9) / 8
+    np.testing.assert_allclose(undone, np.cov(values.T), rtol=1e-9, atol=1e-12)
 
 
 def test_a_coreset_of_the_new_scans_stands_beside_the_old_one(scans):

@@ -141,6 +141,8 @@ class Trainer:
         text = ""
         for step in range(begin, steps):
             terms = self._step(index, phase, step, steps, wrapped, data)
+            if step == begin and self.sharing.several:
+                self.sharing.agree(cpu_state(self.method))  # later only before a checkpoint
             if phase.ema:
                 self._average(phase.ema, step)
             look = bool(every) and ((step + 1) % every == 0 or step + 1 == steps)
@@ -209,8 +211,8 @@ class Trainer:
                     for group in optimizer.param_groups:
                         base = group.setdefault("base_lr", group["lr"])
                         group["lr"] = base * player.schedule(step, steps)
-                optimizer.step()
                 self.sharing.buffers(training)
+                optimizer.step()
                 terms |= {f"{player.name}/{k}": v.detach() for k, v in losses.items()}  # type: ignore[misc]
             for p in trained:
                 p.requires_grad_(False)

@@ -1,8 +1,8 @@
 """What the processes of a training share after each update, so that each holds the same state.
 
 Then the checkpoint that the first process writes is that of all of them, and any of them goes on from
-it. Gradients are averaged. Of what a loss changed besides, statistics are averaged, and numbers and
-flags are the first process's; ``Method`` says which buffers are no statistics.
+it. Gradients are averaged. Of what a loss changed besides, statistics are averaged; numbers,
+flags and parameters that it set are the first process's; ``Method`` says which buffers are no statistics.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ class Sharing:
             self._seen = self._marks()
 
     def _marks(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(b), b._version) for name, b in self.method.named_buffers()}
+        every = [*self.method.named_buffers(), *self.method.named_parameters()]
+        return {name: (id(v), v._version) for name, v in every if not hasattr(v, "full_tensor")}
 
     @torch.no_grad()
     def buffers(self, trained: Sequence[nn.Module]) -> None:
-        """Share what changed since ``begin``, in any process.
+        """Share what the loss changed since ``begin``, in any process; before the optimiser's step.
 
         Args:
             trained: modules in training, whose statistics count as changed: a batch norm doesn't
@@ -94,7 +95,8 @@ class Sharing:
         if leaf in getattr(module, "gathered", ()):
             return  # from the rows of all processes, so it is the same in each
         buffer: Tensor = getattr(module, leaf)
-        if buffer.is_floating_point() and leaf not in getattr(module, "of_first", ()):
+        statistic = buffer.is_floating_point() and not isinstance(buffer, nn.Parameter)
+        if statistic and leaf not in getattr(module, "of_first", ()):
             buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
             return
         first = self.fabric.broadcast(buffer).to(buffer.device)
