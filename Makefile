@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test check format docs viewer audit clean
+.PHONY: demo test check format docs viewer audit lock clean
 
 demo: $(STAMP)  ## the main job on a simulated cohort; ends with runs/demo/report.html
 	$(BIN)/normscan demo --out runs/demo
@@ -32,12 +32,14 @@ viewer:  ## the page of normscan view, from web/ into the package; needs Node 20
 	cd web && npm ci --no-audit --no-fund --ignore-scripts && npm run build
 
 AUDIT := .venv-audit/bin
-audit: $(STAMP)  ## licences, an SBOM, known vulnerabilities (the last asks pypi.org), into build/audit
+audit: $(STAMP)  ## licences and an SBOM, into build/audit, without the network; then known vulnerabilities, from pypi.org
 	mkdir -p build/audit
-	$(BIN)/python docs/licences.py > build/audit/licences.md
-	test -x $(AUDIT)/pip-audit || ($(PYTHON) -m venv .venv-audit && $(AUDIT)/pip install -q pip-audit cyclonedx-bom)
-	$(AUDIT)/cyclonedx-py environment $(BIN)/python --of JSON -o build/audit/sbom.json
+	$(BIN)/python docs/licences.py --sbom build/audit/sbom.json > build/audit/licences.md
+	test -x $(AUDIT)/pip-audit || ($(PYTHON) -m venv .venv-audit && $(AUDIT)/pip install -q pip-audit)
 	$(AUDIT)/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+
+lock: $(STAMP)  ## requirements.lock: every pinned package with the hash of its file
+	$(BIN)/python docs/lock.py
 
 clean:
 	rm -rf $(VENV) .venv-audit site build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,7 +1,8 @@
 """Write ``requirements.lock``: all pinned packages with the hashes of their files.
 
 ``python docs/lock.py`` asks pip where each package of ``constraints.txt`` would come from and notes the
-SHA-256 of that file, for the Python and machine that it runs on; nothing is installed. torch is left out: its file depends on the accelerator.
+SHA-256 of that file, for the Python and machine that it runs on; nothing is installed. torch is left
+out: its file depends on the accelerator.
 """
 
 from __future__ import annotations

@@ -65,9 +65,10 @@ def short_of_memory(error: BaseException) -> bool:
         "allocate memory",
         "not enough memory",
         "could not create a primitive",
+        "failed to map segment",  # of a library that is imported
     )
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(w in said for w in words)
+        isinstance(error, RuntimeError | ImportError) and any(w in said for w in words)
     )
 
 
@@ -89,7 +90,7 @@ def of_scan(name: str) -> Iterator[None]:
         raise ScanError(f"{name}: {what}{error.strerror or error}.") from error
     except UnicodeError as error:
         raise ScanError(f"{name}: a name can't be encoded ({error}). Rename the file.") from error
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not short_of_memory(error):
             raise
         said = str(error).strip().partition("\n")[0][:200]

@@ -159,10 +159,10 @@ def _main(arguments: list[str]) -> int:
     except OSError as error:
         # A full disk, a missing right: the system's reason says more than a traceback.
         return fail(f"{error.filename or name}: {error.strerror or error}.")
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not short_of_memory(error):
             raise
-        said = str(error).strip().partition("\n")[0][:200]
+        said = "" if isinstance(error, ImportError) else str(error).strip().partition("\n")[0][:200]
         return fail(
             f"{name}: there is too little memory{f' ({said})' if said else ''}. Take smaller images or "
             "batches, fewer workers, or a larger machine."
