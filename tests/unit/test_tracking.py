@@ -113,11 +113,10 @@ def read_wandb(run: Path) -> Series:
             for key in told.keys() - {"_step", "_runtime", "_timestamp"}:
                 step = told[f"{key.split('/')[0]}/step"]
                 series.setdefault(key, []).append((step, told[key]))
-            results = [
-                i for i in record.summary.update if i.key.startswith(("fit/", "evaluation/"))
-            ]
-            for item in results:
-                series.setdefault(item.key, []).append((0, json.loads(item.value_json)))
+            for item in record.summary.update:
+                key = item.key or "/".join(item.nested_key)
+                if key.startswith(("fit/", "evaluation/")):
+                    series[key] = [(0, json.loads(item.value_json))]
     assert len(ids) == 1, "one run, in as many files as there were processes"
     return series
 
