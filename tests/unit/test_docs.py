@@ -129,6 +129,20 @@ def test_page_describes_every_argument(method: str, generator, generated):
         assert f"| `{preset}` |" in page
 
 
+def test_every_generator_is_drawn_or_planned(generator):
+    """Each adversarial method that has one is in the script; what it drew is small and shown."""
+    plans = importlib.import_module("generators")
+    adversarial = {id for id, card in CARDS.items() if card.family == "adversarial"}
+    assert set(plans.PLANS) == adversarial - {"octa_layers", "seebock_epistemic"}
+    page = (DOCS / "explanation" / "generators.md").read_text(encoding="utf-8")
+    pictures = {path.stem: path for path in plans.PLACE.glob("*.webp")}
+    assert pictures.keys() == {path.stem for path in plans.PLACE.glob("*.json")}
+    for id, path in pictures.items():
+        assert path.stat().st_size < 60_000
+        assert f"img/generators/{id}.webp" in page
+        assert f"../img/generators/{id}.webp" in generator.measured.generator_text(CARDS[id])
+
+
 def test_what_is_said_of_articles_belongs_to_methods(generator):
     """Every entry is used, and BibTeX's braces are balanced."""
     said = generator.articles.read()
