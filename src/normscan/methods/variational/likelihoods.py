@@ -106,7 +106,7 @@ def uncertainty_vae(
             "size": 64,
             "width": 16,
             "hidden": 256,
-            "beta": 0.02,
+            "beta": 0.002,
             "constant": False,
             "lr": 1e-3,
             "steps": 800,
@@ -173,7 +173,8 @@ def robust_vae(
         width: channels of the first convolution.
         hidden: width of the linear layer before each head.
         beta: of the divergence; 0 for the likelihood. It should be about 2 over the summed squared
-            error of an outlier.
+            error of an outlier; where ordinary images are as far from what an untrained network
+            restores, none of them counts and nothing is learnt.
         constant: count the density's constant factor.
         kl_weight: of the summed divergence; the second head is log sigma^2.
         inference: ``sample`` draws the code at test as the release does; ``mean`` takes its mean.
