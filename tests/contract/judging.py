@@ -150,9 +150,9 @@ FINDINGS: dict[str, str] = {
 }
 
 
-# Methods of which four updates leave nothing to see, by what factor they take more: behind the batch
+# Methods of which few updates leave nothing to see, and how many they take at least: behind the batch
 # norms of this segmenter all images are alike till its running statistics have moved.
-LONGER = {"dual_ano_diff": 2}
+LONGER = {"dual_ano_diff": 8}
 
 DISPUTED = ("adversarial", "real", "fake", "wasserstein", "penalty")
 
@@ -175,7 +175,7 @@ def detector(method: str, dims: int, steps: int | None = None, **options) -> Det
     """An unfitted tiny detector; ``steps`` shortens every phase that counts in steps."""
     arguments: dict[str, int] = {"dims": dims}
     if steps is not None:
-        steps *= LONGER.get(method, 1)
+        steps = max(steps, LONGER.get(method, 0))
         tiny = card(method).arguments("tiny")
         counted = [a for a in tiny if a == "steps" or a.endswith("_steps")]
         arguments |= {a: steps if tiny[a] is None else min(steps, tiny[a]) for a in counted}

@@ -121,7 +121,7 @@ class DualPath(Method):
     },
     preprocess={"scaling": "minmax", "limit": 1.0},
     tiny={
-        "size": 32, "width": 2, "multipliers": (1, 2), "blocks": 1, "batch_size": 4, "steps": 40,
+        "size": 32, "width": 2, "multipliers": (1, 2), "blocks": 1, "batch_size": 2, "steps": 40,
         "lr": 5e-3,
     },
 )  # fmt: skip
