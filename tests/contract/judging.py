@@ -151,8 +151,8 @@ FINDINGS: dict[str, str] = {
 
 
 # Methods of which few updates leave nothing to see, and how many they take at least: behind the batch
-# norms of this segmenter all images are alike till its running statistics have moved.
-LONGER = {"dual_ano_diff": 8}
+# norms of these segmenters all images are alike till their running statistics have moved.
+LONGER = {"draem": 8, "dual_ano_diff": 8}
 
 DISPUTED = ("adversarial", "real", "fake", "wasserstein", "penalty")
 

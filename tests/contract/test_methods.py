@@ -339,10 +339,11 @@ def test_refit_forgets_and_leaves_the_global_random_state(method: str, fitted, c
     torch.manual_seed(1)
     np.random.default_rng(1)
     random.seed(1)
-    states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.random.get_rng_state(), repr(np.random.get_state()), random.getstate()
     again.fit(cohort)
     assert torch.equal(torch.random.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
+    # With the place in the array, which changes less often than it.
+    assert repr(np.random.get_state()) == states[1] and random.getstate() == states[2]
     for (name, a), b in zip(
         first.method.state_dict().items(), again.method.state_dict().values(), strict=True
     ):

@@ -268,7 +268,7 @@ ARGUMENTS = {
     "fractions": (("mean_image", "--fractions", "[0.5, 0.5, 0.5]"), "sum to 1"),
     "size": (("ae_dense", "--size", 33), "Use size=32"),
     "negative size": (("mean_image", "--size", -3), "8..4096"),
-    "negative width": (("ae_dense", "--latent", -1), "can't be built"),
+    "negative width": (("ae_dense", "--latent", -1), "latent is -1"),
     "batch": (("ae_dense", "--batch_size", 0), "batch_size is 0"),
     "steps": (("ae_dense", "--steps", -1), "steps is -1"),
     "dims": (("mean_image", "--dims", 3), "scans are 2D"),

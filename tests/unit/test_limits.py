@@ -152,7 +152,7 @@ class Oracle:
 
     T, S = 150.0, 0.4
     seed, fingerprint, pixel_fpr, pixel_threshold = 0, "oracle", 0.05, 0.5
-    card = SimpleNamespace(id="oracle", paper="")
+    card, further = SimpleNamespace(id="oracle", paper=""), ()
 
     def __init__(self, scans, maps=True):
         self.base = {float(scan.data[0, 0, 0]): scan for scan in scans}

@@ -63,7 +63,9 @@ class OneClassSVM(nn.Module):
             gamma = 0.5 / max(float(np.median(pdist(points))) ** 2, 1e-12)
         else:
             gamma = 1 / (points.shape[1] * max(points.var(), 1e-12))
-        fitted = Fitted(kernel="rbf", nu=self.nu, gamma=gamma).fit(points)
+        fitted = Fitted(kernel="rbf", nu=self.nu, gamma=gamma)
+        fitted.random_state = 0  # else libsvm draws a seed of no use from NumPy's global state
+        fitted.fit(points)
         self.support = torch.tensor(fitted.support_vectors_).to(x)
         self.dual = torch.tensor(fitted.dual_coef_[0]).to(x)
         self.gamma = torch.tensor(gamma).to(x)

@@ -74,5 +74,9 @@ def outside(healthy: Array, own: Array, nu: float) -> float:
     """
     from sklearn.svm import OneClassSVM
 
-    machine = OneClassSVM(kernel="linear", nu=nu).fit(healthy)
+    machine = OneClassSVM(kernel="linear", nu=nu)
+    machine.random_state = (
+        0  # else libsvm draws a seed that it has no use for from NumPy's global state
+    )
+    machine.fit(healthy)
     return -float(machine.decision_function(own[None])[0])
