@@ -21,6 +21,7 @@ with atheris.instrument_imports(
     from normscan.detector import load
 
 
+from tests.support import changes as C
 from tests.support import mutations as M
 
 from harness import Read, fuzz, structured
@@ -46,7 +47,7 @@ def reader(name: str) -> Read:
 
 def change(data: bytes, rng: random.Random) -> bytes:
     """Change values where the input is a description or the header of weights, else bytes."""
-    way = M.of_json if data[:1] == b"{" else M.of_tensors if data[8:9] == b"{" else M.of_text
+    way = C.of_json if data[:1] == b"{" else C.of_tensors if data[8:9] == b"{" else C.of_text
     return way(data, rng)
 
 

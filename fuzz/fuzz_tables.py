@@ -19,6 +19,7 @@ with atheris.instrument_imports(include=["normscan.cohort"]):
 
 
 import pandas as pd
+from tests.support import changes as C
 from tests.support import mutations as M
 
 from harness import fuzz, structured
@@ -61,4 +62,4 @@ def seeds() -> Iterator[tuple[int, bytes]]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    fuzz("tables", (commas, tabs, parquet), seeds(), structured(M.of_text))
+    fuzz("tables", (commas, tabs, parquet), seeds(), structured(C.of_text))

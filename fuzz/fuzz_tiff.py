@@ -20,6 +20,7 @@ with atheris.instrument_imports(include=["normscan.io", "tifffile", "imagecodecs
     from normscan.io import probe, read_mask, read_scan
 
 
+from tests.support import changes as C
 from tests.support import mutations as M
 
 from harness import fuzz, structured
@@ -51,4 +52,4 @@ def seeds() -> Iterator[tuple[int, bytes]]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    fuzz("tiff", (plain, page), seeds(), structured(M.of_bytes))
+    fuzz("tiff", (plain, page), seeds(), structured(C.of_bytes))

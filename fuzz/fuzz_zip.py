@@ -21,6 +21,7 @@ with atheris.instrument_imports(include=["normscan.io", "zipfile"]):
     from normscan.io.dicom import find_series, read_dicom
 
 
+from tests.support import changes as C
 from tests.support import mutations as M
 
 from harness import fuzz, structured
@@ -64,4 +65,4 @@ def seeds() -> Iterator[tuple[int, bytes]]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    fuzz("zip", (series, whole, arrays), seeds(), structured(M.of_zip))
+    fuzz("zip", (series, whole, arrays), seeds(), structured(C.of_zip))

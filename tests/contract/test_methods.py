@@ -475,10 +475,7 @@ def test_without_healthy_scans_the_decision_stays_open(method: str, cohorts, tmp
 
 @pytest.mark.parametrize("method", [p for p in JUDGED if p.values[0] not in FINDINGS])
 def test_beats_its_untrained_self_and_the_mean_image(method: str, every):
-    """On planted lesions that are bright, dark or of the same mean intensity.
-
-    Where one untrained network is clearly worse it stands for those of the stored runs.
-    """
+    """On planted lesions of all kinds; one untrained network that is clearly worse stands for all."""
     verdict = judge(method, every(method, axes(method)), quick=True)
     assert verdict.margin > 0, verdict
 
