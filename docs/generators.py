@@ -127,7 +127,7 @@ PLANS: Mapping[str, Plan] = {
     "steganomaly": Plan(auxiliary="plain"),
     "descargan": Plan(),
     "fixed_point_gan": Plan(),
-    "metaad": Plan(arguments=("--steps", "200")),
+    "metaad": Plan(arguments=("--dims", "2")),
     "madgan": Plan("volumes"),
     "asn_microcalc": Plan(),
 }
