@@ -86,7 +86,7 @@ def example_text(card: Card) -> str:
         given = ", ".join(f"`{k}` = `{v!r}`" for k, v in found["arguments"].items())
         run += f" with {given}"
     if "not_run" in found:
-        return f"*On the phantom:* {run} was not run: {found['not_run']}."
+        return f"*On the phantom:* {run} was not run: {found['not_run'].rstrip('.')}."
     values = ", ".join(f"{name} {value:.3g}" for name, value in found["metrics"].items())
     healthy, lesioned = found["phantom"]["healthy"], found["phantom"]["lesioned"]
     text = (

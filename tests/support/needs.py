@@ -5,11 +5,14 @@ A new method of any regime gets its cohort, and with it the contract tests, from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
 from normscan.cohort import Cohort
 from normscan.methods.base import Batch, Method
@@ -45,11 +48,21 @@ class Needs:
 _KNOWN: dict[str, Needs] = {}
 
 
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Without random weights, where only the parts of a method count: they take longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("uniform_", "normal_"):
+            patch.setattr(Tensor, name, lambda self, *_, **__: self.zero_())
+        yield
+
+
 def needs(card: Card) -> Needs:
     """Return what a cohort must have for the tiny preset of a method."""
     if card.id not in _KNOWN:
-        method: Method = card.create(**{**card.arguments("tiny"), "dims": card.dims[0]})
-        phases = method.phases()
+        with undrawn():
+            method: Method = card.create(**{**card.arguments("tiny"), "dims": card.dims[0]})
+            phases = method.phases()
         drawn = {part for phase in phases for part in phase.part.split("+")} | {*method.fits_on}
         # What a method for no training scans uses, it uses at prediction.
         own = set() if card.regime == "zero-shot" else {"healthy", *drawn} - {"auxiliary"}

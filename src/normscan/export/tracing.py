@@ -192,10 +192,11 @@ def _product(*parts: Tensor) -> Tensor:
 def _cut(
     x: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
-    """Patches (B, C * cells, N) by a convolution that copies: sizes may be unknown."""
+    """Patches (B, C * cells, N) by a convolution that copies each channel: sizes may be unknown."""
     h, w = nn.modules.utils._pair(kernel_size)
-    copies = torch.eye(int(x.shape[1]) * h * w, dtype=x.dtype).reshape(-1, int(x.shape[1]), h, w)
-    return nn.functional.conv2d(x, copies, None, stride, padding, dilation).flatten(2)
+    channels = int(x.shape[1])
+    copies = torch.eye(h * w, dtype=x.dtype).reshape(-1, 1, h, w).repeat(channels, 1, 1, 1)
+    return nn.functional.conv2d(x, copies, None, stride, padding, dilation, channels).flatten(2)
 
 
 def _windows(x: Tensor, dimension: int, size: int, step: int) -> Tensor:

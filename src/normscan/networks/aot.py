@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normscan.errors import ArgumentError
+
 
 def _mirrored(a: int, b: int, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(a, b, 3, padding=dilation, dilation=dilation, padding_mode="reflect")
@@ -45,6 +47,9 @@ class Inpainter(nn.Module):
         width: channels of the first convolution; the widest has four times as many.
         blocks: on a quarter of the grid.
         rates: dilations in each block.
+
+    Raises:
+        ArgumentError: the widest's channels can't be shared equally among the rates.
     """
 
     def __init__(
@@ -56,6 +61,11 @@ class Inpainter(nn.Module):
     ) -> None:
         super().__init__()
         wide = 4 * width
+        if wide % len(rates):
+            raise ArgumentError(
+                f"width={width}, rates={tuple(rates)}: {wide} channels, four times the width, must "
+                f"be a multiple of the number of rates, {len(rates)}."
+            )
         self.down = nn.Sequential(
             nn.Conv2d(channels + 1, width, 7, padding=3, padding_mode="reflect"), nn.ReLU(),
             nn.Conv2d(width, 2 * width, 4, 2, 1), nn.ReLU(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscan.networks.stable import Tokens
-from normscan.networks.tower_parts import Between, Eye, Feed, Shape, Transformer, drawn
+from normscan.networks.tower_parts import Between, Eye, Feed, Shape, Transformer, Words, drawn
 
 SIGLIP_WORDS = ("tokenizer.json",)
 SIGLIP_CONTEXT = 64  # tokens of a sentence
@@ -87,7 +87,7 @@ class SiglipEye(Eye):
             value.fill_(0.5)
 
 
-class SiglipTongue(nn.Module):
+class SiglipTongue(Words):
     """The text tower of SigLIP, whose last token speaks for a sentence; its words can't be learnt.
 
     Args:
@@ -95,13 +95,8 @@ class SiglipTongue(nn.Module):
     """
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        width = shape.text_width
-        self.token_embedding = nn.Embedding(shape.vocabulary, width)
-        self.positional_embedding = drawn(SIGLIP_CONTEXT, width)
-        self.transformer = Transformer(width, shape.text_layers, shape.text_heads, shape, EPS)
-        self.ln_final = nn.LayerNorm(width, EPS)
-        self.head = nn.Linear(width, shape.joint)
+        super().__init__(shape, SIGLIP_CONTEXT, EPS)
+        self.head = nn.Linear(shape.text_width, shape.joint)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Sentences (N, 64) in the common space, (N, joint), not brought to length 1."""

@@ -129,8 +129,7 @@ def tapped(name: str, taps: Sequence[str], channels: int) -> tuple[nn.Module, Re
         return _tokens(timm, stem, taps, channels)
     if all(re.fullmatch(r"features\.\d+", tap) for tap in taps):
         return Row(timm, stem, taps, channels), Reader("stages")
-    # The random numbers of building it twice must not count twice.
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # Neither weights nor random numbers for what only names its stages.
         info = timm.create_model(stem, features_only=True).feature_info.info
     indices = _places(stem, taps, [str(stage["module"]) for stage in info])
     network = timm.create_model(stem, features_only=True, out_indices=indices, in_chans=channels)

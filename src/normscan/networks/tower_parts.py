@@ -294,7 +294,25 @@ def ended(states: Tensor, ids: Tensor) -> Tensor:
     return states[torch.arange(len(ids), device=ids.device), ids.argmax(1)]
 
 
-class Tongue(nn.Module):
+class Words(nn.Module):
+    """What all text towers have: embedded tokens, their places, blocks and a norm.
+
+    Args:
+        shape: sizes.
+        context: tokens of a sentence.
+        eps: of the norms.
+    """
+
+    def __init__(self, shape: Shape, context: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        width = shape.text_width
+        self.token_embedding = nn.Embedding(shape.vocabulary, width)
+        self.positional_embedding = drawn(context, width)
+        self.transformer = Transformer(width, shape.text_layers, shape.text_heads, shape, eps)
+        self.ln_final = nn.LayerNorm(width, eps)
+
+
+class Tongue(Words):
     """The text tower.
 
     Args:
@@ -302,12 +320,8 @@ class Tongue(nn.Module):
     """
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
+        super().__init__(shape, CONTEXT)
         width = shape.text_width
-        self.token_embedding = nn.Embedding(shape.vocabulary, width)
-        self.positional_embedding = drawn(CONTEXT, width)
-        self.transformer = Transformer(width, shape.text_layers, shape.text_heads, shape)
-        self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, shape.joint))
         nn.init.normal_(self.text_projection, std=width**-0.5)
 

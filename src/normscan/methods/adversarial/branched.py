@@ -142,7 +142,7 @@ class Branched(Method):
     },
     preprocess={"scaling": "minmax", "limit": 1.0},
     tiny={
-        "size": 32, "width": 6, "critic_width": 8, "halvings": 4, "batch_size": 2, "steps": 130,
+        "size": 32, "width": 6, "critic_width": 4, "halvings": 4, "batch_size": 2, "steps": 80,
         "turns": 1, "lr": 3e-3, "flips": False,
     },
     options=rounds(lr=1e-4, batch_size=10, epochs=500),

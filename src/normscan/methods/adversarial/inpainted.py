@@ -220,7 +220,7 @@ _SMALL: dict[str, Any] = {
         "code": {"adversarial": 0.0, "limit": "scan"},
         "laptop": {
             **_SMALL, "size": 64, "latent": 64, "widths": (16, 32, 64, 128), "steps": 400,
-            "width": 16, "blocks": 4, "rates": (1, 2, 4),
+            "width": 16, "blocks": 4, "rates": (1, 2, 4, 8),
             "preprocess": {**OWN_RANGE, "scaling": "median", "limit": 1.0},
         },
     },
