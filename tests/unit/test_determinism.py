@@ -39,12 +39,20 @@ def test_one_seed_one_result(fitted, cohort):
         assert np.array_equal(one, other)
 
 
-def test_batches_and_threads_change_last_bits_at_most(fitted, cohort, monkeypatch):
+@pytest.fixture
+def with_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_batches_and_threads_change_last_bits_at_most(fitted, cohort, monkeypatch, with_threads):
     """A thousandth of the map's range is far more than rounding, and far less than any decision."""
     _, detector = fitted
     straight = maps(detector, cohort)
-    for size in (1, 3):
+    for size, threads in ((1, 1), (3, 1), (3, 2)):
         monkeypatch.setattr(prediction, "batch_size", lambda state, size=size: size)
+        with_threads(threads)
         one, other = maps(detector, cohort), straight
         assert np.abs(one[0] - other[0]).max() <= 1e-3 * np.ptp(other[0])
         np.testing.assert_allclose(one[1], other[1], rtol=1e-3)
