@@ -48,14 +48,19 @@ class Sharing:
         if not self.several or not parameters:
             return
         have = torch.tensor([float(p.grad is not None) for p in parameters])
-        have = self.fabric.all_reduce(have.to(self.fabric.device), reduce_op="sum")  # type: ignore[assignment]
+        have = self._over_all(have.to(self.fabric.device), "sum")
         for p, count in zip(parameters, have.tolist(), strict=True):
             if hasattr(p, "full_tensor"):
                 continue  # it lies in parts, whose gradients came averaged
             if count:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-                p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
+                p.grad = self._over_all(p.grad, "mean")
+
+    def _over_all(self, value: Tensor, how: str) -> Tensor:
+        found = self.fabric.all_reduce(value, reduce_op=how)
+        assert isinstance(found, Tensor)  # as what was given
+        return found
 
     def begin(self) -> None:
         """Remember the buffers as they are before a loss is computed."""
@@ -84,8 +89,8 @@ class Sharing:
         changed = torch.tensor(
             [float(now[n][0] in within or now[n] != self._seen.get(n)) for n in names]
         )
-        changed = self.fabric.all_reduce(changed.to(self.fabric.device), reduce_op="sum")  # type: ignore[assignment]
-        for name, flag in zip(names, changed.tolist(), strict=True):
+        everywhere = self._over_all(changed.to(self.fabric.device), "sum")
+        for name, flag in zip(names, everywhere.tolist(), strict=True):
             if flag:
                 self._share(name)
 
@@ -97,7 +102,7 @@ class Sharing:
         buffer: Tensor = getattr(module, leaf)
         statistic = buffer.is_floating_point() and not isinstance(buffer, nn.Parameter)
         if statistic and leaf not in getattr(module, "of_first", ()):
-            buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
+            buffer.copy_(self._over_all(buffer, "mean"))
             return
         first = self.fabric.broadcast(buffer).to(buffer.device)
         if first.shape == buffer.shape:
@@ -118,7 +123,9 @@ class Sharing:
             return
         names = sorted(state)
         sums = torch.tensor([checksum(state[name]) for name in names], dtype=torch.int64)
-        every = self.fabric.all_gather(sums.to(self.fabric.device)).reshape(-1, len(names))  # type: ignore[union-attr]
+        gathered = self.fabric.all_gather(sums.to(self.fabric.device))
+        assert isinstance(gathered, Tensor)  # as what was given
+        every = gathered.reshape(-1, len(names))
         apart = [n for n, same in zip(names, (every == every[:1]).all(0), strict=True) if not same]
         if apart:
             error = NormscanError(
