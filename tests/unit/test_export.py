@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch.nn import functional as F
 
 import normscan as ns
 from normscan.cli.main import main
@@ -22,6 +23,7 @@ from normscan.errors import ArgumentError, OutputError, ScanError
 from normscan.export import write_bundle, write_onnx
 from normscan.export.bundle import infer
 from normscan.export.onnx import example, exported
+from normscan.export.tracing import Equivalent
 from normscan.io.onnx import with_metadata
 from normscan.methods.base import Maps, Method
 from normscan.seeds import Stream
@@ -157,6 +159,14 @@ def test_a_convolution_takes_any_size(cohort):
         Graph(session(model, 1), signature).run(pieces),
     )
     np.testing.assert_allclose(ours.arrays["map"], theirs.arrays["map"], atol=1e-4)
+
+
+def test_patches_of_a_graph_are_those_of_torch():
+    x = torch.rand(2, 3, 9, 8)
+    for options in ({}, {"dilation": 2}, {"padding": (1, 2)}, {"stride": (2, 1)}):
+        expected = F.unfold(x, (3, 2), **options)
+        with Equivalent():
+            torch.testing.assert_close(F.unfold(x, (3, 2), **options), expected)
 
 
 class Baked(Method):

@@ -4,6 +4,7 @@ import torch
 from skimage.draw import ellipse
 from torch.nn import functional as F
 
+from normscan.errors import ArgumentError
 from normscan.methods.adversarial.inpainted import phanes, spots
 from normscan.methods.base import Batch
 from normscan.networks.aot import AOTBlock, Inpainter
@@ -67,6 +68,11 @@ def test_gram_matrices_are_means_of_products():
 def test_an_inpainter_fills_images_of_any_fitting_size():
     made = Inpainter(3, 4, 1, (1, 2))(torch.rand(2, 3, 24, 32), torch.zeros(2, 1, 24, 32))
     assert made.shape == (2, 3, 24, 32) and made.abs().max() <= 1
+
+
+def test_channels_that_rates_cannot_share_are_refused():
+    with pytest.raises(ArgumentError, match="64 channels.*a multiple of the number of rates, 3"):
+        Inpainter(width=16, rates=(1, 2, 4))
 
 
 @torch.no_grad()

@@ -53,9 +53,10 @@ class Handed(Rng):
         self.shared = False
         self._drawn = iter(drawn)
 
-    @property
-    def generators(self) -> NoReturn:  # type: ignore[override]
-        raise NotExportableError("it takes seeds of its own from each sample's random numbers")
+    def __getattr__(self, name: str) -> NoReturn:
+        if name == "generators":
+            raise NotExportableError("it takes seeds of its own from each sample's random numbers")
+        raise AttributeError(name)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         return next(self._drawn)
@@ -143,7 +144,12 @@ class Equivalent(TorchFunctionMode):
         return torch.Size([n if i < self._plain else int(n) for i, n in enumerate(found)])
 
 
-_SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+def _getter(attribute: str) -> Any:
+    """What reading an attribute of a tensor is to ``__torch_function__``."""
+    return vars(torch._C.TensorBase)[attribute].__get__
+
+
+_SIZES = (_getter("shape"), Tensor.size)
 
 
 def _solved(factor: Tensor, right: Tensor, *, upper: bool, **options: Any) -> Tensor:
@@ -238,7 +244,7 @@ _OTHERS: dict[Any, Callable[..., Any]] = {
     nn.functional.unfold: _cut,
     torch.split: _parted,
     Tensor.split: _parted,
-    Tensor.mT.__get__: lambda x, *_: _swapped(x, -2, -1),  # type: ignore[attr-defined]
+    _getter("mT"): lambda x, *_: _swapped(x, -2, -1),
 }
 
 

@@ -101,6 +101,7 @@ class Inpainting(Method):
         total, times = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
         error = torch.zeros_like(x[:, :1])
         for hole in self.holes.masks(x.shape[-1]).to(x).split(1):
+            # Not len(x), which would fix the number of images in an exported graph.
             filled = self.network(x, hole.expand(x.shape[0], -1, -1, -1))[0]
             total, times = total + hole * filled, times + hole
             error = error + hole * absolute(x, filled)
